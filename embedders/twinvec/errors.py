@@ -1,0 +1,105 @@
+"""Every error that TwinVec raises on purpose.
+
+TwinVecError
+├── CheckpointError              a model cannot be found, read or loaded
+│   ├── CheckpointNotFoundError  missing folder or file, or no access to the hub
+│   ├── CheckpointMismatchError  tensors that do not fit the family: .missing, .unexpected, .mismatched
+│   ├── UnsupportedCheckpointError
+│   └── RemoteCodeRequiredError  only the checkpoint's own code can run it, and that was not opted in to
+├── ConfigurationError           an argument that cannot be honoured (also a ValueError)
+│   └── PromptError              a task or prompt that the model was not trained for, or that does not fit
+├── InvalidTextError             a text that cannot be tokenised (also a ValueError)
+├── TextTooLongError             a text over the limit with on_overflow="error" (also a ValueError)
+├── NonFiniteError               the model returned NaN or infinity
+└── OutOfMemoryError             one text alone does not fit into the device's memory
+
+TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class TwinVecError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class CheckpointError(TwinVecError):
+    """A checkpoint cannot be found, read or loaded."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """A folder or file is missing, or the hub cannot be reached."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The tensors of a checkpoint do not fit its family.
+
+    Attributes:
+        missing: tensors the model needs and the checkpoint lacks.
+        unexpected: tensors of the checkpoint that the model has no place for.
+        mismatched: name -> (shape in the checkpoint, shape in the model).
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+    ) -> None:
+        self.missing = tuple(sorted(missing))
+        self.unexpected = tuple(sorted(unexpected))
+        self.mismatched = dict(sorted((mismatched or {}).items()))
+        parts = [f"{where}: the tensors do not fit the model that its config.json describes."]
+        for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if names:
+                parts.append(f"  {len(names)} {title}: {_shorten(names)}")
+        if self.mismatched:
+            shapes = [f"{k} {list(a)} instead of {list(b)}" for k, (a, b) in self.mismatched.items()]
+            parts.append(f"  {len(shapes)} of another shape: {_shorten(shapes)}")
+        parts.append("Nothing was loaded: download the checkpoint again, or use the one made for this config.")
+        super().__init__("\n".join(parts))
+
+
+class UnsupportedCheckpointError(CheckpointError):
+    """No family of TwinVec covers this checkpoint."""
+
+
+class RemoteCodeRequiredError(CheckpointError):
+    """Only code inside the checkpoint can run it, and the caller did not opt in."""
+
+
+class ConfigurationError(TwinVecError, ValueError):
+    """An argument that cannot be honoured."""
+
+
+class PromptError(ConfigurationError):
+    """A task or prompt the model was not trained for, or that does not fit into its length."""
+
+
+class InvalidTextError(TwinVecError, ValueError):
+    """A text that cannot be tokenised."""
+
+
+class TextTooLongError(TwinVecError, ValueError):
+    """A text is longer than the limit and ``on_overflow="error"`` was asked for."""
+
+
+class NonFiniteError(TwinVecError):
+    """The model returned NaN or infinity for a text."""
+
+
+class OutOfMemoryError(TwinVecError):
+    """One text alone does not fit into the device's memory."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were cut at the model's maximum length."""
+
+
+def _shorten(names: Sequence[str], limit: int = 12) -> str:
+    more = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,138 @@
+"""What text the model really sees: roles, tasks and the family's prompt template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+
+from twinvec.errors import PromptError
+
+
+class Role(str, Enum):
+    """Which side of a search a text is on."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A one-sentence instruction in natural language, Russian or English.
+
+    Attributes:
+        instruction: for example ``"Given a question, find a paragraph with the answer"``.
+        symmetric: False wraps queries only (retrieval); True wraps every text (classification,
+            similarity, clustering, paraphrase).
+    """
+
+    instruction: str
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str) or not self.instruction.strip():
+            raise PromptError("Task.instruction must be a sentence, not an empty string")
+
+
+# Instructions of the Giga Embeddings and E5/Qwen3 model cards; names are TwinVec's.
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "retrieval": Task("Given a query, retrieve relevant passages"),
+        "web_search": Task("Given a web search query, retrieve relevant passages that answer the query"),
+        "question_answering": Task("Given a question, find a paragraph with the answer"),
+        "question_answering_ru": Task("Дан вопрос, необходимо найти абзац текста с ответом"),
+        "similar_questions_ru": Task("Дан вопрос, найди семантически похожие вопросы", symmetric=True),
+        "similarity": Task("Retrieve semantically similar text", symmetric=True),
+        "similarity_ru": Task("Дан текст, найди семантически похожие тексты", symmetric=True),
+        "paraphrase_ru": Task("Дан текст, необходимо найти его парафраз", symmetric=True),
+        "clustering": Task("Identify the topic or theme of the given text", symmetric=True),
+    }
+)
+
+_QUERY_NAMES = ("query", "search_query", "Retrieval-query", "retrieval.query")
+_DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document", "text", "Retrieval-document",
+                   "retrieval.passage")  # fmt: skip
+_INSTRUCT = re.compile(r"(Instruct: )(.+)(\nQuery: ?)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The prompts of one checkpoint.
+
+    Attributes:
+        instruct: where a task goes, for example ``"Instruct: {task}\\nQuery: "``; None when the model was not
+            trained with instructions.
+        query: prefix of queries when no task is given.
+        document: prefix of documents when no symmetric task is given.
+        named: the checkpoint's own prompts by name; ``task=name`` selects one for both roles.
+    """
+
+    instruct: str | None = None
+    query: str = ""
+    document: str = ""
+    named: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_prompts(cls, prompts: Mapping[str, str], default_name: str | None = None) -> PromptTemplate:
+        """Read sentence-transformers ``prompts``: role names, task names, and an instruction where one is found.
+
+        A role without a prompt of its own takes ``prompts[default_name]``, as sentence-transformers does.
+        """
+        if default_name is not None and default_name not in prompts:
+            raise PromptError(f"default_prompt_name {default_name!r} is not in prompts {sorted(prompts)}")
+        default = prompts[default_name] if default_name is not None else ""
+        query = next((prompts[name] for name in _QUERY_NAMES if prompts.get(name)), default)
+        document = next((prompts[name] for name in _DOCUMENT_NAMES if prompts.get(name)), default)
+        match = _INSTRUCT.fullmatch(query)
+        return cls(
+            instruct=f"{match[1]}{{task}}{match[3]}" if match else None,
+            query=query,
+            document=document,
+            named=dict(prompts),
+        )
+
+    def override(self, prompts: Mapping[str, str]) -> PromptTemplate:
+        """Return this template with the caller's prompts laid over it."""
+        if bad := [k for k, v in prompts.items() if not isinstance(k, str) or not isinstance(v, str)]:
+            raise PromptError(f"prompts must map names to strings; look at {bad[0]!r}")
+        other = PromptTemplate.from_prompts(prompts)
+        return replace(
+            self,
+            instruct=other.instruct or self.instruct,
+            query=other.query if any(n in prompts for n in _QUERY_NAMES) else self.query,
+            document=other.document if any(n in prompts for n in _DOCUMENT_NAMES) else self.document,
+            named={**self.named, **prompts},
+        )
+
+    def prefix(self, role: Role | str, task: Task | str | None = None) -> str:
+        """Return the exact text that goes before a text of ``role``.
+
+        Args:
+            role: query or document.
+            task: a Task; or the name of one of the checkpoint's prompts or of ``TASKS``; or an instruction,
+                taken as an asymmetric task; or None for the checkpoint's default.
+
+        Raises:
+            PromptError: a task for a model that was not trained with instructions.
+        """
+        role = Role(role)
+        if task is None:
+            return self.query if role is Role.QUERY else self.document
+        if isinstance(task, str):
+            if task in self.named and task not in _QUERY_NAMES + _DOCUMENT_NAMES:
+                return self.named[task]
+            task = TASKS.get(task) or Task(task)
+        elif not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, a string or None, not {type(task).__name__}")
+        if self.instruct is None:
+            own = [n for n in self.named if n not in _QUERY_NAMES + _DOCUMENT_NAMES]
+            hint = f" Its own prompts, usable as task=: {', '.join(own)}." if own else ""
+            raise PromptError(
+                f"this model was not trained with instructions, so the task {task.instruction!r} would only add "
+                f"noise.{hint} Leave task out, or pass prompt=... to put a text of yours before each text."
+            )
+        if role is Role.QUERY or task.symmetric:
+            return self.instruct.replace("{task}", task.instruction)
+        return self.document

@@ -1,0 +1,47 @@
+"""Settings from the environment: one object, read when an Embedder is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twinvec.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults for what the caller leaves out.
+
+    Attributes:
+        device: TWINVEC_DEVICE: "auto", "cpu", "cuda", "cuda:1", ...
+        cache_dir: TWINVEC_CACHE_DIR: where hub downloads are kept; the hub library's own place when unset.
+        offline: TWINVEC_OFFLINE=1: never ask the hub, use what is cached (HF_HUB_OFFLINE=1 does the same).
+        token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen by device when unset. A higher
+            budget fills a bigger device, a lower one saves memory.
+    """
+
+    device: str = "auto"
+    cache_dir: str | None = None
+    offline: bool = False
+    token_budget: int | None = None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read ``TWINVEC_*`` variables.
+
+        Raises:
+            ConfigurationError: a value that cannot be read, with the variable's name.
+        """
+        budget = env.get("TWINVEC_TOKEN_BUDGET")
+        if budget is not None and (not budget.isdecimal() or int(budget) < 1):
+            raise ConfigurationError(f"TWINVEC_TOKEN_BUDGET={budget!r} must be a positive whole number")
+        offline = env.get("TWINVEC_OFFLINE", "0")
+        if offline not in ("0", "1", "", "true", "false"):
+            raise ConfigurationError(f"TWINVEC_OFFLINE={offline!r} must be 0 or 1")
+        return cls(
+            device=env.get("TWINVEC_DEVICE") or "auto",
+            cache_dir=env.get("TWINVEC_CACHE_DIR") or None,
+            offline=offline in ("1", "true"),
+            token_budget=int(budget) if budget is not None else None,
+        )

@@ -1,0 +1,70 @@
+"""ModelSpec: everything that decides a vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from twinvec.errors import ConfigurationError
+
+SparseKeys = Literal["surface", "ids"]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that decides a vector; hashable, picklable, without weights.
+
+    Attributes:
+        model: folder, hub id, or ``modelscope:owner/name``.
+        revision: branch, tag or commit of a hub id; resolved to the commit once loaded.
+        dtype: "auto" (bfloat16 on CUDA and on CPUs that multiply it natively, else float32), "float32",
+            "bfloat16" or "float16".
+        dim: dense dimensions; None for all. Fewer only where the model was trained for it (Matryoshka).
+        max_length: tokens per text, prompt and specials included; None for the model's own limit.
+        sparse: "auto" (the checkpoint's own head where it has one), "head" (demand it), a head file
+            (``.safetensors`` or ``.pt`` with ``weight`` [1, hidden] and ``bias`` [1]), a SPLADE checkpoint,
+            or None.
+        sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids.
+        reproducible: one text per forward pass: bitwise the same vector whatever it travels with. Slower.
+        trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
+        digest: content digest of the loaded files, filled in by ``Embedder.spec``. When given, loading other
+            content is an error.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    dim: int | None = None
+    max_length: int | None = None
+    sparse: str | None = "auto"
+    sparse_keys: SparseKeys = "surface"
+    reproducible: bool = False
+    trust_remote_code: bool = False
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigurationError("model must be a folder or a hub id, not an empty string")
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.sparse_keys not in ("surface", "ids"):
+            raise ConfigurationError(f'sparse_keys={self.sparse_keys!r} is neither "surface" nor "ids"')
+        for name in ("dim", "max_length"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"{name}={value!r} must be a positive whole number or None")
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that name caches and collections.
+
+        Where the files lie does not matter once their digest is known: a moved folder, or a hub id and its local
+        copy, have the same fingerprint.
+        """
+        fields = asdict(self)
+        if self.digest is not None:
+            del fields["model"], fields["revision"], fields["trust_remote_code"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,208 @@
+"""The value types that leave the encoder: dense rows, sparse rows, and what happened to each text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseVector:
+    """One sparse row: ``indices`` int32 [k], sorted and unique; ``values`` float32 [k] > 0."""
+
+    indices: Int32
+    values: Float32
+
+    def to_dict(self) -> dict[int, float]:
+        """Return ``{key: weight}`` with Python numbers."""
+        return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseBatch:
+    """Sparse rows in CSR form, validated once, when made.
+
+    Attributes:
+        indptr: int64 [n + 1]; row i is ``indices[indptr[i]:indptr[i + 1]]``.
+        indices: int32 [nnz], sorted and unique within a row, not negative.
+        values: float32 [nnz], finite and > 0.
+
+    Raises:
+        ValueError: when the arrays break one of these rules.
+    """
+
+    indptr: Int64
+    indices: Int32
+    values: Float32
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
+            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            if array.ndim != 1:
+                raise ValueError(f"SparseBatch.{name} must have one dimension, not {array.ndim}")
+            object.__setattr__(self, name, array)
+        indptr, indices, values = self.indptr, self.indices, self.values
+        if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
+            raise ValueError("SparseBatch.indptr must rise from 0 to len(indices)")
+        if len(indices) != len(values):
+            raise ValueError(f"SparseBatch has {len(indices)} indices but {len(values)} values")
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise ValueError("SparseBatch.values must be finite and greater than 0")
+        if (indices < 0).any():
+            raise ValueError("SparseBatch.indices must not be negative")
+        rises = np.diff(indices) > 0
+        starts = indptr[1:-1]
+        starts = starts[(starts > 0) & (starts < len(indices))]
+        rises[starts - 1] = True
+        if not rises.all():
+            raise ValueError("SparseBatch.indices must be sorted and unique within each row")
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[Mapping[int, float]]) -> SparseBatch:
+        """Build a batch from ``{key: weight}`` rows; weights of 0 are left out."""
+        kept = [sorted((k, v) for k, v in row.items() if v != 0) for row in rows]
+        return cls(
+            np.cumsum([0, *map(len, kept)], dtype=np.int64),
+            np.array([k for row in kept for k, _ in row], dtype=np.int32),
+            np.array([v for row in kept for _, v in row], dtype=np.float32),
+        )
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> SparseBatch:
+        """Build a batch from any scipy sparse matrix or array of shape [n, vocabulary]."""
+        csr = matrix.tocsr(copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        return cls(csr.indptr, csr.indices, csr.data)
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[SparseBatch]) -> SparseBatch:
+        """Stack batches, rows in order."""
+        counts = [np.diff(b.indptr) for b in batches]
+        return cls(
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]),
+            np.concatenate([np.zeros(0, np.int32), *(b.indices for b in batches)]),
+            np.concatenate([np.zeros(0, np.float32), *(b.values for b in batches)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __iter__(self) -> Iterator[SparseVector]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, rows: int) -> SparseVector: ...
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | Int64) -> SparseBatch: ...
+    def __getitem__(self, rows: int | slice | Sequence[int] | Int64) -> SparseVector | SparseBatch:
+        """Return one row, or a batch of the chosen rows in the given order."""
+        if isinstance(rows, (int, np.integer)):
+            row = range(len(self))[rows]
+            start, stop = self.indptr[row], self.indptr[row + 1]
+            return SparseVector(self.indices[start:stop], self.values[start:stop])
+        chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)]
+        counts = np.diff(self.indptr)[chosen]
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
+        source = np.repeat(self.indptr[chosen], counts) + within
+        return SparseBatch(indptr, self.indices[source], self.values[source])
+
+    def to_dicts(self) -> list[dict[int, float]]:
+        """Return one ``{key: weight}`` per row."""
+        return [row.to_dict() for row in self]
+
+    def to_scipy(self, n_keys: int | None = None) -> scipy.sparse.csr_array:
+        """Return a scipy CSR array [n, n_keys]; ``n_keys`` defaults to the highest key + 1."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.values, self.indices, self.indptr), shape=(len(self), self._n_keys(n_keys)))
+
+    def to_numpy(self, n_keys: int | None = None) -> Float32:
+        """Return a dense float32 array [n, n_keys]; meant for small vocabularies and tests."""
+        dense = np.zeros((len(self), self._n_keys(n_keys)), dtype=np.float32)
+        dense[np.repeat(np.arange(len(self)), np.diff(self.indptr)), self.indices] = self.values
+        return dense
+
+    def similarity(self, other: SparseBatch) -> Float32:
+        """Return float32 [len(self), len(other)]: sums over common keys of weight * weight."""
+        by_key = np.argsort(other.indices, kind="stable")
+        keys, weights = other.indices[by_key], other.values[by_key]
+        owners = np.repeat(np.arange(len(other)), np.diff(other.indptr))[by_key]
+        scores = np.zeros((len(self), len(other)), dtype=np.float64)
+        for scores_row, row in zip(scores, self, strict=True):
+            first, last = np.searchsorted(keys, row.indices), np.searchsorted(keys, row.indices, side="right")
+            for start, stop, weight in zip(first.tolist(), last.tolist(), row.values.tolist(), strict=True):
+                scores_row[owners[start:stop]] += weight * weights[start:stop]
+        return scores.astype(np.float32)
+
+    def pairwise_similarity(self, other: SparseBatch) -> Float32:
+        """Return float32 [n]: the similarity of row i with row i of ``other``."""
+        if len(self) != len(other):
+            raise ValueError(f"pairwise_similarity needs equal lengths, not {len(self)} and {len(other)}")
+        scores = np.zeros(len(self), dtype=np.float32)
+        for i, (a, b) in enumerate(zip(self, other, strict=True)):
+            _, in_a, in_b = np.intersect1d(a.indices, b.indices, assume_unique=True, return_indices=True)
+            scores[i] = np.dot(a.values[in_a].astype(np.float64), b.values[in_b])
+        return scores
+
+    def _n_keys(self, n_keys: int | None) -> int:
+        needed = int(self.indices.max()) + 1 if len(self.indices) else 0
+        if n_keys is not None and n_keys < needed:
+            raise ValueError(f"n_keys={n_keys} is too small: the highest key is {needed - 1}")
+        return needed if n_keys is None else n_keys
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingBatch:
+    """What one call returns: row i belongs to text i.
+
+    Attributes:
+        dense: float32 [n, dim], L2-normalised; None where it was not asked for or the model has none.
+        sparse: n sparse rows; None where it was not asked for or the model has none.
+        token_counts: int32 [n], tokens that the model saw, prompt and special tokens included.
+        truncated: bool [n], True where the text's tail was cut at the maximum length.
+    """
+
+    dense: Float32 | None
+    sparse: SparseBatch | None
+    token_counts: Int32
+    truncated: Bool
+
+    def __post_init__(self) -> None:
+        n = len(self.token_counts)
+        if len(self.truncated) != n:
+            raise ValueError(f"truncated has {len(self.truncated)} rows, token_counts {n}")
+        if self.dense is not None and (self.dense.ndim != 2 or len(self.dense) != n):
+            raise ValueError(f"dense has shape {list(self.dense.shape)}, expected [{n}, dim]")
+        if self.sparse is not None and len(self.sparse) != n:
+            raise ValueError(f"sparse has {len(self.sparse)} rows, expected {n}")
+
+    def __len__(self) -> int:
+        return len(self.token_counts)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Int64) -> EmbeddingBatch:
+        """Return the chosen rows, in the given order."""
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows, dtype=np.int64)
+        return EmbeddingBatch(
+            dense=None if self.dense is None else self.dense[rows],
+            sparse=None if self.sparse is None else self.sparse[rows],
+            token_counts=self.token_counts[rows],
+            truncated=self.truncated[rows],
+        )
