@@ -1,0 +1,150 @@
+"""Packed attention for unmodified transformers classes.
+
+Each function is registered with transformers' ``AttentionInterface``. No mask function has its name, so the models
+build no mask and pass ``attention_mask=None``; the batch arrives as the keyword argument ``packed``. Queries are
+[1, heads, tokens, dim], the result is [1, tokens, heads, dim_v].
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_utils import AttentionInterface
+
+from twinvec.errors import ConfigurationError
+from twinvec.packing import TokenBatch
+
+PREFIX = "twinvec_"
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the name of the fastest packed attention that runs here: "varlen", "flash" or "sdpa"."""
+    if device.type != "cuda" or dtype not in _HALF:
+        return "sdpa"
+    if torch.cuda.get_device_capability(device) >= (8, 0) and hasattr(torch.nn.attention, "varlen"):
+        return "varlen"
+    return "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+def sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packed: TokenBatch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run one SDPA call per run of texts of equal length."""
+    causal = _is_causal(module, is_causal)
+    heads, dim_v = query.shape[1], value.shape[-1]
+    out = query.new_empty(1, query.shape[2], heads, dim_v)
+    for start, count, length in packed.runs:
+        stop = start + count * length
+        q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+        window = sliding_window if sliding_window is not None and sliding_window < length else None
+        result = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if window is None else _window_mask(length, window, causal, query.device),
+            is_causal=causal and window is None and length > 1,
+            scale=scaling,
+            enable_gqa=key.shape[1] != heads,
+        )
+        out[0, start:stop].view(count, length, heads, dim_v).copy_(result.transpose(1, 2))
+    return out, None
+
+
+def varlen(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packed: TokenBatch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run torch's built-in flash attention over the whole batch (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    causal = _is_causal(module, is_causal)
+    q, k, v, dim_v = _ragged(query, key, value)
+    longest = max(packed.lengths)
+    window = -1 if sliding_window is None else sliding_window - 1
+    out = varlen_attn(
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
+        scale=scaling, window_size=(window, 0 if causal else window), enable_gqa=k.shape[1] != q.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, torch.Tensor)
+    return out[None, ..., :dim_v], None
+
+
+def flash(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packed: TokenBatch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run the optional flash-attn package over the whole batch (CUDA, half precision)."""
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v, dim_v = _ragged(query, key, value)
+    longest = max(packed.lengths)
+    window = -1 if sliding_window is None else sliding_window - 1
+    out = flash_attn_varlen_func(
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
+        softmax_scale=scaling, causal=_is_causal(module, is_causal), window_size=(window, window),
+    )  # fmt: skip
+    return out[None, ..., :dim_v], None
+
+
+_FUNCTIONS: dict[str, Callable[..., tuple[torch.Tensor, None]]] = {
+    "sdpa": sdpa,
+    "varlen": varlen,
+    "flash": flash,
+}
+for _name, _function in _FUNCTIONS.items():
+    AttentionInterface.register(PREFIX + _name, _function)
+
+
+def _is_causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+
+
+def _ragged(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Return [tokens, heads, dim] views; values narrower than queries (latent attention) are widened with zeros."""
+    dim_v = value.shape[-1]
+    if dim_v > query.shape[-1]:
+        raise ConfigurationError(f"flash attention needs value heads ({dim_v}) no wider than query heads")
+    value = F.pad(value, (0, query.shape[-1] - dim_v))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return q, k, v, dim_v
+
+
+def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window) if causal else distance.abs() < window

@@ -1,0 +1,108 @@
+"""What a family says about a checkpoint, and what it builds from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from twinvec.checkpoint import Checkpoint
+from twinvec.prompts import PromptTemplate
+
+if TYPE_CHECKING:
+    import torch
+
+    from twinvec.backbone import Backbone
+    from twinvec.heads import TokenWeightHead
+
+SparseKind = Literal["token_weights", "masked_lm"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything about a checkpoint that can be said without its weights.
+
+    Attributes:
+        family: name of the family, as `twinvec models` lists it.
+        hidden: width of the token states.
+        dim: dense dimensions; None for a model that is only sparse.
+        max_length: the model's own limit in tokens, specials included.
+        position_limit: the greatest ``max_length`` that the position encoding can take.
+        prompts: roles and instructions.
+        pooling: pooling modes, concatenated.
+        include_prompt: whether the prompt's tokens count in the pooling.
+        dense_layers: folders of Dense modules after the pooling, with their configs.
+        min_dim: fewest dimensions for elastic dims; None where the model was not trained for them.
+        sparse: what the checkpoint's own head gives; None where it has none.
+        lower_case: whether sentence-transformers lower-cases texts for this checkpoint.
+        experimental: True where nothing published has confirmed the computation yet.
+    """
+
+    family: str
+    hidden: int
+    dim: int | None
+    max_length: int
+    position_limit: int
+    prompts: PromptTemplate = field(default_factory=PromptTemplate)
+    pooling: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    dense_layers: tuple[Any, ...] = ()
+    min_dim: int | None = None
+    sparse: SparseKind | None = None
+    lower_case: bool = False
+    experimental: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """Scores that a model card prints: queries x documents, dense and sparse."""
+
+    source: str
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+    scores: Mapping[str, tuple[tuple[float, ...], ...]]
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Supported:
+    """A line of `twinvec models`."""
+
+    models: str
+    dims: str
+    max_length: str
+    sparse: str
+    prompts: str
+
+
+class Family(ABC):
+    """One checkpoint family. Stateless: a namespace with a common shape."""
+
+    name: ClassVar[str]
+    supported: ClassVar[tuple[Supported, ...]]
+    published: ClassVar[tuple[Published, ...]] = ()
+
+    @abstractmethod
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Return whether this family covers the checkpoint, by config and tensor names only."""
+
+    @abstractmethod
+    def describe(self, checkpoint: Checkpoint) -> Description:
+        """Read the checkpoint's configuration.
+
+        Raises:
+            CheckpointError: fields that are needed and missing, or that ask for something unknown.
+        """
+
+    @abstractmethod
+    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+        """Load the weights on the CPU, strictly.
+
+        Raises:
+            CheckpointMismatchError: tensors that do not fit.
+        """
+
+    def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
+        """Load the checkpoint's own lexical head; only called where ``sparse`` is "token_weights"."""
+        raise NotImplementedError(f"{self.name} describes a lexical head but does not load one")

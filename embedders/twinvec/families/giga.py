@@ -1,0 +1,110 @@
+"""Giga Embeddings original (``gigarembed``): a bidirectional text backbone and a latent-attention block.
+
+Two generations share the name; tensor names tell them apart. Generation 1 has a Llama backbone and pre-norms in the
+latent block. Generation 2 has multi-head latent attention (MLA); its layout is presumed, so it loads only where every
+tensor fits, and stays experimental until ``twinvec verify`` agrees with the published scores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twinvec.checkpoint import Checkpoint, check_tensors
+from twinvec.errors import CheckpointError, RemoteCodeRequiredError
+from twinvec.families.base import Description, Family, Published, Supported
+from twinvec.families.modules import read_modules
+from twinvec.families.qwen3_bidirectional import default_prompts
+from twinvec.prompts import TASKS
+
+if TYPE_CHECKING:
+    import torch
+
+    from twinvec.backbone import Backbone
+
+_TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_MLA = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+_MAX_LENGTH = 4096
+_REFUSED = ("use_mla_scaling_factor", "apply_qk_norm", "gated_attention")  # options that change MLA's formula
+
+
+class Giga(Family):
+    """Giga Embeddings original: mean over all tokens after the latent block, instructions before queries."""
+
+    name = "giga"
+    supported = (Supported("ai-sage/Giga-Embeddings-instruct", "2048", "4096", "-", "instruction before queries"),)
+    published = (
+        Published(
+            source="model card, bf16",
+            task=TASKS["web_search"].instruction,
+            queries=("What is the capital of Russia?", "Explain gravity"),
+            documents=(
+                "The capital of Russia is Moscow.",
+                "Gravity is a force that attracts two bodies towards each other. It gives weight to physical objects "
+                "and is responsible for the movement of planets around the sun.",
+            ),
+            scores={"dense": ((0.5820, 0.0713), (0.0688, 0.6211))},
+        ),
+    )
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the config is of type ``gigarembed``."""
+        return checkpoint.model_type == "gigarembed"
+
+    def describe(self, checkpoint: Checkpoint) -> Description:
+        """Read the nested text configuration."""
+        text = _text_config(checkpoint)
+        modules = read_modules(checkpoint)
+        positions = text.get("max_position_embeddings") or _MAX_LENGTH
+        prompts = modules.prompts if modules.prompts.instruct else default_prompts("web_search")
+        return Description(
+            family=self.name,
+            hidden=text["hidden_size"],
+            dim=text["hidden_size"],
+            max_length=min(modules.max_length or _MAX_LENGTH, _MAX_LENGTH, positions),
+            position_limit=positions,
+            prompts=prompts,
+            pooling=("mean",),
+            experimental=_is_mla(checkpoint),
+        )
+
+    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+        """Load natively where every tensor fits, else through the checkpoint's own code where that was opted in."""
+        from twinvec.families.giga_model import GigaBackbone, build_modules
+        from twinvec.families.remote import build_remote
+
+        if _is_mla(checkpoint):
+            try:
+                text = _text_config(checkpoint)
+                if unknown := [k for k in _REFUSED if text.get(k)] + (
+                    ["q_lora_rank"] if text.get("q_lora_rank") else []
+                ):
+                    raise CheckpointError(f"text_config sets {', '.join(unknown)}")
+                modules = build_modules(checkpoint, text, mla=True)
+                found = {k: v.shape for k, v in checkpoint.tensors.items()}
+                check_tensors(found, {k: tuple(v.shape) for k, v in modules.state_dict().items()}, checkpoint.name)
+            except CheckpointError as error:
+                if checkpoint.trusted:
+                    return build_remote(checkpoint, dtype)
+                raise RemoteCodeRequiredError(
+                    f"{checkpoint.name}: this generation of gigarembed does not have the layout that TwinVec computes "
+                    f"natively. To run the checkpoint's own code, read it, then pass trust_remote_code=True with "
+                    f"revision= set to its full commit.\n{error}"
+                ) from error
+        else:
+            modules = build_modules(checkpoint, _text_config(checkpoint), mla=False)
+        return GigaBackbone.load(checkpoint, modules, dtype)
+
+
+def _is_mla(checkpoint: Checkpoint) -> bool:
+    return any("kv_proj" in name or "kv_a_proj" in name for name in checkpoint.tensors if ".self_attn." in name)
+
+
+def _text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    required = _TEXT + (_MLA if _is_mla(checkpoint) else ())
+    if missing := [f for f in required if text.get(f) is None]:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: text_config lacks {', '.join(missing)}; TwinVec never guesses them. "
+            "Download config.json again."
+        )
+    return dict(text)

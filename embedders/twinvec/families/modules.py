@@ -1,0 +1,132 @@
+"""The sentence-transformers side of a checkpoint: modules.json, pooling, lengths, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twinvec.checkpoint import Checkpoint, Module, load_strict, load_tensors
+from twinvec.errors import CheckpointError, UnsupportedCheckpointError
+from twinvec.prompts import PromptTemplate
+
+if TYPE_CHECKING:
+    import torch
+
+# the order in which sentence-transformers concatenates the legacy booleans
+_LEGACY = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize", "Dropout")
+_UNBOUNDED = 10**9  # tokenizers write about 1e30 for "no limit"
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What modules.json and its companions say.
+
+    Attributes:
+        pooling: modes, empty where there is no Pooling module.
+        include_prompt: whether prompt tokens count in the pooling.
+        dense: Dense modules, in order.
+        max_length: sentence-transformers' max_seq_length, else the tokenizer's; None where neither is set.
+        lower_case: whether texts are lower-cased first.
+        prompts: from config_sentence_transformers.json.
+        truncate_dim: dimensions that the checkpoint itself cuts to.
+    """
+
+    pooling: tuple[str, ...]
+    include_prompt: bool
+    dense: tuple[Module, ...]
+    max_length: int | None
+    lower_case: bool
+    prompts: PromptTemplate
+    truncate_dim: int | None
+
+
+def read_modules(checkpoint: Checkpoint) -> SentenceModules:
+    """Read the sentence-transformers files of a checkpoint; defaults where it has none.
+
+    Raises:
+        UnsupportedCheckpointError: a module that TwinVec does not compute.
+    """
+    if unknown := [m.kind for m in checkpoint.modules if m.kind not in _KNOWN]:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.name}: modules.json lists {', '.join(unknown)}; supported are {', '.join(_KNOWN)}"
+        )
+    pooling = [m for m in checkpoint.modules if m.kind == "Pooling"]
+    sentence = checkpoint.json("sentence_bert_config.json")
+    settings = checkpoint.json("config_sentence_transformers.json")
+    return SentenceModules(
+        pooling=_pooling_modes(pooling[0]) if pooling else (),
+        include_prompt=bool(pooling[0].config.get("include_prompt", True)) if pooling else True,
+        dense=tuple(m for m in checkpoint.modules if m.kind == "Dense"),
+        max_length=sentence.get("max_seq_length") or _tokenizer_limit(checkpoint),
+        lower_case=bool(sentence.get("do_lower_case", False)),
+        prompts=PromptTemplate.from_prompts(
+            {k: v for k, v in (settings.get("prompts") or {}).items() if isinstance(v, str)},
+            settings.get("default_prompt_name"),
+        ),
+        truncate_dim=settings.get("truncate_dim"),
+    )
+
+
+def output_dim(hidden: int, modules: SentenceModules, pooling: Sequence[str]) -> int:
+    """Return the dense dimensions after pooling and Dense modules."""
+    dim = hidden * len(pooling)
+    for module in modules.dense:
+        if module.config.get("in_features") != dim:
+            raise CheckpointError(
+                f"{module.folder / 'config.json'}: in_features is {module.config.get('in_features')}, but "
+                f"{dim} dimensions arrive there"
+            )
+        dim = int(module.config["out_features"])
+    return dim
+
+
+def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
+    """Build Dense modules in fp32: a linear layer and an activation from torch, nothing else.
+
+    Raises:
+        UnsupportedCheckpointError: an activation that is not a class of torch.nn.
+        CheckpointMismatchError: weights of another shape.
+    """
+    import torch
+
+    layers = []
+    for module in modules:
+        config = module.config
+        name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        package, _, activation = name.rpartition(".")
+        if not package.startswith("torch.nn") or not hasattr(torch.nn, activation):
+            raise UnsupportedCheckpointError(f"{module.folder}: activation {name!r} is not one of torch's")
+        linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=bool(config.get("bias", True)))
+        file = module.folder / "model.safetensors"
+        tensors = load_tensors(file if file.is_file() else module.folder / "pytorch_model.bin")
+        tensors = {k.removeprefix("linear."): v for k, v in tensors.items()}
+        load_strict(linear, tensors, str(module.folder))
+        layers += [linear, getattr(torch.nn, activation)()]
+    return torch.nn.Sequential(*layers)
+
+
+def _pooling_modes(module: Module) -> tuple[str, ...]:
+    mode = module.config.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else list(mode or [])
+    modes = modes or [new for old, new in _LEGACY.items() if module.config.get(old)]
+    if not modes or (unknown := set(modes) - set(_LEGACY.values())):
+        raise CheckpointError(
+            f"{module.folder / 'config.json'}: "
+            f"{f'unknown pooling {sorted(unknown)}' if modes else 'no pooling mode'}; known are "
+            f"{', '.join(_LEGACY.values())}"
+        )
+    return tuple(modes)
+
+
+def _tokenizer_limit(checkpoint: Checkpoint) -> int | None:
+    limit = checkpoint.json("tokenizer_config.json").get("model_max_length")
+    return int(limit) if isinstance(limit, (int, float)) and limit < _UNBOUNDED else None

@@ -1,0 +1,85 @@
+"""Giga Embeddings 0826: Qwen3 (480M, 3B) and DeepSeek-V3 mixture of experts (10B) with bidirectional attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twinvec.checkpoint import Checkpoint
+from twinvec.errors import CheckpointError
+from twinvec.families.base import Description, Family, Supported
+from twinvec.families.modules import read_modules
+from twinvec.prompts import TASKS, PromptTemplate
+
+if TYPE_CHECKING:
+    import torch
+
+    from twinvec.backbone import Backbone
+
+INSTRUCT = "Instruct: {task}\nQuery: "
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+             "vocab_size", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
+_MOE = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
+        "num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace")  # fmt: skip
+_TYPES = {"qwen3_bidirec": (*_REQUIRED, "head_dim"), "deepseek_v3_bidirec": (*_REQUIRED, *_MOE)}
+_MAX_LENGTH = 8192
+
+
+class GigaBidirectional(Family):
+    """Giga Embeddings 0826: mean pooling with the prompt included, instructions before queries, no Matryoshka."""
+
+    name = "giga-0826"
+    supported = (
+        Supported("ai-sage/Giga-Embeddings-instruct-480M-0826", "1024", "8192", "-", "instruction before queries"),
+        Supported("ai-sage/Giga-Embeddings-instruct-3B-0826", "2048", "8192", "-", "instruction before queries"),
+        Supported(
+            "ai-sage/Giga-Embeddings-instruct-10B-A1.8B-0826",
+            "1536",
+            "8192",
+            "-",
+            "instruction before queries",
+        ),
+    )
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the config is of one of the two bidirectional types."""
+        return checkpoint.model_type in _TYPES
+
+    def describe(self, checkpoint: Checkpoint) -> Description:
+        """Read the configuration."""
+        checkpoint.require(*_TYPES[checkpoint.model_type])
+        config = checkpoint.config
+        if not (config.get("rope_theta") or config.get("rope_parameters")):
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: neither rope_theta nor rope_parameters is set")
+        if config.get("is_causal"):
+            raise CheckpointError(f"{checkpoint.name}: is_causal is true; this family is bidirectional")
+        modules = read_modules(checkpoint)
+        positions = config["max_position_embeddings"]
+        prompts = modules.prompts if modules.prompts.instruct else default_prompts("retrieval")
+        return Description(
+            family=self.name,
+            hidden=config["hidden_size"],
+            dim=config["hidden_size"],
+            max_length=min(modules.max_length or _MAX_LENGTH, _MAX_LENGTH, positions),
+            position_limit=positions,
+            prompts=prompts,
+            pooling=modules.pooling or ("mean",),
+            include_prompt=modules.include_prompt,
+            lower_case=modules.lower_case,
+        )
+
+    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+        """Load Qwen3Model or DeepseekV3Model; the router of the mixture of experts stays in fp32."""
+        import transformers
+
+        from twinvec.backbone import PackedTransformer, load_native, native_config
+
+        dense = checkpoint.model_type == "qwen3_bidirec"
+        config_class = transformers.Qwen3Config if dense else transformers.DeepseekV3Config
+        model_class = transformers.Qwen3Model if dense else transformers.DeepseekV3Model
+        config = native_config(config_class, {**checkpoint.config, "is_causal": False}, checkpoint)
+        return PackedTransformer(load_native(model_class, config, checkpoint, dtype), causal=False)
+
+
+def default_prompts(task: str) -> PromptTemplate:
+    """Return the Giga template with one of ``TASKS`` before queries and nothing before documents."""
+    return PromptTemplate(instruct=INSTRUCT, query=INSTRUCT.replace("{task}", TASKS[task].instruction))

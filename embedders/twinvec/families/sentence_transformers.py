@@ -1,0 +1,199 @@
+"""Any sentence-transformers checkpoint on a transformers encoder or decoder, bge-m3's lexical head, and SPLADE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twinvec.checkpoint import Checkpoint, load_tensors
+from twinvec.errors import CheckpointNotFoundError, UnsupportedCheckpointError
+from twinvec.families.base import Description, Family, Supported
+from twinvec.families.modules import SentenceModules, output_dim, read_modules
+
+if TYPE_CHECKING:
+    import torch
+
+    from twinvec.backbone import Backbone
+    from twinvec.heads import TokenWeightHead
+
+_BGE_HEAD = "sparse_linear.pt"
+
+
+@dataclass(frozen=True)
+class _Type:
+    """How a transformers model type runs.
+
+    Attributes:
+        offset: positions count from padding_idx + 1.
+        names: what the config calls hidden size, layers and heads where it is not the usual.
+    """
+
+    offset: bool = False
+    names: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+_DISTIL = ("dim", "n_layers", "n_heads", "vocab_size")
+TYPES: dict[str, _Type] = {
+    **dict.fromkeys(
+        ("bert", "modernbert", "nomic_bert", "jina_embeddings_v3", "eurobert", "electra", "albert"), _Type()
+    ),
+    **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral", "gemma3_text"), _Type()),
+    **dict.fromkeys(("xlm-roberta", "roberta", "camembert"), _Type(offset=True)),
+    "distilbert": _Type(names=_DISTIL),
+    **dict.fromkeys(("mpnet", "deberta-v2"), _Type()),
+}
+_CAUSAL_BY_DEFAULT = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text")
+
+
+class SentenceTransformers(Family):
+    """A checkpoint with modules.json on one of the model types of ``TYPES``."""
+
+    name = "sentence-transformers"
+    supported = (
+        Supported("BAAI/bge-m3", "1024", "8192", "lexical head", "none"),
+        Supported("intfloat/multilingual-e5-*, bge, MiniLM, mpnet, ... (BERT, XLM-R, RoBERTa, MPNet)", "all of them",
+                  "the model's", "head file", "the model's"),
+        Supported("ModernBERT, Nomic, Jina v3, EuroBERT, Qwen2/3 (Qwen3-Embedding, gte-Qwen2), Llama, Mistral, "
+                  "Gemma3 (EmbeddingGemma)", "Matryoshka where claimed", "the model's", "head file", "the model's"),
+    )  # fmt: skip
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the model type is known and modules.json says how to pool."""
+        return checkpoint.model_type in TYPES and any(m.kind == "Pooling" for m in checkpoint.modules)
+
+    def describe(self, checkpoint: Checkpoint) -> Description:
+        """Read the configuration and the sentence-transformers files."""
+        modules = read_modules(checkpoint)
+        hidden, limit = _sizes(checkpoint)
+        dim = output_dim(hidden, modules, modules.pooling)
+        return Description(
+            family=self.name,
+            hidden=hidden,
+            dim=min(modules.truncate_dim or dim, dim),
+            max_length=min(modules.max_length or limit, limit),
+            position_limit=limit,
+            prompts=modules.prompts,
+            pooling=modules.pooling,
+            include_prompt=modules.include_prompt,
+            dense_layers=modules.dense,
+            min_dim=_min_dim(checkpoint, modules),
+            sparse="token_weights" if _has_bge_head(checkpoint) else None,
+            lower_case=modules.lower_case,
+        )
+
+    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+        """Load the native class of the model type."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+        from twinvec.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
+
+        config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
+        model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype)
+        if not type(model)._supports_attention_backend:  # it would ignore a packed attention function
+            return PaddedTransformer(model, config.pad_token_id or 0)
+        causal = _causal(config, checkpoint)
+        if causal is False and checkpoint.model_type != "gemma3_text" and _has_windows(config):
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.name}: a bidirectional {checkpoint.model_type} with a sliding window; its width is "
+                "not defined alike by transformers' own attention functions"
+            )
+        return PackedTransformer(model, padding_idx=_padding_idx(checkpoint), causal=causal)
+
+    def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
+        """Load bge-m3's lexical head; its absence is an error, not a model without one."""
+        from twinvec.heads import TokenWeightHead
+
+        return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / _BGE_HEAD), checkpoint.name)
+
+
+class Splade(Family):
+    """A masked language model trained for sparse retrieval: log1p(relu(logits)), maximum over tokens."""
+
+    name = "splade"
+    supported = (Supported("naver/splade-*, any SPLADE masked-LM (BERT, DistilBERT, RoBERTa, XLM-R, ModernBERT)", "-",
+                           "the model's", "vocabulary", "none"),)  # fmt: skip
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the architecture is a masked language model of a known type."""
+        masked = any(name.endswith("ForMaskedLM") for name in checkpoint.architectures)
+        dense = any(m.kind == "Pooling" for m in checkpoint.modules)
+        return masked and not dense and checkpoint.model_type in TYPES
+
+    def describe(self, checkpoint: Checkpoint) -> Description:
+        """Read the configuration."""
+        modules = read_modules(checkpoint)
+        hidden, limit = _sizes(checkpoint)
+        return Description(
+            family=self.name,
+            hidden=hidden,
+            dim=None,
+            max_length=min(modules.max_length or limit, limit),
+            position_limit=limit,
+            prompts=modules.prompts,
+            pooling=(),
+            sparse="masked_lm",
+            lower_case=modules.lower_case,
+        )
+
+    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+        """Load the native masked language model, tied output embeddings included."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+        from twinvec.backbone import PackedMaskedLM, load_native, native_config
+
+        config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
+        model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype)
+        return PackedMaskedLM(model, padding_idx=_padding_idx(checkpoint))
+
+
+def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+    kind = TYPES[checkpoint.model_type]
+    checkpoint.require(*kind.names, "max_position_embeddings", *(["pad_token_id"] if kind.offset else []))
+    limit = checkpoint.config["max_position_embeddings"]
+    if kind.offset:
+        limit -= checkpoint.config["pad_token_id"] + 1
+    return checkpoint.config[kind.names[0]], limit
+
+
+def _padding_idx(checkpoint: Checkpoint) -> int | None:
+    return int(checkpoint.config["pad_token_id"]) if TYPES[checkpoint.model_type].offset else None
+
+
+def _has_bge_head(checkpoint: Checkpoint) -> bool:
+    """bge-m3 ships two heads; the multi-vector one without the lexical one is a damaged copy."""
+    if (checkpoint.root / _BGE_HEAD).is_file():
+        return True
+    if (checkpoint.root / "colbert_linear.pt").is_file():
+        raise CheckpointNotFoundError(
+            f"{checkpoint.name}: colbert_linear.pt is there but {_BGE_HEAD} is missing. Download the checkpoint again."
+        )
+    return False
+
+
+def _min_dim(checkpoint: Checkpoint, modules: SentenceModules) -> int | None:
+    """Return the fewest dimensions that the checkpoint claims (Matryoshka), None where it claims nothing."""
+    config = checkpoint.config
+    if claimed := config.get("matryoshka_dimensions"):
+        return int(min(claimed))
+    is_qwen3_embedding = checkpoint.model_type == "qwen3" and modules.pooling == ("lasttoken",)
+    is_embedding_gemma = checkpoint.model_type == "gemma3_text" and len(modules.dense) == 2
+    if config.get("is_matryoshka") or is_qwen3_embedding:
+        return 32  # the Qwen3-Embedding card: "user-defined output dimensions from 32"
+    if is_embedding_gemma:
+        return 128  # the EmbeddingGemma card: 768, 512, 256, 128
+    return modules.truncate_dim
+
+
+def _has_windows(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (layers is None or "sliding_attention" in layers)
+
+
+def _causal(config: Any, checkpoint: Checkpoint) -> bool | None:
+    if checkpoint.model_type not in _CAUSAL_BY_DEFAULT:
+        return None
+    if "is_causal" in checkpoint.config:
+        return bool(checkpoint.config["is_causal"])
+    return not getattr(config, "use_bidirectional_attention", False)

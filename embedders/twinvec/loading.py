@@ -1,0 +1,204 @@
+"""From a ModelSpec to a tokenizer and an encoder on a device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from twinvec.checkpoint import Checkpoint, load_tensors, open_checkpoint, sample_digest
+from twinvec.encoder import Encoder
+from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
+from twinvec.families import Description, Family, find_family
+from twinvec.families.modules import build_dense_layers
+from twinvec.spec import ModelSpec
+from twinvec.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from twinvec.heads import TokenWeightHead
+
+_HEAD_FILES = (".safetensors", ".pt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to get at checkpoints; decides no vector."""
+
+    cache_dir: str | None
+    token: str | None
+    offline: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, and the spec with everything resolved."""
+
+    spec: ModelSpec
+    family: Family
+    description: Description
+    tokenizer: TextTokenizer
+    encoder: Encoder
+
+
+def load(spec: ModelSpec, device: str, source: Source, token_budget: int | None) -> Loaded:
+    """Open, describe and build a checkpoint.
+
+    ``spec.sparse`` must not name another checkpoint here.
+
+    Raises:
+        CheckpointError: it cannot be found, read or loaded.
+        ConfigurationError: a dim, length, device or sparse source that it cannot have.
+    """
+    checkpoint = open_checkpoint(
+        spec.model,
+        revision=spec.revision,
+        cache_dir=source.cache_dir,
+        token=source.token,
+        offline=source.offline,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    family = find_family(checkpoint)
+    description = family.describe(checkpoint)
+    target = choose_device(device)
+    dtype = choose_dtype(spec.dtype, target)
+    head_file = _head_file(spec)
+    resolved = replace(
+        spec,
+        revision=checkpoint.revision,
+        dtype=str(dtype).removeprefix("torch."),
+        dim=check_dim(spec.dim, description, checkpoint.name),
+        max_length=check_max_length(spec.max_length, description, checkpoint.name),
+        sparse=_check_sparse(spec, description, head_file),
+        digest=_digest(checkpoint, head_file),
+    )
+    if spec.digest not in (None, resolved.digest):
+        raise CheckpointError(
+            f"{checkpoint.name}: its content has changed: digest {resolved.digest}, the spec has {spec.digest}"
+        )
+    assert resolved.max_length is not None
+    tokenizer = TextTokenizer(checkpoint, resolved.max_length, lower_case=description.lower_case)
+    encoder = Encoder(
+        family.build(checkpoint, description, dtype),
+        description,
+        device=target,
+        dtype=dtype,
+        dense_layers=build_dense_layers(description.dense_layers),
+        head=_build_head(resolved, family, checkpoint, description, head_file),
+        token_budget=1 if spec.reproducible else token_budget,
+        vocabulary_size=tokenizer.vocabulary_size,
+    )
+    return Loaded(resolved, family, description, tokenizer, encoder)
+
+
+def names_other_checkpoint(sparse: str | None) -> bool:
+    """Return whether ``sparse`` means a second checkpoint (SPLADE), not a head."""
+    return sparse not in (None, "auto", "head") and Path(str(sparse)).suffix not in _HEAD_FILES
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device: "auto" takes CUDA where there is one.
+
+    Raises:
+        ConfigurationError: unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f'device={name!r} is not a device; use "auto", "cpu", "cuda" or "cuda:1"') from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigurationError(f"device={name!r} is not there: torch sees {count} CUDA devices")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype: "auto" takes bfloat16 where the device multiplies it natively."""
+    if name != "auto":
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def check_dim(dim: int | None, description: Description, where: str) -> int | None:
+    """Return the dense dimensions to give.
+
+    Raises:
+        ConfigurationError: more than there are, fewer than trained for, or fewer from a model without Matryoshka.
+    """
+    if dim is None or dim == description.dim:
+        return description.dim
+    if description.dim is None:
+        raise ConfigurationError(f"dim={dim}: {where} gives sparse vectors only")
+    if description.min_dim is None:
+        raise ConfigurationError(
+            f"dim={dim}: {where} was not trained for fewer dimensions (Matryoshka), its first {dim} mean nothing by "
+            f"themselves; it gives {description.dim}"
+        )
+    if not description.min_dim <= dim <= description.dim:
+        raise ConfigurationError(f"dim={dim}: {where} gives {description.min_dim} to {description.dim} dimensions")
+    return dim
+
+
+def check_max_length(max_length: int | None, description: Description, where: str) -> int:
+    """Return the tokens per text.
+
+    Raises:
+        ConfigurationError: more than the position encoding can take.
+    """
+    if max_length is not None and max_length > description.position_limit:
+        raise ConfigurationError(
+            f"max_length={max_length}: {where} has positions for {description.position_limit} tokens"
+        )
+    return max_length or description.max_length
+
+
+def _head_file(spec: ModelSpec) -> Path | None:
+    if spec.sparse in (None, "auto", "head") or names_other_checkpoint(spec.sparse):
+        return None
+    path = Path(str(spec.sparse)).expanduser()
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"sparse={spec.sparse!r}: no such head file")
+    return path
+
+
+def _check_sparse(spec: ModelSpec, description: Description, head_file: Path | None) -> str | None:
+    if head_file is not None:
+        if description.dim is None:
+            raise ConfigurationError(f"sparse={spec.sparse!r}: {spec.model} is a sparse model already")
+        return spec.sparse
+    if spec.sparse == "head" and description.sparse is None:
+        raise ConfigurationError(
+            f'sparse="head": {spec.model} has no lexical head. Pass a head file or a SPLADE checkpoint as sparse=, '
+            "or leave sparse out"
+        )
+    if spec.sparse is None and description.dim is None:
+        raise ConfigurationError(f"sparse=None: {spec.model} gives nothing but sparse vectors")
+    return "head" if spec.sparse is not None and description.sparse is not None else None
+
+
+def _build_head(
+    spec: ModelSpec, family: Family, checkpoint: Checkpoint, description: Description, head_file: Path | None
+) -> TokenWeightHead | None:
+    from twinvec.heads import TokenWeightHead
+
+    if head_file is not None:
+        return TokenWeightHead(description.hidden, load_tensors(head_file), str(head_file))
+    if spec.sparse == "head" and description.sparse == "token_weights":
+        return family.build_head(checkpoint, description)
+    return None
+
+
+def _digest(checkpoint: Checkpoint, head_file: Path | None) -> str:
+    if head_file is None:
+        return checkpoint.digest
+    return hashlib.sha256(checkpoint.digest.encode() + sample_digest(head_file)).hexdigest()[:32]
