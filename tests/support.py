@@ -1,5 +1,11 @@
-"""Texts that exercise ragged batches: scripts, lengths from one token to many, equal lengths side by side."""
+"""What several test files need: texts for ragged batches, and the halves of a batch that must be there."""
 
+from __future__ import annotations
+
+from twinvec import EmbeddingBatch, SparseBatch
+from twinvec.vectors import Float32
+
+# scripts, lengths from no token to many, equal lengths side by side
 TEXTS = [
     "hello",
     "the capital of Russia is Moscow",
@@ -15,3 +21,15 @@ TEXTS = [
     " ".join(["how to sort a list in python"] * 9),
     "emoji 🙂 and a NUL \x00 in the middle",
 ]
+
+
+def dense_of(batch: EmbeddingBatch) -> Float32:
+    """Return the dense half."""
+    assert batch.dense is not None
+    return batch.dense
+
+
+def sparse_of(batch: EmbeddingBatch) -> SparseBatch:
+    """Return the sparse half."""
+    assert batch.sparse is not None
+    return batch.sparse

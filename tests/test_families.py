@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+
 from reference.giga import build_giga_0826, build_giga_10b, reference_giga_0826, reference_giga_10b
 from reference.giga_original import build_giga_original, reference_giga_original
 from reference.gte import build_gte, reference_gte
@@ -21,9 +24,7 @@ from reference.sentence_layouts import (
     build_splade,
 )
 from reference.sentence_reference import reference_sparse, reference_vectors
-from texts import TEXTS
-from tokenizers import Tokenizer
-
+from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder
 
 TOLERANCE = 1e-5
@@ -51,12 +52,11 @@ def assert_sparse(rows: list[dict[int, float]], expected: list[dict[int, float]]
         ("gte", "snowflake", False),
     ],
 )
-def test_gte_dense_agrees_with_fp64(tmp_path: Path, model_type: str, variant: str, native_names: bool) -> None:
+def test_gte_dense_agrees_with_fp64(tmp_path: Path, model_type: Any, variant: Any, native_names: bool) -> None:
     folder = build_gte(tmp_path, model_type=model_type, variant=variant, native_names=native_names)
     reference = reference_gte(folder)
     with Embedder(folder, dtype="float32") as embedder:
-        dense = embedder.embed_documents(TEXTS, sparse=False).dense
-    assert dense is not None
+        dense = dense_of(embedder.embed_documents(TEXTS, sparse=False))
     for row, text in zip(dense, TEXTS, strict=True):
         np.testing.assert_allclose(row, reference.dense(ids_of(folder, text)), atol=TOLERANCE)
 
@@ -66,8 +66,7 @@ def test_gte_sparse_agrees_with_fp64(tmp_path: Path, keys: str) -> None:
     folder = build_gte(tmp_path)
     reference = reference_gte(folder)
     with Embedder(folder, dtype="float32", sparse_keys="surface" if keys == "surface" else "ids") as embedder:
-        sparse = embedder.embed_documents(TEXTS).sparse
-        assert sparse is not None
+        sparse = sparse_of(embedder.embed_documents(TEXTS))
         if keys == "ids":
             assert_sparse(sparse.to_dicts(), [reference.sparse_ids(ids_of(folder, t)) for t in TEXTS])
             return
@@ -83,14 +82,13 @@ def test_gte_elastic_dims_slice_then_normalise(tmp_path: Path) -> None:
     folder = build_gte(tmp_path)
     reference = reference_gte(folder)
     with Embedder(folder, dtype="float32", dim=24) as embedder:
-        dense = embedder.embed_queries(TEXTS[:3]).dense
-    assert dense is not None
+        dense = dense_of(embedder.embed_queries(TEXTS[:3]))
     assert dense.shape == (3, 24)
     for row, text in zip(dense, TEXTS, strict=False):
         np.testing.assert_allclose(row, reference.dense(ids_of(folder, text), dim=24), atol=TOLERANCE)
 
 
-GIGA: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+GIGA: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "480M": (lambda p: build_giga_0826(p, size="480M"), reference_giga_0826),
     "3B": (lambda p: build_giga_0826(p, size="3B"), reference_giga_0826),
     "10B": (build_giga_10b, reference_giga_10b),
@@ -114,16 +112,14 @@ def test_giga_agrees_with_fp64_for_queries_and_documents(tmp_path: Path, name: s
     reference = refer(folder)
     task = "Дан вопрос, необходимо найти абзац текста с ответом"
     with Embedder(folder, dtype="float32") as embedder:
-        documents = embedder.embed_documents(TEXTS, task=task).dense
-        queries = embedder.embed_queries(TEXTS, task=task).dense
+        documents = dense_of(embedder.embed_documents(TEXTS, task=task))
+        queries = dense_of(embedder.embed_queries(TEXTS, task=task))
         assert embedder.stats()["attention"] == "sdpa"
-    assert documents is not None
-    assert queries is not None
     for text, document, query in zip(TEXTS, documents, queries, strict=True):
-        wanted = reference.dense(ids_of(folder, text))  # type: ignore[attr-defined]
+        wanted = reference.dense(ids_of(folder, text))
         np.testing.assert_allclose(document, wanted, atol=TOLERANCE)
         prompted = f"Instruct: {task}\nQuery: {text}"
-        np.testing.assert_allclose(query, reference.dense(ids_of(folder, prompted)), atol=TOLERANCE)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(query, reference.dense(ids_of(folder, prompted)), atol=TOLERANCE)
 
 
 def test_giga_generation_2_has_both_rotations(tmp_path: Path) -> None:
@@ -132,8 +128,7 @@ def test_giga_generation_2_has_both_rotations(tmp_path: Path) -> None:
         backbone = embedder._core.loaded.encoder.backbone
         assert backbone.rope_variants() == ("interleaved", "half")
         backbone.use_rope("half")
-        dense = embedder.embed_documents([TEXTS[1]]).dense
-    assert dense is not None
+        dense = dense_of(embedder.embed_documents([TEXTS[1]]))
     wanted = reference_giga_original(folder, interleaved=False).dense(ids_of(folder, TEXTS[1]))
     np.testing.assert_allclose(dense[0], wanted, atol=TOLERANCE)
 
@@ -147,7 +142,7 @@ def test_every_backbone_agrees_with_fp64(tmp_path: Path, backbone: str) -> None:
     pooling = "lasttoken" if backbone in ("qwen2", "qwen3", "llama", "mistral") else "mean"
     folder = build_sentence_transformer(tmp_path, backbone, pooling=pooling)
     with Embedder(folder, dtype="float32") as embedder:
-        dense = embedder.embed_documents(TEXTS).dense
+        dense = dense_of(embedder.embed_documents(TEXTS))
         assert embedder.stats()["attention"] == ("padded" if backbone in PADDED else "sdpa")
         assert embedder.stats()["forwards"] == 1
     np.testing.assert_allclose(dense, reference_vectors(folder, TEXTS), atol=TOLERANCE)
@@ -168,7 +163,7 @@ def test_named_checkpoints_agree_with_fp64(tmp_path: Path, name: str) -> None:
     folder = NAMED[name](tmp_path)
     with Embedder(folder, dtype="float32") as embedder:
         prompt = embedder.prompt_for("document")
-        dense = embedder.embed_documents(TEXTS, sparse=False).dense
+        dense = dense_of(embedder.embed_documents(TEXTS, sparse=False))
     np.testing.assert_allclose(dense, reference_vectors(folder, TEXTS, prompt), atol=TOLERANCE)
 
 
@@ -185,7 +180,7 @@ def test_named_checkpoints_agree_with_fp64(tmp_path: Path, name: str) -> None:
 def test_pooling_and_dense_modules_agree_with_fp64(tmp_path: Path, options: dict[str, object]) -> None:
     folder = build_sentence_transformer(tmp_path, "bert", **options)  # type: ignore[arg-type]
     with Embedder(folder, dtype="float32") as embedder:
-        dense = embedder.embed_documents(TEXTS).dense
+        dense = dense_of(embedder.embed_documents(TEXTS))
     expected = reference_vectors(folder, TEXTS)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)  # TwinVec's dense rows always have length 1
     np.testing.assert_allclose(dense, expected, atol=TOLERANCE)
@@ -199,38 +194,36 @@ def test_prompt_can_be_left_out_of_the_pooling(tmp_path: Path, pooling: str) -> 
     )
     texts = [t for t in TEXTS if t.strip()]
     with Embedder(folder, dtype="float32") as embedder:
-        dense = embedder.embed_queries(texts).dense
+        dense = dense_of(embedder.embed_queries(texts))
     np.testing.assert_allclose(dense, reference_vectors(folder, texts, prompt), atol=TOLERANCE)
 
 
 def test_truncate_dim_of_the_checkpoint_is_renormalised(tmp_path: Path) -> None:
     folder = build_sentence_transformer(tmp_path, "bert", truncate_dim=16)
     with Embedder(folder, dtype="float32") as embedder:
-        dense = embedder.embed_documents(TEXTS).dense
+        dense = dense_of(embedder.embed_documents(TEXTS))
         assert embedder.dim == 16
     np.testing.assert_allclose(dense, reference_vectors(folder, TEXTS), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("weights", ["bin", "safetensors"])
-def test_bge_m3_sparse_agrees_with_fp64(tmp_path: Path, weights: str) -> None:
+def test_bge_m3_sparse_agrees_with_fp64(tmp_path: Path, weights: Any) -> None:
     folder = build_bge_m3(tmp_path, weights=weights)
     with Embedder(folder, dtype="float32", sparse_keys="ids") as embedder:
         batch = embedder.embed_documents(TEXTS)
         assert embedder.stats()["forwards"] == 1
-    assert batch.sparse is not None
-    assert_sparse(batch.sparse.to_dicts(), reference_sparse(folder, TEXTS))
+    assert_sparse(sparse_of(batch).to_dicts(), reference_sparse(folder, TEXTS))
 
 
 @pytest.mark.parametrize("backbone", ["bert", "distilbert"])
 @pytest.mark.parametrize("layout", ["bare", "legacy", "current"])
-def test_splade_agrees_with_fp64(tmp_path: Path, backbone: str, layout: str) -> None:
+def test_splade_agrees_with_fp64(tmp_path: Path, backbone: Any, layout: Any) -> None:
     folder = build_splade(tmp_path, backbone, layout=layout)
     with Embedder(folder, dtype="float32", sparse_keys="ids") as embedder:
         batch = embedder.embed_documents(TEXTS)
         assert embedder.dim is None
         assert batch.dense is None
-    assert batch.sparse is not None
-    assert_sparse(batch.sparse.to_dicts(), reference_sparse(folder, TEXTS))
+    assert_sparse(sparse_of(batch).to_dicts(), reference_sparse(folder, TEXTS))
 
 
 def test_a_splade_checkpoint_can_be_the_sparse_half_of_a_dense_model(tmp_path: Path) -> None:
@@ -238,6 +231,5 @@ def test_a_splade_checkpoint_can_be_the_sparse_half_of_a_dense_model(tmp_path: P
     sparse_folder = build_splade(tmp_path / "sparse", "bert")
     with Embedder(dense_folder, dtype="float32", sparse=sparse_folder, sparse_keys="ids") as embedder:
         batch = embedder.embed_documents(TEXTS)
-    assert batch.sparse is not None
-    np.testing.assert_allclose(batch.dense, reference_vectors(dense_folder, TEXTS), atol=TOLERANCE)
-    assert_sparse(batch.sparse.to_dicts(), reference_sparse(sparse_folder, TEXTS))
+    np.testing.assert_allclose(dense_of(batch), reference_vectors(dense_folder, TEXTS), atol=TOLERANCE)
+    assert_sparse(sparse_of(batch).to_dicts(), reference_sparse(sparse_folder, TEXTS))

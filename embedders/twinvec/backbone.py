@@ -38,6 +38,13 @@ class Backbone(torch.nn.Module):
     def use_attention(self, name: str) -> None:
         """Choose the packed attention: "sdpa", "varlen" or "flash"."""
 
+    def rope_variants(self) -> tuple[str, ...]:
+        """Return the rotations that ``verify`` may try; empty where the checkpoint settles it."""
+        return ()
+
+    def use_rope(self, variant: str) -> None:
+        """Choose one of ``rope_variants``."""
+
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Run one batch."""
         raise NotImplementedError

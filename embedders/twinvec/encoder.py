@@ -19,7 +19,7 @@ from twinvec.backbone import Backbone
 from twinvec.errors import NonFiniteError, OutOfMemoryError
 from twinvec.families import Description
 from twinvec.heads import TokenWeightHead
-from twinvec.packing import TokenBatch
+from twinvec.packing import TokenBatch, plan
 from twinvec.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.tokenizer import TokenizedText
 from twinvec.vectors import Float32, Int64, SparseBatch
@@ -116,14 +116,14 @@ class Encoder:
             )
         self.token_budget = max(min(self.token_budget, tokens) // 2, 1)
         logger.warning("out of memory at %d tokens on %s; token budget now %d", tokens, self.device, self.token_budget)
-        middle = len(texts) // 2
-        left = self.encode(texts[:middle], positions[:middle], request)
-        right = self.encode(texts[middle:], positions[middle:], request)
+        batches = plan([len(t.ids) for t in texts], self.token_budget)
+        parts = [self.encode([texts[i] for i in b], [positions[i] for i in b], request) for b in batches]
+        order = np.argsort([i for b in batches for i in b])
+        dense = [p.dense for p in parts if p.dense is not None]
+        sparse = [p.sparse for p in parts if p.sparse is not None]
         return Encoded(
-            dense=None if left.dense is None or right.dense is None else np.concatenate([left.dense, right.dense]),
-            sparse=None
-            if left.sparse is None or right.sparse is None
-            else SparseBatch.concatenate([left.sparse, right.sparse]),
+            dense=np.concatenate(dense)[order] if dense else None,
+            sparse=SparseBatch.concatenate(sparse)[order] if sparse else None,
         )
 
     def memory(self) -> int:

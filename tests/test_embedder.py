@@ -1,0 +1,545 @@
+"""Embedder: the same text gives the same vector, one pass for both halves, prompts, counters, async, pickling."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from reference.giga import DEFAULT_QUERY_PROMPT, build_giga_0826
+from reference.gte import build_gte, reference_gte
+from reference.sentence_layouts import build_bge_m3, build_multilingual_e5, build_sentence_transformer
+from reference.sentence_reference import reference_vectors
+from support import TEXTS, dense_of, sparse_of
+from twinvec import Embedder, ModelSpec, Role, Task, TruncationWarning
+from twinvec.errors import ConfigurationError, PromptError, TextTooLongError
+
+
+@pytest.fixture(scope="module")
+def gte_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_gte(tmp_path_factory.mktemp("gte"))
+
+
+@pytest.fixture(scope="module")
+def giga_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_giga_0826(tmp_path_factory.mktemp("giga"))
+
+
+@pytest.fixture(scope="module")
+def gte(gte_folder: Path) -> Iterator[Embedder]:
+    with Embedder(gte_folder, dtype="float32", token_budget=64) as embedder:
+        yield embedder
+
+
+@pytest.fixture(scope="module")
+def giga(giga_folder: Path) -> Iterator[Embedder]:
+    with Embedder(giga_folder, dtype="float32") as embedder:
+        yield embedder
+
+
+def counted(embedder: Embedder) -> tuple[int, int]:
+    stats = embedder.stats()
+    return stats["forwards"], stats["texts"]
+
+
+# --- same text, same vector
+
+words = st.sampled_from(["sort", "list", "Москва", "北京", "capital", "the", "\n", "🙂", "of"])
+many_texts = st.lists(st.lists(words, max_size=30).map(" ".join), min_size=1, max_size=20)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(many_texts)
+def test_a_text_has_the_same_vectors_alone_and_in_any_batch(gte: Embedder, texts: list[str]) -> None:
+    together = gte.embed_documents(texts)
+    for i in {0, len(texts) // 2, len(texts) - 1}:
+        alone = gte.embed_documents([texts[i]])
+        np.testing.assert_allclose(dense_of(together)[i], dense_of(alone)[0], atol=1e-5)
+        np.testing.assert_array_equal(sparse_of(together)[i].indices, sparse_of(alone)[0].indices)
+        np.testing.assert_allclose(sparse_of(together)[i].values, sparse_of(alone)[0].values, atol=1e-5, rtol=1e-5)
+        assert together.token_counts[i] == alone.token_counts[0]
+
+
+def test_bfloat16_stays_within_its_bound(gte_folder: Path) -> None:
+    with Embedder(gte_folder, dtype="bfloat16") as embedder:
+        together = dense_of(embedder.embed_documents(TEXTS))
+        for row, text in zip(together, TEXTS, strict=True):
+            alone = dense_of(embedder.embed_documents([text]))
+            assert float(row @ alone[0]) >= 0.9995
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reproducible_is_bitwise(gte_folder: Path, dtype: str) -> None:
+    with Embedder(gte_folder, dtype=dtype, reproducible=True) as embedder:
+        together = embedder.embed_documents(TEXTS)
+        backwards = embedder.embed_documents(TEXTS[::-1])
+        np.testing.assert_array_equal(dense_of(together), dense_of(backwards)[::-1])
+        for i, text in enumerate(TEXTS):
+            alone = embedder.embed_documents([text])
+            np.testing.assert_array_equal(dense_of(together)[i], dense_of(alone)[0])
+            np.testing.assert_array_equal(sparse_of(together)[i].values, sparse_of(alone)[0].values)
+
+
+def test_equal_texts_are_computed_once_and_returned_each_time(gte: Embedder) -> None:
+    before = counted(gte)
+    batch = gte.embed_documents(["x", "y", "x", "x", "y"])
+    after = counted(gte)
+    assert after[1] - before[1] == 2
+    np.testing.assert_array_equal(dense_of(batch)[0], dense_of(batch)[2])
+    assert sparse_of(batch)[1].to_dict() == sparse_of(batch)[4].to_dict()
+
+
+def test_dense_and_sparse_come_from_one_pass(gte_folder: Path) -> None:
+    with Embedder(gte_folder, dtype="float32") as embedder:
+        embedder.embed_documents(TEXTS)
+        assert counted(embedder) == (1, len(set(TEXTS)))
+
+
+def test_halves_can_be_left_out(gte: Embedder) -> None:
+    both = gte.embed_documents(TEXTS)
+    dense_only = gte.embed_documents(TEXTS, sparse=False)
+    sparse_only = gte.embed_documents(TEXTS, dense=False)
+    assert dense_only.sparse is None
+    assert sparse_only.dense is None
+    np.testing.assert_array_equal(dense_of(dense_only), dense_of(both))
+    assert sparse_of(sparse_only).to_dicts() == sparse_of(both).to_dicts()
+    with pytest.raises(ConfigurationError, match="nothing to compute"):
+        gte.embed_documents(TEXTS, dense=False, sparse=False)
+
+
+def test_a_hundred_thousand_texts_keep_their_order(gte: Embedder) -> None:
+    texts = [f"{i % 700}" for i in range(100_000)]
+    batch = gte.embed_documents(texts)
+    assert dense_of(batch).shape == (100_000, 64)
+    assert len(sparse_of(batch)) == 100_000
+    for i in (0, 699, 700, 99_999):
+        np.testing.assert_array_equal(dense_of(batch)[i], dense_of(batch)[i % 700])
+    alone = gte.embed_documents(["333"])
+    np.testing.assert_allclose(dense_of(batch)[70_333], dense_of(alone)[0], atol=1e-5)
+
+
+# --- prompts
+
+
+def test_instructions_go_before_queries_only(giga: Embedder, giga_folder: Path) -> None:
+    assert giga.prompt_for("query") == DEFAULT_QUERY_PROMPT
+    assert giga.prompt_for(Role.DOCUMENT) == ""
+    query = dense_of(giga.embed_queries(["sort\na list"]))
+    raw = dense_of(giga.embed_documents(["sort\na list"]))
+    prompted = dense_of(giga.embed_documents([DEFAULT_QUERY_PROMPT + "sort\na list"]))
+    np.testing.assert_allclose(query, prompted, atol=1e-6)
+    assert np.abs(query - raw).max() > 1e-2
+    del giga_folder
+
+
+def test_symmetric_tasks_wrap_every_text(giga: Embedder) -> None:
+    task = Task("Find the topic", symmetric=True)
+    query, document = dense_of(giga.embed_queries(["x"], task=task)), dense_of(giga.embed_documents(["x"], task=task))
+    np.testing.assert_array_equal(query, document)
+    assert giga.prompt_for("document", task) == "Instruct: Find the topic\nQuery: "
+
+
+def test_a_default_task_can_be_overridden_per_call(giga_folder: Path) -> None:
+    with Embedder(giga_folder, dtype="float32", task="web_search") as embedder:
+        assert "web search" in embedder.prompt_for("query")
+        assert embedder.prompt_for("query", "Another task") == "Instruct: Another task\nQuery: "
+        other = dense_of(embedder.embed_queries(["x"], task="Another task"))
+        same = dense_of(embedder.embed_queries(["x"], prompt="Instruct: Another task\nQuery: "))
+        np.testing.assert_array_equal(other, same)
+
+
+def test_a_task_for_a_model_without_instructions_is_an_error(gte: Embedder, gte_folder: Path) -> None:
+    with pytest.raises(PromptError, match="not trained with instructions"):
+        gte.embed_queries(["x"], task="Given a question, find a paragraph with the answer")
+    with pytest.raises(PromptError, match="not trained with instructions"):
+        Embedder(gte_folder, task="web_search")
+
+
+def test_task_and_prompt_together_are_an_error(giga: Embedder) -> None:
+    with pytest.raises(PromptError, match="not both"):
+        giga.embed_queries(["x"], task="web_search", prompt="query: ")
+
+
+def test_prompts_can_be_given_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    folder = build_multilingual_e5(tmp_path, with_prompts=False)
+    prompts = {"query": "query: ", "passage": "passage: "}
+    with Embedder(folder, dtype="float32", prompts=prompts) as embedder:
+        queries, documents = (
+            dense_of(embedder.embed_queries(["Москва"])),
+            dense_of(embedder.embed_documents(["Москва"])),
+        )
+    np.testing.assert_allclose(queries, reference_vectors(folder, ["Москва"], "query: "), atol=1e-5)
+    np.testing.assert_allclose(documents, reference_vectors(folder, ["Москва"], "passage: "), atol=1e-5)
+
+
+# --- truncation
+
+
+def test_truncation_cuts_only_the_tail_and_says_so(giga_folder: Path) -> None:
+    long = "sort a list " * 200
+    with Embedder(giga_folder, dtype="float32", max_length=64) as embedder:
+        with pytest.warns(TruncationWarning, match=r"1 of 3 texts.*64 tokens.*texts\[1\]") as caught:
+            batch = embedder.embed_queries(["short", long, "b"])
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert batch.truncated.tolist() == [False, True, False]
+        assert batch.token_counts[1] == 64
+        assert embedder.stats()["truncated"] == 1
+        tokenizer = Tokenizer.from_file(str(giga_folder / "tokenizer.json"))
+        full = tokenizer.encode(DEFAULT_QUERY_PROMPT + long).ids
+        kept = embedder._core.loaded.tokenizer.encode([long], DEFAULT_QUERY_PROMPT)[0].ids.tolist()
+        assert kept == full[:63] + full[-1:]
+
+
+def test_on_overflow_error_names_the_text(gte_folder: Path) -> None:
+    with (
+        Embedder(gte_folder, dtype="float32", max_length=16, on_overflow="error") as embedder,
+        pytest.raises(TextTooLongError, match=r"texts\[1\] has \d+ tokens.*limit is 16"),
+    ):
+        embedder.embed_documents(["short", "a b c d " * 50])
+
+
+def test_a_prompt_longer_than_the_model_is_an_error(giga_folder: Path) -> None:
+    with (
+        Embedder(giga_folder, dtype="float32", max_length=8) as embedder,
+        pytest.raises(PromptError, match="no room for a text"),
+    ):
+        embedder.embed_queries(["x"])
+
+
+# --- scores and readable weights
+
+
+def test_score_pairs_is_the_weighted_sum_of_both_halves(gte: Embedder, gte_folder: Path) -> None:
+    reference = reference_gte(gte_folder)
+    tokenizer = Tokenizer.from_file(str(gte_folder / "tokenizer.json"))
+    pairs = [("the capital of China", "what is the capital of China?"), ("北京", "hello the world")]
+    expected = []
+    for pair in pairs:
+        (a, b) = (list(tokenizer.encode(t).ids) for t in pair)
+        rows = reference.sparse_surface(a), reference.sparse_surface(b)
+        common = sum(w * rows[1][k] for k, w in rows[0].items() if k in rows[1])
+        expected.append(1.0 * float(reference.dense(a) @ reference.dense(b)) + 0.3 * common)
+    np.testing.assert_allclose(gte.score_pairs(pairs), expected, rtol=1e-4, atol=1e-5)
+    assert gte.score_pairs([]).shape == (0,)
+    with pytest.raises(TypeError, match=r"pairs\[0\]"):
+        gte.score_pairs(["ab"])  # type: ignore[list-item]
+
+
+def test_score_pairs_needs_the_halves_it_weighs(giga: Embedder) -> None:
+    with pytest.raises(ConfigurationError, match="sparse_weight=0"):
+        giga.score_pairs([("a", "b")])
+    assert giga.score_pairs([("a", "b")], sparse_weight=0).shape == (1,)
+
+
+def test_id_keys_read_as_vocabulary_entries(gte_folder: Path) -> None:
+    with Embedder(gte_folder, dtype="float32", sparse_keys="ids") as embedder:
+        sparse = sparse_of(embedder.embed_documents(["the capital"]))
+        tokenizer = Tokenizer.from_file(str(gte_folder / "tokenizer.json"))
+        expected = {tokenizer.id_to_token(k): v for k, v in sparse[0].to_dict().items()}
+        assert embedder.token_weights(sparse)[0] == pytest.approx(expected)
+
+
+# --- head files, lengths, dims
+
+
+def test_a_head_file_gives_any_encoder_a_sparse_half(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with_head = build_bge_m3(tmp_path / "bge", weights="safetensors")
+    head = torch.load(with_head / "sparse_linear.pt", weights_only=True)
+    file = tmp_path / "head.safetensors"
+    save_file(head, file)
+    with Embedder(with_head, dtype="float32") as embedder:
+        expected = sparse_of(embedder.embed_documents(TEXTS))
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (with_head / name).unlink()
+    with Embedder(with_head, dtype="float32") as embedder:
+        assert not embedder.has_sparse
+    with Embedder(with_head, dtype="float32", sparse=file) as embedder:
+        batch = embedder.embed_documents(TEXTS)
+        assert embedder.stats()["forwards"] == 1
+    for row, wanted in zip(sparse_of(batch).to_dicts(), expected.to_dicts(), strict=True):
+        assert row == pytest.approx(wanted)
+
+
+def test_max_length_of_sentence_transformers_wins(tmp_path: Path) -> None:
+    folder = build_sentence_transformer(tmp_path, "bert", max_seq_length=12, legacy_pooling_booleans=True)
+    with Embedder(folder, dtype="float32") as embedder:
+        assert embedder.max_length == 12
+    with Embedder(folder, dtype="float32", max_length=40) as embedder:
+        assert embedder.max_length == 40
+
+
+# --- out of memory: a fake forward pass that "has room" for so many tokens
+
+
+def limit_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    backbone = embedder._core.loaded.encoder.backbone
+    forward = backbone.forward
+
+    def limited(batch: Any) -> Any:
+        if batch.n_tokens > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(batch)
+
+    monkeypatch.setattr(backbone, "forward", limited)
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(gte_folder, dtype="float32", token_budget=4096) as embedder:
+        expected = embedder.embed_documents(TEXTS)
+        limit_memory(embedder, monkeypatch, 100)
+        batch = embedder.embed_documents(TEXTS)
+        np.testing.assert_allclose(dense_of(batch), dense_of(expected), atol=1e-5)
+        assert embedder.stats()["out_of_memory"] > 0
+        assert embedder.stats()["token_budget"] < 4096
+        calls = embedder.stats()["out_of_memory"]
+        embedder.embed_documents(["another text"])
+        assert embedder.stats()["out_of_memory"] == calls
+
+
+def test_a_text_that_does_not_fit_alone_is_named(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twinvec.errors import OutOfMemoryError
+
+    with Embedder(gte_folder, dtype="float32") as embedder:
+        limit_memory(embedder, monkeypatch, 20)
+        texts = ["a", "b", "one two three " * 30]
+        with pytest.raises(OutOfMemoryError, match=r"texts\[2\] alone \(\d+ tokens\)"):
+            embedder.embed_documents(texts)
+        assert len(embedder.embed_documents(texts[:2])) == 2
+
+
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"])
+def test_the_cpu_allocators_error_is_out_of_memory(
+    gte_folder: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    from twinvec.errors import OutOfMemoryError
+
+    with Embedder(gte_folder, dtype="float32") as embedder:
+
+        def fail(batch: Any) -> Any:
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(embedder._core.loaded.encoder.backbone, "forward", fail)
+        with pytest.raises(OutOfMemoryError):
+            embedder.embed_documents(["a"])
+
+
+def test_other_errors_of_the_model_reach_the_caller(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(gte_folder, dtype="float32") as embedder:
+
+        def fail(batch: Any) -> Any:
+            raise RuntimeError("shape mismatch")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embedder._core.loaded.encoder.backbone, "forward", fail)
+            with pytest.raises(RuntimeError, match="shape mismatch"):
+                embedder.embed_documents(["a"])
+        assert len(embedder.embed_documents(["a"])) == 1
+
+
+def test_nan_names_the_text(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twinvec.errors import NonFiniteError
+
+    with Embedder(gte_folder, dtype="float32") as embedder:
+        backbone = embedder._core.loaded.encoder.backbone
+        forward = backbone.forward
+
+        def poison(batch: Any) -> Any:
+            states = forward(batch).clone()
+            states[batch.cu_seqlens[1]] = torch.nan
+            return states
+
+        monkeypatch.setattr(backbone, "forward", poison)
+        with pytest.raises(NonFiniteError, match=r"texts\[0\]"):
+            embedder.embed_documents(["a", "a much longer text goes first"], sparse=False)
+        with pytest.raises(NonFiniteError, match="sparse half"):
+            embedder.embed_documents(["a", "a much longer text goes first"], dense=False)
+
+
+# --- async, threads, cancellation, lifetime
+
+
+def test_async_gives_the_same_vectors_in_any_loop(gte: Embedder) -> None:
+    expected = dense_of(gte.embed_queries(TEXTS))
+
+    async def run() -> list[Any]:
+        return list(await asyncio.gather(*(gte.aembed_queries([t]) for t in TEXTS), gte.aembed_documents(TEXTS)))
+
+    for _ in range(2):
+        *singles, documents = asyncio.run(run())
+        np.testing.assert_allclose(np.concatenate([dense_of(s) for s in singles]), expected, atol=1e-5)
+        np.testing.assert_allclose(dense_of(documents), expected, atol=1e-5)
+
+
+def test_awaiting_does_not_block_the_loop(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(gte_folder, dtype="float32") as embedder:
+        backbone = embedder._core.loaded.encoder.backbone
+        forward = backbone.forward
+        entered, release = threading.Event(), threading.Event()
+
+        def hold(batch: Any) -> Any:
+            entered.set()
+            assert release.wait(60)
+            return forward(batch)
+
+        monkeypatch.setattr(backbone, "forward", hold)
+
+        async def run() -> int:
+            task = asyncio.create_task(embedder.aembed_documents(["a"]))
+            while not entered.is_set():
+                await asyncio.sleep(0)
+            release.set()  # reached only because the loop still runs while the model is busy
+            return len(await task)
+
+        assert asyncio.run(run()) == 1
+
+
+def test_cancelling_stops_the_job_between_batches(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(gte_folder, dtype="float32", token_budget=1) as embedder:
+        backbone = embedder._core.loaded.encoder.backbone
+        forward = backbone.forward
+        entered, release = threading.Event(), threading.Event()
+
+        def hold(batch: Any) -> Any:
+            entered.set()
+            assert release.wait(60)
+            return forward(batch)
+
+        monkeypatch.setattr(backbone, "forward", hold)
+
+        async def run() -> None:
+            task = asyncio.create_task(embedder.aembed_documents([str(i) for i in range(500)]))
+            while not entered.is_set():
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(run())
+        release.set()
+        assert len(embedder.embed_documents(["next"])) == 1
+        assert embedder.stats()["texts"] == 2
+
+
+def test_threads_share_one_model(gte: Embedder) -> None:
+    expected = dense_of(gte.embed_documents(TEXTS))
+    results: dict[int, Any] = {}
+
+    def work(i: int) -> None:
+        results[i] = dense_of(gte.embed_documents(TEXTS))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        np.testing.assert_array_equal(results[i], expected)
+
+
+def test_a_closed_embedder_says_so(gte_folder: Path) -> None:
+    embedder = Embedder(gte_folder, dtype="float32")
+    embedder.close()
+    embedder.close()
+    with pytest.raises(ConfigurationError, match="closed"):
+        embedder.embed_documents(["a"])
+
+
+def test_progress_counts_every_text(gte: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+    gte.embed_documents(["x", "y", "x", *TEXTS], show_progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{len(TEXTS) + 3}/{len(TEXTS) + 3}" in shown.err
+
+
+# --- spec, pickling, fork
+
+
+def test_pickling_carries_the_spec_and_not_the_weights(gte_folder: Path) -> None:
+    with Embedder(gte_folder, dtype="float32", dim=32, token="hf_secret", prompts={"query": "q: "}) as embedder:
+        data = pickle.dumps(embedder)
+        assert len(data) < 2000
+        assert b"hf_secret" not in data
+        assert "hf_secret" not in repr(embedder)
+        expected = dense_of(embedder.embed_queries(TEXTS))
+        with pickle.loads(data) as copy:
+            assert copy.spec == embedder.spec
+            np.testing.assert_array_equal(dense_of(copy.embed_queries(TEXTS)), expected)
+
+
+def test_a_pickle_of_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
+    from twinvec.errors import CheckpointError
+
+    folder = build_gte(tmp_path)
+    with Embedder(folder, dtype="float32") as embedder:
+        data = pickle.dumps(embedder)
+    build_gte(folder, seed=1)
+    with pytest.raises(CheckpointError, match="content has changed"):
+        pickle.loads(data)
+
+
+def test_the_resolved_spec_loads_the_same_model(gte_folder: Path) -> None:
+    with Embedder(gte_folder, device="cpu") as embedder:
+        spec = embedder.spec
+    assert spec.dtype in ("float32", "bfloat16")
+    assert spec.dim == 64
+    assert spec.sparse == "head"
+    assert spec.digest is not None
+    with Embedder(spec) as again:
+        assert again.spec == spec
+        assert again.spec.fingerprint == spec.fingerprint
+    with pytest.raises(ConfigurationError, match="dim: already said by the ModelSpec"):
+        Embedder(spec, dim=32)
+
+
+def test_dtype_auto_follows_the_cpu_and_shows_in_stats(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
+        with Embedder(gte_folder, device="cpu") as embedder:
+            assert embedder.stats()["dtype"] == expected
+
+
+def _embed_in_child(embedder: Embedder, queue: Any) -> None:
+    try:
+        embedder.embed_documents(["a"])
+    except ConfigurationError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork does not exist there")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_use_after_fork_is_refused_instead_of_hanging(gte: Embedder) -> None:
+    context: Any = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_embed_in_child, args=(gte, queue))
+    child.start()
+    assert "before the process forked" in queue.get(timeout=60)
+    child.join()
+
+
+def test_importing_twinvec_imports_no_torch() -> None:
+    code = "import sys, twinvec; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'tokenizers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nothing_warns_on_ordinary_use(gte_folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Embedder(ModelSpec(model=str(gte_folder), dtype="float32")) as embedder:
+            embedder.embed_documents(TEXTS)
