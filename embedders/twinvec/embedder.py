@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from twinvec.spec import ModelSpec, SparseKeys
 from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from twinvec.core import InferenceCore, Job
 
 OnOverflow = Literal["truncate", "error"]
@@ -396,13 +400,7 @@ class Embedder:
         sparse: bool | None, show_progress: bool,
     ) -> EmbeddingBatch:  # fmt: skip
         jobs = self._jobs(role, texts, task, prompt, dense, sparse)
-        bar = None
-        if show_progress:
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=sum(len(job.texts) for _, job in jobs), unit="text", desc=f"Embedding {role.value}s")
-            for _, job in jobs:
-                job.on_progress = bar.update
+        bar = _show_progress(jobs, f"Embedding {role.value}s") if show_progress else None
         futures = _submit(jobs)
         try:
             batch = _merge([future.result() for future in futures])
@@ -477,6 +475,23 @@ def _make_spec(model: str | os.PathLike[str] | ModelSpec, **fields: Any) -> Mode
 
 def _rebuild(spec: ModelSpec, options: dict[str, Any]) -> Embedder:
     return Embedder(spec, **options)
+
+
+def _show_progress(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[NoReturn]:
+    """Draw a bar that counts a text when all models have it."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=len(jobs[0][1].texts), unit="text", desc=title)
+    finished, lock = [0] * len(jobs), threading.Lock()
+
+    def advance(number: int, texts: int) -> None:
+        with lock:
+            finished[number] += texts
+            bar.update(min(finished) - bar.n)
+
+    for number, (_, job) in enumerate(jobs):
+        job.on_progress = functools.partial(advance, number)
+    return bar
 
 
 def _submit(jobs: list[tuple[InferenceCore, Job]]) -> list[Future[EmbeddingBatch]]:

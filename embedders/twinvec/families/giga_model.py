@@ -88,14 +88,14 @@ class MultiHeadLatentAttention(nn.Module):
     """MLA with keys and values from one compressed state: c = norm(dkv(x)), k = [uk(c), rope(kr(x))], v = uv(c).
 
     A drop-in for LlamaAttention. Whether the rope is interleaved is not published; the training framework's public code
-    has it so, ``interleaved = False`` takes halves.
+    has it so. ``rope_interleave: false`` in the text config takes halves.
     """
 
     def __init__(self, config: Any, text: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
         self.is_causal = False
-        self.interleaved = True
+        self.interleaved = bool(text.get("rope_interleave", True))
         heads, hidden = text["num_attention_heads"], text["hidden_size"]
         self.nope, self.rope, self.dim_v = (text[f"{n}_head_dim"] for n in ("qk_nope", "qk_rope", "v"))
         self.heads, self.rope_heads = heads, text.get("num_krope_heads") or heads
@@ -157,8 +157,10 @@ class GigaBackbone(PackedTransformer):
         return cls(text.eval(), cast(LatentAttention, modules["latent_attention_model"]))
 
     def rope_variants(self) -> tuple[str, ...]:
-        """Return the rotations that ``verify`` tries: two where the checkpoint does not tell."""
-        return ("interleaved", "half") if self._mla() else ()
+        """Return the rotations that ``verify`` tries, the one in use first."""
+        if not (layers := self._mla()):
+            return ()
+        return ("interleaved", "half") if layers[0].interleaved else ("half", "interleaved")
 
     def use_rope(self, variant: str) -> None:
         """Choose one of ``rope_variants``."""

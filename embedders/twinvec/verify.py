@@ -1,0 +1,173 @@
+"""verify: recompute the scores that a model card prints, and compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinvec.embedder import Embedder
+from twinvec.errors import ConfigurationError
+from twinvec.spec import ModelSpec
+from twinvec.vectors import Float32
+
+if TYPE_CHECKING:
+    from twinvec.families import Published
+
+# Names of the scores in Published: (weight of the cosine, weight of the common sparse terms).
+_WEIGHTS = {"dense": (1.0, 0.0), "sparse": (0.0, 1.0), "dense + 0.3 sparse": (1.0, 0.3)}
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One published score beside the computed one.
+
+    Attributes:
+        source: where the number is published.
+        half: "dense" (cosine), "sparse", or their weighted sum.
+        query, document: the texts.
+        published, computed: the scores.
+        tolerance: greatest absolute difference that counts as agreement.
+        variant: the rotation that was tried, None where the checkpoint leaves no choice.
+    """
+
+    source: str
+    half: str
+    query: str
+    document: str
+    published: float
+    computed: float
+    tolerance: float
+    variant: str | None = None
+
+    @property
+    def difference(self) -> float:
+        """Return computed - published."""
+        return self.computed - self.published
+
+    @property
+    def ok(self) -> bool:
+        """Return whether the scores agree."""
+        return abs(self.difference) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` found.
+
+    Attributes:
+        model, family, dtype: what was verified, and in which precision.
+        rows: every published score; once per variant where variants were tried.
+        variants: rotations that were tried; the first is the one that the Embedder uses.
+    """
+
+    model: str
+    family: str
+    dtype: str
+    rows: tuple[VerifyRow, ...]
+    variants: tuple[str | None, ...] = (None,)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether the Embedder, as it is used, agrees with every published score."""
+        return self.variants[0] in self.agreeing
+
+    @property
+    def agreeing(self) -> tuple[str | None, ...]:
+        """Return the variants that agree with every published score."""
+        return tuple(v for v in self.variants if all(r.ok for r in self.rows if r.variant == v))
+
+
+def verify(
+    model: Embedder | str | os.PathLike[str] | ModelSpec, *, published: Sequence[Published] | None = None
+) -> VerifyReport:
+    """Recompute the published scores of a model's family.
+
+    Args:
+        model: an Embedder; or what one is made of, then it is loaded in float32, so that the comparison shows the
+            computation and not this machine's rounding.
+        published: scores to compare with instead of the family's.
+
+    Raises:
+        ConfigurationError: nothing is published for the family, or this model is not the one that was published.
+        CheckpointError: the model cannot be loaded.
+    """
+    if isinstance(model, Embedder):
+        return _verify(model, published)
+    with Embedder(model if isinstance(model, ModelSpec) else _in_float32(model)) as embedder:
+        return _verify(embedder, published)
+
+
+def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
+    return ModelSpec(model=os.fspath(model), dtype="float32")
+
+
+def _verify(embedder: Embedder, published: Sequence[Published] | None) -> VerifyReport:
+    loaded = embedder._core.loaded
+    if published is None:
+        published = loaded.family.published
+    if not published:
+        raise ConfigurationError(
+            f"{embedder.spec.model}: no scores are published for the family {embedder.family!r} that verify could "
+            "compare with; `twinvec models` lists the families"
+        )
+    _check_comparable(embedder, published)
+    backbone = loaded.encoder.backbone
+    variants: tuple[str | None, ...] = backbone.rope_variants() or (None,)
+    rows: list[VerifyRow] = []
+    try:
+        for variant in variants:
+            if variant is not None:
+                backbone.use_rope(variant)
+            rows += [row for card in published for row in _compare(embedder, card, variant)]
+    finally:
+        if variants[0] is not None:
+            backbone.use_rope(variants[0])
+    return VerifyReport(str(embedder.spec.model), embedder.family, embedder.spec.dtype, tuple(rows), variants)
+
+
+def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> None:
+    """Refuse what would change the scores by itself, and relatives that share the family without its numbers."""
+    spec, full = embedder.spec, embedder._core.loaded.description.dim
+    needs_sparse = any(_WEIGHTS[half][1] for card in published for half in card.scores)
+    if needs_sparse and spec.sparse != "head":
+        raise ConfigurationError(
+            f"{spec.model}: the published scores of the family {embedder.family!r} need the checkpoint's own lexical "
+            f"head, and this Embedder has sparse={spec.sparse!r}: they are another model's, or load it with "
+            'sparse="head"'
+        )
+    if needs_sparse and spec.sparse_keys != "surface":
+        raise ConfigurationError('the published sparse scores count equal strings: load with sparse_keys="surface"')
+    if spec.dim != full:
+        raise ConfigurationError(f"the published scores are of all {full} dimensions: load without dim={spec.dim}")
+
+
+def _compare(embedder: Embedder, card: Published, variant: str | None) -> list[VerifyRow]:
+    queries = embedder.embed_queries(card.queries, task=card.task)
+    documents = embedder.embed_documents(card.documents, task=card.task)
+    assert queries.dense is not None
+    assert documents.dense is not None
+    cosine = queries.dense @ documents.dense.T
+    common: Float32 = np.zeros_like(cosine)
+    if queries.sparse is not None and documents.sparse is not None:
+        common = queries.sparse.similarity(documents.sparse)
+    rows = []
+    for half, scores in card.scores.items():
+        dense_weight, sparse_weight = _WEIGHTS[half]
+        computed = dense_weight * cosine + sparse_weight * common
+        rows += [
+            VerifyRow(card.source, half, query, document, score, float(found), tolerance(half, score), variant)
+            for query, line, values in zip(card.queries, scores, computed, strict=True)
+            for document, score, found in zip(card.documents, line, values, strict=True)
+        ]
+    return rows
+
+
+def tolerance(half: str, published: float) -> float:
+    """Return the greatest difference that counts as agreement: 0.01, and 1% more where sparse weights take part."""
+    # The cards computed in fp16 or bf16: two runs of one card differ by up to 0.0026 in a cosine; sparse scores are
+    # sums of products that are not normalised, so their rounding grows with them.
+    return 0.01 if half == "dense" else 0.01 + 0.01 * abs(published)

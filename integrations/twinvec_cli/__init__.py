@@ -1,0 +1,1 @@
+"""The `twinvec` command."""

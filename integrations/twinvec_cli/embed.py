@@ -1,0 +1,151 @@
+"""`twinvec embed`: texts in, vectors out."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinvec.errors import (
+    ConfigurationError,
+    InvalidTextError,
+    NonFiniteError,
+    OutOfMemoryError,
+    TextTooLongError,
+    TruncationWarning,
+)
+from twinvec.prompts import Role
+from twinvec_cli.console import note, warn
+from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
+from twinvec_cli.reading import TextSource
+from twinvec_cli.writing import Writer, check_output, open_writer
+
+if TYPE_CHECKING:
+    from twinvec import Embedder, EmbeddingBatch
+
+# One call of the Embedder: enough to sort by length and fill a device, little enough to hold and to show progress.
+_CHUNK_TEXTS = 512
+_CHUNK_CHARACTERS = 500_000
+
+
+class Overflow(str, Enum):
+    """What to do with a text over the model's length."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+
+
+_TEXTS = "Texts; a single - reads stdin."
+_INPUT = "One text a line, or .jsonl: one object a line. - is stdin."
+_FIELD = "Field of each JSON line that holds the text. Default: text."
+_OUTPUT = "FILE.jsonl or FILE.npz instead of JSON lines on stdout; written whole or not at all."
+_TASK = "An instruction, or the name of one, for models trained with them."
+_PROMPT = "Put exactly this before each text, in place of the model's prompt."
+_OVERFLOW = "truncate or error: what to do with longer texts."
+_SPARSE = "Demand the sparse half, or leave it out. Default: where the model has one."
+_SOURCE = "A lexical head file (.safetensors, .pt) or a SPLADE checkpoint for the sparse half."
+_DTYPE = "auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16."
+
+
+def embed(
+    model: Model,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=_TEXTS, show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("--input", "-i", metavar="FILE", help=_INPUT)] = None,
+    field: Annotated[str | None, typer.Option(metavar="NAME", help=_FIELD)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=_OUTPUT)] = None,
+    with_text: Annotated[bool, typer.Option("--with-text", help="Repeat each text in its JSON line.")] = False,
+    role: Annotated[Role, typer.Option(metavar="ROLE", help="query or document.")] = Role.DOCUMENT,
+    task: Annotated[str | None, typer.Option(metavar="TEXT", help=_TASK)] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help=_PROMPT)] = None,
+    dim: Annotated[int | None, typer.Option(metavar="N", help="Fewer dimensions (Matryoshka models).")] = None,
+    max_length: Annotated[int | None, typer.Option(metavar="N", help="Tokens per text, all included.")] = None,
+    on_overflow: Annotated[Overflow, typer.Option(metavar="HOW", help=_OVERFLOW)] = Overflow.TRUNCATE,
+    sparse: Annotated[bool | None, typer.Option("--sparse/--no-sparse", help=_SPARSE)] = None,
+    sparse_source: Annotated[str | None, typer.Option(metavar="PATH", help=_SOURCE)] = None,
+    device: Device = "auto",
+    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help=_DTYPE)] = Dtype.AUTO,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Embed texts: one JSON object a text, with "index", "dense", "sparse" {token id: weight}, "tokens", "truncated".
+
+    Texts are taken as they are: an empty line is an empty text, nothing is stripped.
+
+    Examples:
+
+    [bold]twinvec embed Alibaba-NLP/gte-multilingual-base "What is TwinVec?" --role query[/bold]
+
+    [bold]twinvec embed ./model --input passages.jsonl --field body --output vectors.npz[/bold]
+
+    [bold]cut -f2 table.tsv | twinvec embed BAAI/bge-m3 - --no-sparse > vectors.jsonl[/bold]
+    """
+    source = TextSource.choose(texts or (), input, field)
+    check_output(output)
+    if sparse is False and sparse_source is not None:
+        raise ConfigurationError("--no-sparse and --sparse-source contradict each other")
+    wanted = sparse_source or {True: "head", False: None, None: "auto"}[sparse]
+    note(f"Loading {model} ...")
+    from twinvec import Embedder
+
+    with (
+        Embedder(
+            model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length, sparse=wanted,
+            task=task, on_overflow=on_overflow.value, trust_remote_code=trust_remote_code,
+        ) as embedder,
+        open_writer(output, with_text=with_text) as writer,
+    ):  # fmt: skip
+        _embed(embedder, source, writer, role, prompt)
+
+
+def _embed(embedder: Embedder, source: TextSource, writer: Writer, role: Role, prompt: str | None) -> None:
+    from tqdm import tqdm
+
+    call = embedder.embed_queries if role is Role.QUERY else embedder.embed_documents
+    start = cut = 0
+    first_cut: int | None = None
+    hidden = None if sys.stderr.isatty() else True
+    with (
+        tqdm(total=source.count(), unit="text", desc="Embedding", delay=1, disable=hidden, leave=False) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", TruncationWarning)  # one line at the end counts over all chunks
+        for chunk in _chunks(source):
+            try:
+                batch: EmbeddingBatch = call(chunk, prompt=prompt)
+            except (InvalidTextError, TextTooLongError, NonFiniteError, OutOfMemoryError) as error:
+                raise _renumbered(error, start) from error
+            writer.write(start, chunk, batch)
+            if first_cut is None and batch.truncated.any():
+                first_cut = start + int(batch.truncated.argmax())
+            cut += int(batch.truncated.sum())
+            start += len(chunk)
+            bar.update(len(chunk))
+    if cut:
+        warn(f"{cut} of {start} texts were cut at {embedder.max_length} tokens (first: index {first_cut})")
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of texts; a single empty one for no texts, which gives empty arrays of the right width."""
+    chunk: list[str] = []
+    characters = 0
+    any_yet = False
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == _CHUNK_TEXTS or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            any_yet = True
+            chunk, characters = [], 0
+    if chunk or not any_yet:
+        yield chunk
+
+
+def _renumbered(error: Exception, start: int) -> Exception:
+    """Return the error with positions in the whole input instead of in its chunk."""
+    return type(error)(re.sub(r"texts\[(\d+)\]", lambda m: f"texts[{int(m[1]) + start}]", str(error)))

