@@ -174,6 +174,22 @@ def test_task_and_prompt_together_are_an_error(giga: Embedder) -> None:
         giga.embed_queries(["x"], task="web_search", prompt="query: ")
 
 
+def test_sparse_rows_leave_the_prompts_tokens_out(gte: Embedder, gte_folder: Path) -> None:
+    reference = reference_gte(gte_folder)
+    tokenizer = Tokenizer.from_file(str(gte_folder / "tokenizer.json"))
+    prompt, text = "the capital of ", "China is the list"
+    ids = list(tokenizer.encode(prompt + text).ids)
+    start = len(tokenizer.encode(prompt).ids) - 1  # without </s>
+    expected: dict[str, float] = {}
+    for token, weight in list(zip(ids, reference.token_weights(ids), strict=True))[start:]:
+        if weight > 0 and token not in reference.special_ids:
+            key = tokenizer.decode([token])
+            expected[key] = max(expected.get(key, 0.0), float(weight))
+    batch = gte.embed_documents([text], prompt=prompt)
+    np.testing.assert_allclose(dense_of(batch)[0], reference.dense(ids), atol=1e-5)
+    assert gte.token_weights(sparse_of(batch))[0] == pytest.approx(expected, abs=1e-5)
+
+
 def test_prompts_can_be_given_where_the_checkpoint_has_none(tmp_path: Path) -> None:
     folder = build_multilingual_e5(tmp_path, with_prompts=False)
     prompts = {"query": "query: ", "passage": "passage: "}

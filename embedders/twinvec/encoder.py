@@ -157,6 +157,8 @@ class Encoder:
         if self._head is not None:
             weights = self._head(output).cpu().numpy()
             _finite(weights)
+            # a prompt's words say nothing about the text
+            weights[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
             return reduce_token_weights(weights, batch.input_ids.numpy(), batch.lengths, keys)
         parts = output[:, : len(keys)].split(list(batch.lengths))
         # log1p(relu(x)) rises with x, so the maximum may come first

@@ -174,7 +174,7 @@ class EmbeddingBatch:
 
     Attributes:
         dense: float32 [n, dim], L2-normalised; None where it was not asked for or the model has none.
-        sparse: n sparse rows; None where it was not asked for or the model has none.
+        sparse: n sparse rows, without the prompt's tokens; None where it was not asked for or the model has none.
         token_counts: int32 [n], tokens that the model saw, prompt and special tokens included.
         truncated: bool [n], True where the text's tail was cut at the maximum length.
     """
