@@ -20,6 +20,7 @@ from twinvec.packing import TokenBatch
 
 PREFIX = "twinvec_"
 _HALF = (torch.float16, torch.bfloat16)
+_SCORE_BYTES = 2**22
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
@@ -52,15 +53,18 @@ def sdpa(
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
         window = sliding_window if sliding_window is not None and sliding_window < length else None
-        result = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if window is None else _window_mask(length, window, causal, query.device),
-            is_causal=causal and window is None and length > 1,
-            scale=scaling,
-            enable_gqa=key.shape[1] != heads,
-        )
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not causal and window is None:
+            result = _products(q, k, v, scaling)
+        else:
+            result = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if window is None else _window_mask(length, window, causal, query.device),
+                is_causal=causal and window is None and length > 1,
+                scale=scaling,
+                enable_gqa=key.shape[1] != heads,
+            )
         out[0, start:stop].view(count, length, heads, dim_v).copy_(result.transpose(1, 2))
     return out, None
 
@@ -142,6 +146,25 @@ def _ragged(
     value = F.pad(value, (0, query.shape[-1] - dim_v))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return q, k, v, dim_v
+
+
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Attend without a mask by two matrix products per block of queries [texts, heads, length, dim].
+
+    The CPU's fused kernel does not reach its bfloat16 instructions: these products are about twice as fast. Scores are
+    rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    queries, keys, values = ((q * scale).flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1))
+    rows = max(_SCORE_BYTES // (q.element_size() * len(queries) * q.shape[2]), 16)
+    result = values.new_empty(values.shape)
+    for start in range(0, q.shape[2], rows):
+        block = slice(start, start + rows)
+        result[:, block] = torch.bmm(torch.bmm(queries[:, block], keys).softmax(-1), values)
+    return result.unflatten(0, q.shape[:2])
 
 
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
