@@ -27,7 +27,9 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the fastest packed attention that runs here: "varlen", "flash" or "sdpa"."""
     if device.type != "cuda" or dtype not in _HALF:
         return "sdpa"
-    if torch.cuda.get_device_capability(device) >= (8, 0) and hasattr(torch.nn.attention, "varlen"):
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "sdpa"
+    if importlib.util.find_spec("torch.nn.attention.varlen"):
         return "varlen"
     return "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
 
@@ -164,7 +166,8 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float 
     for start in range(0, q.shape[2], rows):
         block = slice(start, start + rows)
         result[:, block] = torch.bmm(torch.bmm(queries[:, block], keys).softmax(-1), values)
-    return result.unflatten(0, q.shape[:2])
+    unflattened: torch.Tensor = result.unflatten(0, q.shape[:2])
+    return unflattened
 
 
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:

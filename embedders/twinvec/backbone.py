@@ -147,6 +147,7 @@ def load_native(
         CheckpointMismatchError: any missing, unexpected or mismatched tensor; transformers would only log it.
         CheckpointError: the weights cannot be read or the config makes no model.
     """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
@@ -168,7 +169,7 @@ def load_native(
             use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
             **options,
         )
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -5,6 +5,7 @@ Nothing here builds a model or runs code from the checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MODELSCOPE = "modelscope:"
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja"]
-_WEIGHT_FILES = ["*.safetensors", "sparse_linear.pt", "colbert_linear.pt"]
+BGE_HEAD = "sparse_linear.pt"
+_WEIGHT_FILES = ["*.safetensors", BGE_HEAD, "colbert_linear.pt", "*_Dense/pytorch_model.bin"]
 _PICKLES = ["pytorch_model*.bin", "*/pytorch_model.bin"]
 _NOT_NEEDED = ["onnx/*", "openvino/*", "original/*", "*.onnx", "*/optimizer*"]
 _MAX_HEADER = 100 * 2**20
@@ -49,6 +51,18 @@ class Module:
     kind: str
     folder: Path
     config: Mapping[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """Return the weight file, safetensors before a pickle.
+
+        Raises:
+            CheckpointNotFoundError: there is neither.
+        """
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (self.folder / name).is_file():
+                return self.folder / name
+        raise CheckpointNotFoundError(f"{self.folder}: {self.kind} has no weights. Download the checkpoint again.")
 
 
 @dataclass(frozen=True)
@@ -87,22 +101,11 @@ class Checkpoint:
     def weight_files(self) -> tuple[Path, ...]:
         """Return the weight files, safetensors before pickles; every shard that the index names."""
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-            index = self.folder / f"{stem}{suffix}.index.json"
+            index, single = self.folder / f"{stem}{suffix}.index.json", self.folder / f"{stem}{suffix}"
+            if single.is_file():
+                return (single,)
             if index.is_file():
-                shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-                if not shards:
-                    raise CheckpointError(f"{index}: names no weight files")
-                files = tuple(self.folder / shard for shard in shards)
-            else:
-                files = (self.folder / f"{stem}{suffix}",)
-                if not files[0].is_file():
-                    continue
-            if lost := [f.name for f in files if not f.is_file()]:
-                raise CheckpointNotFoundError(
-                    f"{self.folder}: {index.name} names {', '.join(lost)}, which is not there. "
-                    "Download the checkpoint again."
-                )
-            return files
+                return _shards(index)
         raise CheckpointNotFoundError(
             f"{self.folder}: no weights (model.safetensors, pytorch_model.bin or their sharded forms). "
             "Download the checkpoint again, or save it with safe_serialization=True."
@@ -124,9 +127,9 @@ class Checkpoint:
         for file in sorted({f for folder in folders for f in folder.glob("*.json")}):
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
-        heads = [p for p in self.root.glob("*.pt") if p.is_file()]
-        module_weights = [p for m in self.modules for p in m.folder.glob("*.*") if p.suffix in (".safetensors", ".bin")]
-        for file in sorted({*self.weight_files, *heads, *module_weights}):
+        heads = [p for p in (self.root / BGE_HEAD,) if p.is_file()]
+        dense = [m.weights for m in self.modules if m.kind == "Dense"]
+        for file in sorted({*self.weight_files, *heads, *dense}):
             digest.update(sample_digest(file))
         return digest.hexdigest()[:32]
 
@@ -208,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
@@ -233,7 +236,7 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         tensors = {k: Tensor(v["dtype"], tuple(v["shape"])) for k, v in header.items()}
         end = 8 + length + max((v["data_offsets"][1] for v in header.values()), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Download it again.") from error
     if end != size:
         raise CheckpointError(f"{path}: has {size:,} bytes but its header describes {end:,}. Download it again.")
@@ -265,7 +268,9 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
             f"{path}: refused: it is not a file of plain tensors ({type(error).__name__}). TwinVec never unpickles "
             "anything else; convert the checkpoint to safetensors."
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
+    ):
         raise CheckpointError(f"{path}: refused: expected a dictionary of tensors")
     return {k: v for k, v in loaded.items() if k.startswith(prefix)}
 
@@ -313,11 +318,26 @@ def sample_digest(path: Path, samples: int = 64, block: int = 16384) -> bytes:
 
 
 def _read(name: str, root: Path, revision: str | None, trusted: bool) -> Checkpoint:
+    root = root.resolve()
     modules = _read_modules(root)
     folder = modules[0].folder if modules else root
     if not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; give the folder of a checkpoint")
     return Checkpoint(name, root, folder, read_json(folder / "config.json"), modules, revision, trusted)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index}: names no weight files. Download it again.")
+    files = tuple(index.parent / name for name in sorted(set(names.values())))
+    if outside := [f for f in files if f.parent != index.parent or f.name in ("", "..")]:
+        raise CheckpointError(f"{index}: points outside the checkpoint ({outside[0]})")
+    if lost := [f.name for f in files if not f.is_file()]:
+        raise CheckpointNotFoundError(
+            f"{index.parent}: {index.name} names {', '.join(lost)}, which is not there. Download the checkpoint again."
+        )
+    return files
 
 
 def _read_modules(root: Path) -> tuple[Module, ...]:
@@ -327,12 +347,12 @@ def _read_modules(root: Path) -> tuple[Module, ...]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         listed = [(str(e["type"]).rsplit(".", 1)[-1], (root / str(e["path"])).resolve()) for e in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable module list ({error}). Download it again.") from error
     if not listed:
         raise CheckpointError(f"{path}: lists no modules")
     for kind, folder in listed:
-        if not folder.is_relative_to(root.resolve()):
+        if not folder.is_relative_to(root):
             raise CheckpointError(f"{path}: module {kind} points outside the checkpoint ({folder})")
     return tuple(
         Module(kind, folder, read_json(folder / "config.json") if (folder / "config.json").is_file() else {})
@@ -348,18 +368,31 @@ def _from_hub(
     offline: bool,
     patterns: list[str],
 ) -> Path:
+    import httpx
     from huggingface_hub import errors, snapshot_download
 
-    try:
+    unreachable = (
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        httpx.HTTPError,
+        OSError,
+    )
+
+    def download(local_files_only: bool) -> Path:
         path = snapshot_download(
             repo,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
-            local_files_only=offline,
+            local_files_only=local_files_only,
             allow_patterns=patterns,
             ignore_patterns=_NOT_NEEDED,
         )
+        return Path(path)
+
+    try:
+        return download(offline)
     except errors.GatedRepoError as error:
         raise CheckpointNotFoundError(
             f"{repo}: access must be granted by its owners; ask on its hub page, then pass token=..."
@@ -369,18 +402,17 @@ def _from_hub(
             f"{repo}{'' if revision is None else '@' + revision}: the hub has no such repository or revision, or it is "
             "private: check the spelling, or pass token=..."
         ) from error
-    except (
-        errors.HfHubHTTPError,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        OSError,
-    ) as error:
+    except errors.HFValidationError as error:
+        raise CheckpointNotFoundError(f"{repo}: no such folder, and not a valid hub id ({error})") from error
+    except unreachable as error:
+        if not offline:
+            with contextlib.suppress(*unreachable):
+                return download(local_files_only=True)
         raise CheckpointNotFoundError(
             f"{repo}: config.json and weights are not in the cache ({cache_dir or 'the default one'}) and the hub "
             f"{'was not asked (offline)' if offline else 'cannot be reached'}. Connect and try again, or copy the "
             f"repository to a folder and pass that folder. ({type(error).__name__})"
         ) from error
-    return Path(path)
 
 
 def _from_modelscope(

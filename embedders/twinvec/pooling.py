@@ -31,7 +31,7 @@ def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_
     weights = torch.ones(len(hidden), 1, device=hidden.device)
     if not include_prompt:
         prompt = torch.tensor(batch.prompt_lengths, device=hidden.device)
-        starts = torch.minimum(starts + prompt, ends - 1)
+        starts = torch.where(prompt < lengths, starts + prompt, starts)
         weights[batch.position_ids < torch.repeat_interleave(prompt, lengths)] = 0
     pooled = []
     for mode in modes:

@@ -78,13 +78,18 @@ class PromptTemplate:
     def from_prompts(cls, prompts: Mapping[str, str], default_name: str | None = None) -> PromptTemplate:
         """Read sentence-transformers ``prompts``: role names, task names, and an instruction where one is found.
 
-        A role without a prompt of its own takes ``prompts[default_name]``, as sentence-transformers does.
+        A role without a prompt of its own takes ``prompts[default_name]``, unless that is the other role's.
         """
         if default_name is not None and default_name not in prompts:
             raise PromptError(f"default_prompt_name {default_name!r} is not in prompts {sorted(prompts)}")
-        default = prompts[default_name] if default_name is not None else ""
-        query = next((prompts[name] for name in _QUERY_NAMES if prompts.get(name)), default)
-        document = next((prompts[name] for name in _DOCUMENT_NAMES if prompts.get(name)), default)
+
+        def prompt_of(role: tuple[str, ...], other: tuple[str, ...]) -> str:
+            own = [prompts[name] for name in role if name in prompts]
+            if own:
+                return next(filter(None, own), "")
+            return prompts[default_name] if default_name is not None and default_name not in other else ""
+
+        query, document = prompt_of(_QUERY_NAMES, _DOCUMENT_NAMES), prompt_of(_DOCUMENT_NAMES, _QUERY_NAMES)
         match = _INSTRUCT.fullmatch(query)
         return cls(
             instruct=f"{match[1]}{{task}}{match[3]}" if match else None,
@@ -121,8 +126,10 @@ class PromptTemplate:
         if task is None:
             return self.query if role is Role.QUERY else self.document
         if isinstance(task, str):
-            if task in self.named and task not in _QUERY_NAMES + _DOCUMENT_NAMES:
+            if task in self.named:
                 return self.named[task]
+            if task in _QUERY_NAMES + _DOCUMENT_NAMES:
+                raise PromptError(f"task={task!r} is the name of a role; the role is in the method's name")
             task = TASKS.get(task) or Task(task)
         elif not isinstance(task, Task):
             raise TypeError(f"task must be a Task, a string or None, not {type(task).__name__}")

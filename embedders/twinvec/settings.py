@@ -33,7 +33,7 @@ class Settings:
         Raises:
             ConfigurationError: a value that cannot be read, with the variable's name.
         """
-        budget = env.get("TWINVEC_TOKEN_BUDGET")
+        budget = env.get("TWINVEC_TOKEN_BUDGET") or None
         if budget is not None and (not budget.isdecimal() or int(budget) < 1):
             raise ConfigurationError(f"TWINVEC_TOKEN_BUDGET={budget!r} must be a positive whole number")
         offline = env.get("TWINVEC_OFFLINE", "0")

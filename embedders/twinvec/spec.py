@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -46,8 +47,12 @@ class ModelSpec:
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ConfigurationError("model must be a folder or a hub id, not an empty string")
+        for name in ("model", "sparse"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, os.fspath(value))
+            if value == "":
+                raise ConfigurationError(f"{name} must not be an empty string")
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.sparse_keys not in ("surface", "ids"):
@@ -67,4 +72,6 @@ class ModelSpec:
         fields = asdict(self)
         if self.digest is not None:
             del fields["model"], fields["revision"], fields["trust_remote_code"]
+            if fields["sparse"] not in (None, "auto", "head"):
+                fields["sparse"] = "file or checkpoint"  # the digest covers its content
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

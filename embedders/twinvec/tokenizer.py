@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ class TokenizedText:
 
     Attributes:
         ids: int32 [tokens], prompt and special tokens included.
-        prompt_length: leading special tokens and prompt tokens.
+        prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
         full_length: tokens before the cut; greater than ``len(ids)`` where the tail was cut.
     """
 
@@ -56,6 +57,10 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise CheckpointError(f"{path}: cannot be read ({error}). Download it again.") from error
+        # the library does not tell this one; a quote inside of a vocabulary entry would be escaped
+        unknown = re.search(rb'"unk_id"\s*:\s*(\d+)', path.read_bytes())
+        self._unigram_unknown = int(unknown[1]) if unknown else None
+        self._path = path
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.max_length = max_length
@@ -69,10 +74,10 @@ class TextTokenizer:
         Raises:
             PromptError: the prompt leaves no room for a text.
         """
-        prompt_length = len(self._head) + len(self._ids([prompt])[0]) if prompt else len(self._head)
-        if prompt_length + len(self._tail) >= self.max_length:
+        prompt_length = len(self._head) + len(self._ids([prompt])[0]) if prompt else 0
+        if max(prompt_length, len(self._head)) + len(self._tail) >= self.max_length:
             raise PromptError(
-                f"the prompt has {prompt_length} tokens with its special tokens, which leaves no room for a text "
+                f"the prompt and the special tokens take all {self.max_length} tokens, which leaves no room for a text "
                 f"within max_length={self.max_length}: shorten the instruction or raise max_length"
             )
         encoded = []
@@ -94,10 +99,7 @@ class TextTokenizer:
         added = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         named = {self._tokenizer.token_to_id(t) for t in self._special_names.values()}
         model = self._tokenizer.model
-        unknown = {
-            getattr(model, "unk_id", None),
-            self._tokenizer.token_to_id(getattr(model, "unk_token", None) or ""),
-        }
+        unknown = {self._unigram_unknown, self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")}
         return frozenset(i for i in added | named | unknown if i is not None)
 
     @cached_property
@@ -107,9 +109,9 @@ class TextTokenizer:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """Return the decoded string of every id; the entry itself for a part of a character, which has none."""
+        """Return the decoded string of every id; ``<id>`` for a part of a character, which has none."""
         decoded = self._tokenizer.decode_batch([[i] for i in range(self.vocabulary_size)], skip_special_tokens=False)
-        return [token if "\ufffd" in text else text for token, text in zip(self.tokens, decoded, strict=True)]
+        return [f"<{i}>" if "\ufffd" in text else text for i, text in enumerate(decoded)]
 
     @cached_property
     def id_keys(self) -> Int64:
@@ -139,9 +141,14 @@ class TextTokenizer:
         inner = [i for i, special in enumerate(mask) if not special] or [len(ids)]
         head, tail = list(ids[: inner[0]]), list(ids[inner[-1] + 1 :])
         for end, flag, name in ((head, "add_bos_token", "bos_token"), (tail, "add_eos_token", "eos_token")):
-            token = self._tokenizer.token_to_id(self._special_names.get(name, ""))
-            if config.get(flag) is True and token is not None and not end:
-                end.append(token)
+            if config.get(flag) is not True or end or name not in self._special_names:
+                continue
+            token = self._tokenizer.token_to_id(self._special_names[name])
+            if token is None:
+                raise CheckpointError(
+                    f"{self._path}: {flag} asks for {self._special_names[name]!r}, which is not in the vocabulary"
+                )
+            end.append(token)
         return head, tail
 
 

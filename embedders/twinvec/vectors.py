@@ -16,6 +16,8 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+Rows = slice | Sequence[int] | Sequence[bool] | Int64 | Bool
+_MAX_KEY = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,10 @@ class SparseBatch:
 
     def __post_init__(self) -> None:
         for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
-            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            given = np.asarray(getattr(self, name))
+            if dtype is np.int32 and given.size and given.max() > _MAX_KEY:
+                raise ValueError(f"SparseBatch.indices must fit into int32, not {given.max()}")
+            array = np.ascontiguousarray(given, dtype=dtype)
             if array.ndim != 1:
                 raise ValueError(f"SparseBatch.{name} must have one dimension, not {array.ndim}")
             object.__setattr__(self, name, array)
@@ -75,7 +80,7 @@ class SparseBatch:
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[int, float]]) -> SparseBatch:
         """Build a batch from ``{key: weight}`` rows; weights of 0 are left out."""
-        kept = [sorted((k, v) for k, v in row.items() if v != 0) for row in rows]
+        kept = [sorted((k, v) for k, v in row.items() if np.float32(v) != 0) for row in rows]
         return cls(
             np.cumsum([0, *map(len, kept)], dtype=np.int64),
             np.array([k for row in kept for k, _ in row], dtype=np.int32),
@@ -87,6 +92,7 @@ class SparseBatch:
         """Build a batch from any scipy sparse matrix or array of shape [n, vocabulary]."""
         csr = matrix.tocsr(copy=True)
         csr.sum_duplicates()
+        csr.data = csr.data.astype(np.float32)
         csr.eliminate_zeros()
         return cls(csr.indptr, csr.indices, csr.data)
 
@@ -109,14 +115,14 @@ class SparseBatch:
     @overload
     def __getitem__(self, rows: int) -> SparseVector: ...
     @overload
-    def __getitem__(self, rows: slice | Sequence[int] | Int64) -> SparseBatch: ...
-    def __getitem__(self, rows: int | slice | Sequence[int] | Int64) -> SparseVector | SparseBatch:
-        """Return one row, or a batch of the chosen rows in the given order."""
+    def __getitem__(self, rows: Rows) -> SparseBatch: ...
+    def __getitem__(self, rows: int | Rows) -> SparseVector | SparseBatch:
+        """Return one row, or a batch of the rows chosen by a slice, positions or a mask."""
         if isinstance(rows, (int, np.integer)):
             row = range(len(self))[rows]
             start, stop = self.indptr[row], self.indptr[row + 1]
             return SparseVector(self.indices[start:stop], self.values[start:stop])
-        chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)]
+        chosen = _positions(rows, len(self))
         counts = np.diff(self.indptr)[chosen]
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
@@ -196,13 +202,19 @@ class EmbeddingBatch:
     def __len__(self) -> int:
         return len(self.token_counts)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Int64) -> EmbeddingBatch:
-        """Return the chosen rows, in the given order."""
-        if not isinstance(rows, slice):
-            rows = np.asarray(rows, dtype=np.int64)
+    def __getitem__(self, rows: Rows) -> EmbeddingBatch:
+        """Return a batch of the rows chosen by a slice, positions or a mask."""
+        chosen = _positions(rows, len(self))
         return EmbeddingBatch(
-            dense=None if self.dense is None else self.dense[rows],
-            sparse=None if self.sparse is None else self.sparse[rows],
-            token_counts=self.token_counts[rows],
-            truncated=self.truncated[rows],
+            dense=None if self.dense is None else self.dense[chosen],
+            sparse=None if self.sparse is None else self.sparse[chosen],
+            token_counts=self.token_counts[chosen],
+            truncated=self.truncated[chosen],
         )
+
+
+def _positions(rows: Rows, n: int) -> Int64:
+    if not isinstance(rows, slice):
+        rows = np.asarray(rows)
+        rows = rows if rows.dtype == np.bool_ else rows.astype(np.int64)
+    return np.arange(n)[rows]

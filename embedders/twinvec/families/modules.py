@@ -106,9 +106,7 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
         if not package.startswith("torch.nn") or not hasattr(torch.nn, activation):
             raise UnsupportedCheckpointError(f"{module.folder}: activation {name!r} is not one of torch's")
         linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=bool(config.get("bias", True)))
-        file = module.folder / "model.safetensors"
-        tensors = load_tensors(file if file.is_file() else module.folder / "pytorch_model.bin")
-        tensors = {k.removeprefix("linear."): v for k, v in tensors.items()}
+        tensors = {k.removeprefix("linear."): v for k, v in load_tensors(module.weights).items()}
         load_strict(linear, tensors, str(module.folder))
         layers += [linear, getattr(torch.nn, activation)()]
     return torch.nn.Sequential(*layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint, load_tensors
+from twinvec.checkpoint import BGE_HEAD, Checkpoint, load_tensors
 from twinvec.errors import CheckpointNotFoundError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from twinvec.backbone import Backbone
     from twinvec.heads import TokenWeightHead
-
-_BGE_HEAD = "sparse_linear.pt"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class SentenceTransformers(Family):
         """Load bge-m3's lexical head; its absence is an error, not a model without one."""
         from twinvec.heads import TokenWeightHead
 
-        return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / _BGE_HEAD), checkpoint.name)
+        return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / BGE_HEAD), checkpoint.name)
 
 
 class Splade(Family):
@@ -163,11 +161,11 @@ def _padding_idx(checkpoint: Checkpoint) -> int | None:
 
 def _has_bge_head(checkpoint: Checkpoint) -> bool:
     """bge-m3 ships two heads; the multi-vector one without the lexical one is a damaged copy."""
-    if (checkpoint.root / _BGE_HEAD).is_file():
+    if (checkpoint.root / BGE_HEAD).is_file():
         return True
     if (checkpoint.root / "colbert_linear.pt").is_file():
         raise CheckpointNotFoundError(
-            f"{checkpoint.name}: colbert_linear.pt is there but {_BGE_HEAD} is missing. Download the checkpoint again."
+            f"{checkpoint.name}: colbert_linear.pt is there but {BGE_HEAD} is missing. Download the checkpoint again."
         )
     return False
 
