@@ -45,22 +45,16 @@ def write_weights(
     folder: Path, tensors: Mapping[str, Array], dtype: Dtype, *, shards: int = 1, fp32: tuple[str, ...] = ()
 ) -> None:
     """Write ``model.safetensors``, or ``shards`` files with an index. Names ending in ``fp32`` keep it."""
-    encoded = {
-        name: _encode(tensor, "float32" if name.endswith(fp32) else dtype) for name, tensor in tensors.items()
-    }
+    encoded = {name: _encode(tensor, "float32" if name.endswith(fp32) else dtype) for name, tensor in tensors.items()}
     if shards == 1:
         _write_safetensors(folder / "model.safetensors", encoded)
         return
     names = sorted(encoded)
-    weight_map = {
-        name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)
-    }
+    weight_map = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
     for file in set(weight_map.values()):
         _write_safetensors(folder / file, {name: encoded[name] for name in names if weight_map[name] == file})
     size = sum(len(data) for _, _, data in encoded.values())
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def read_weights(folder: Path) -> dict[str, Array]:
@@ -110,9 +104,7 @@ def write_sentence_transformers_files(
         for i, kind in enumerate(kinds)
     ]
     write_json(folder / "modules.json", modules)
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False}
-    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
     pool: dict[str, object] = {"word_embedding_dimension": dim, "include_prompt": True}
     pool |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
     pool |= {"pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}

@@ -37,9 +37,7 @@ def grouped_query_attention(config: dict[str, Any], weights: Weights, prefix: st
         "k": config["num_key_value_heads"],
         "v": config["num_key_value_heads"],
     }
-    state = {
-        name: f.split_heads(f.linear(x, weights[f"{p}{name}_proj.weight"]), n) for name, n in heads.items()
-    }
+    state = {name: f.split_heads(f.linear(x, weights[f"{p}{name}_proj.weight"]), n) for name, n in heads.items()}
     for name in ("q", "k"):
         if f"{p}{name}_norm.weight" in weights:
             state[name] = f.rms_norm(state[name], weights[f"{p}{name}_norm.weight"], config["rms_norm_eps"])
@@ -69,9 +67,7 @@ def latent_attention(
 def swiglu(weights: Weights, prefix: str, x: Array) -> Array:
     """down(silu(gate(x)) * up(x))."""
     gate = f.silu(f.linear(x, weights[prefix + "gate_proj.weight"]))
-    return f.linear(
-        gate * f.linear(x, weights[prefix + "up_proj.weight"]), weights[prefix + "down_proj.weight"]
-    )
+    return f.linear(gate * f.linear(x, weights[prefix + "up_proj.weight"]), weights[prefix + "down_proj.weight"])
 
 
 def decoder_shapes(config: dict[str, Any]) -> Shapes:

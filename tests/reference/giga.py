@@ -160,9 +160,7 @@ class Giga10BReference(GigaReference):
 
     def _attention(self, prefix: str, x: Array) -> Array:
         config, w, p = self.config, self.weights, prefix + "self_attn."
-        heads, nope, rank = (
-            config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "kv_lora_rank")
-        )
+        heads, nope, rank = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "kv_lora_rank"))
         if config["q_lora_rank"] is None:
             query = f.linear(x, w[p + "q_proj.weight"])
         else:
@@ -171,9 +169,7 @@ class Giga10BReference(GigaReference):
         query = f.split_heads(query, heads)
         compressed = f.linear(x, w[p + "kv_a_proj_with_mqa.weight"])
         latent, key_rope = compressed[:, :rank], compressed[:, rank:]
-        latent = f.rms_norm(
-            latent, w[p + "kv_a_layernorm.weight"], 1e-6
-        )  # eps is the class default, not the config's
+        latent = f.rms_norm(latent, w[p + "kv_a_layernorm.weight"], 1e-6)  # eps is the class default, not the config's
         expanded = f.split_heads(f.linear(latent, w[p + "kv_b_proj.weight"]), heads)
         interleaved = config.get("rope_interleave", True)
         key_nope, value, key_rope = expanded[..., :nope], expanded[..., nope:], f.split_heads(key_rope, 1)
@@ -253,9 +249,7 @@ def _deepseek_shapes(config: dict[str, Any]) -> Shapes:
             p + "kv_b_proj.weight": (heads * (nope + value), kv_rank),
             p + "o_proj.weight": (hidden, heads * value),
         }
-        shapes |= _moe_shapes(
-            f"model.layers.{layer}.mlp.", config, dense=layer < config["first_k_dense_replace"]
-        )
+        shapes |= _moe_shapes(f"model.layers.{layer}.mlp.", config, dense=layer < config["first_k_dense_replace"])
     return shapes
 
 

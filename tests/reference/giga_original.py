@@ -65,9 +65,7 @@ def build_giga_original(
     write_json(folder / "config.json", config)
     text: dict[str, Any] = config["text_config"]
     text_shapes = _llama_shapes(text) if generation == 1 else _mla_shapes(text)
-    shapes = (
-        decoder_shapes(text) | text_shapes | _latent_shapes(config["latent_attention_config"], generation)
-    )
+    shapes = decoder_shapes(text) | text_shapes | _latent_shapes(config["latent_attention_config"], generation)
     write_weights(folder, random_weights(shapes, seed=seed), dtype, shards=2)
     write_bpe_tokenizer(folder, pad="<unk>")
     write_sentence_transformers_files(folder, dim=HIDDEN, pooling="mean", max_seq_length=4096)
@@ -128,9 +126,7 @@ class GigaOriginalReference(GigaReference):
             p += "fn."
         query = f.split_heads(f.linear(x, w[p + "to_q.weight"]), heads)
         key, value = np.split(f.linear(latents, w[p + "to_kv.weight"]), 2, axis=-1)
-        mixed = f.attention(
-            query, f.split_heads(key, heads), f.split_heads(value, heads), query.shape[-1] ** -0.5
-        )
+        mixed = f.attention(query, f.split_heads(key, heads), f.split_heads(value, heads), query.shape[-1] ** -0.5)
         return f.linear(mixed, w[p + "to_out.weight"])
 
     def _feed_forward(self, x: Array) -> Array:

@@ -72,9 +72,7 @@ def build_gte(
     if converted and native_names:
         weights = _native_names(weights)
     prefix = "" if variant == "snowflake" else "gte." if converted else "new."
-    named = {
-        name if name.startswith("classifier") else prefix + name: value for name, value in weights.items()
-    }
+    named = {name if name.startswith("classifier") else prefix + name: value for name, value in weights.items()}
     write_weights(folder, named, dtype)
 
     if variant == "large-en":
@@ -84,9 +82,7 @@ def build_gte(
     if variant != "reranker":
         prompts = {"query": "query: "} if variant == "snowflake" else {}
         normalize = variant != "large-en"
-        write_sentence_transformers_files(
-            folder, dim=hidden, pooling="cls", normalize=normalize, prompts=prompts
-        )
+        write_sentence_transformers_files(folder, dim=hidden, pooling="cls", normalize=normalize, prompts=prompts)
     return folder
 
 
@@ -126,9 +122,7 @@ class GteReference:
 
     def token_weights(self, ids: list[int]) -> Array:
         """relu(classifier(h)) per token, specials included."""
-        logits = f.linear(
-            self.hidden(ids), self.weights["classifier.weight"], self.weights["classifier.bias"]
-        )
+        logits = f.linear(self.hidden(ids), self.weights["classifier.weight"], self.weights["classifier.bias"])
         return np.maximum(logits[:, 0], 0.0)
 
     def sparse_ids(self, ids: list[int]) -> dict[int, float]:
@@ -172,9 +166,7 @@ def rope_frequencies(config: dict[str, Any]) -> Array:
     return ntk
 
 
-def _config(
-    variant: Variant, with_head: bool, dtype: Dtype, *, layers: int, hidden: int, heads: int
-) -> dict[str, Any]:
+def _config(variant: Variant, with_head: bool, dtype: Dtype, *, layers: int, hidden: int, heads: int) -> dict[str, Any]:
     theta, factor = _ROPE[variant]
     code = "hf_alibaba_nlp_gte" if variant == "snowflake" else ""
     stem = "Gte" if variant == "snowflake" else "New"
@@ -248,9 +240,7 @@ def _shapes(config: dict[str, Any], variant: Variant, with_head: bool) -> dict[s
             p + "mlp.down_proj.weight": (hidden, inner),
             p + "mlp.down_proj.bias": (hidden,),
         }
-        shapes |= {
-            f"{p}{norm}.{part}": (hidden,) for norm in ("attn_ln", "mlp_ln") for part in ("weight", "bias")
-        }
+        shapes |= {f"{p}{norm}.{part}": (hidden,) for norm in ("attn_ln", "mlp_ln") for part in ("weight", "bias")}
     if variant == "reranker":
         shapes |= {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
     if with_head:

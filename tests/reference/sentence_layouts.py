@@ -278,15 +278,11 @@ def build_splade(
     write_json(folder / "1_SpladePooling" / "config.json", pooling)
     _write_sequence_config(folder, legacy, 256, False, task="fill-mask")
     _write_model_config(folder, legacy, {"query": "", "document": ""}, None, None)
-    _update_json(
-        folder / "config_sentence_transformers.json", model_type="SparseEncoder", similarity_fn_name="dot"
-    )
+    _update_json(folder / "config_sentence_transformers.json", model_type="SparseEncoder", similarity_fn_name="dot")
     return folder
 
 
-def _write_backbone(
-    folder: Path, backbone: str, *, model_class: str | None = None, dtype: Dtype, seed: int
-) -> None:
+def _write_backbone(folder: Path, backbone: str, *, model_class: str | None = None, dtype: Dtype, seed: int) -> None:
     """Tokenizer, ``config.json`` and ``model.safetensors`` of the backbone with random weights."""
     spec = BACKBONES[backbone]
     spec.write_tokenizer(folder)
@@ -347,9 +343,7 @@ def _drop_newer_pooling_keys(folder: Path) -> None:
     write_json(file, {key: value for key, value in read_json(file).items() if key not in newer})
 
 
-def _write_dense(
-    folder: Path, in_features: int, spec: DenseSpec, *, legacy: bool, dtype: Dtype, seed: int
-) -> int:
+def _write_dense(folder: Path, in_features: int, spec: DenseSpec, *, legacy: bool, dtype: Dtype, seed: int) -> int:
     bias = spec.get("bias", True)
     config: dict[str, Any] = {"in_features": in_features, "out_features": spec["out_features"], "bias": bias}
     config["activation_function"] = spec.get("activation", TANH)

@@ -44,9 +44,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def reference_vectors(
-    folder: Path, texts: Iterable[str], prompt: str = "", *, max_tokens: int | None = None
-) -> Array:
+def reference_vectors(folder: Path, texts: Iterable[str], prompt: str = "", *, max_tokens: int | None = None) -> Array:
     """Dense vectors ``[n, dim]`` of each text alone; ``max_tokens`` truncates, special tokens included."""
     model = _load_model(folder)
     modules = [(entry["type"].rsplit(".", 1)[-1], folder / entry["path"]) for entry in _modules(folder)[1:]]

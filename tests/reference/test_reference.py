@@ -170,9 +170,7 @@ def test_deepseek_v3_agrees_with_transformers(tmp_path: Path, text: str, options
 
 def torch_state(weights: dict[str, Array]) -> dict[str, torch.Tensor]:
     """The text tower's tensors, without their prefix."""
-    text = {
-        name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")
-    }
+    text = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
     return {name: torch.from_numpy(value).float() for name, value in text.items()}
 
 
@@ -256,9 +254,7 @@ def test_remote_code_computes_generation_one(tmp_path: Path) -> None:
     reference = reference_giga_original(build_giga_original(tmp_path, remote_code=True))
     model_class: Any = get_class_from_dynamic_module("modeling_gigarembed.GigarEmbedModel", str(tmp_path))
     model = model_class(model_class.config_class.from_pretrained(tmp_path)).eval()
-    state = {
-        name: tensor for file in tmp_path.glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+    state = {name: tensor for file in tmp_path.glob("*.safetensors") for name, tensor in load_file(file).items()}
     model.load_state_dict(state, strict=True)
     rows = [encode(tmp_path, text) for text in TEXTS]
     width = max(map(len, rows))

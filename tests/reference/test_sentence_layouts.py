@@ -98,9 +98,7 @@ def test_dense_and_truncation(tmp_path: Path, legacy: bool) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["current", "legacy"])
 def test_length_limit_and_lower_case(tmp_path: Path, legacy: bool) -> None:
-    build_sentence_transformer(
-        tmp_path, "llama", max_seq_length=12, do_lower_case=True, legacy_pooling_booleans=legacy
-    )
+    build_sentence_transformer(tmp_path, "llama", max_seq_length=12, do_lower_case=True, legacy_pooling_booleans=legacy)
     model = library.SentenceTransformer(str(tmp_path), device="cpu")
     vectors = model.encode(TEXTS, show_progress_bar=False)
     expected = reference_vectors(tmp_path, TEXTS, max_tokens=12)
@@ -123,9 +121,7 @@ def test_half_precision_files(tmp_path: Path, dtype: Any) -> None:
     np.testing.assert_allclose(vectors, reference_vectors(folder, TEXTS), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "build", [build_bge_m3, build_qwen3_embedding, build_embedding_gemma, build_multilingual_e5]
-)
+@pytest.mark.parametrize("build", [build_bge_m3, build_qwen3_embedding, build_embedding_gemma, build_multilingual_e5])
 def test_named_checkpoints(tmp_path: Path, build: Callable[[Path], Path]) -> None:
     build(tmp_path)
     assert_agrees(tmp_path)

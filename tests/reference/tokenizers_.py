@@ -18,9 +18,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-WORDS_EN = _words(
-    "the of and to in is a what capital china russia how implement quick sort python query given gravity"
-)
+WORDS_EN = _words("the of and to in is a what capital china russia how implement quick sort python query given gravity")
 WORDS_RU = _words("и в на не что столица россии москва как поиск запрос текст это сортировка сила притяжения")
 WORDS_ZH = _words("的 是 中国 首都 北京 在 哪儿 快 排 算法 介绍 如何 实现 模型")
 PIECES_EN = _words("ing ed er ion ment able es ly tion al")
@@ -48,9 +46,7 @@ def write_xlmr_tokenizer(folder: Path, vocab_size: int = 600) -> None:
     pieces = [mark + word for word in words for mark in ("▁", "")] + PIECES_EN + PIECES_RU
     characters = list("▁" + string.ascii_letters + string.digits + CYRILLIC + CYRILLIC.upper() + PUNCTUATION)
     wanted = _fill(["<s>", "<pad>", "</s>", "<unk>", *characters, *pieces], vocab_size - 1)
-    scores = [
-        0.0 if piece.startswith("<") and len(piece) > 1 else -10.0 / len(piece) ** 0.5 for piece in wanted
-    ]
+    scores = [0.0 if piece.startswith("<") and len(piece) > 1 else -10.0 / len(piece) ** 0.5 for piece in wanted]
     tokenizer = Tokenizer(models.Unigram([*zip(wanted, scores, strict=True), ("<mask>", 0.0)], 3, False))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -125,13 +121,9 @@ def _fill(pieces: list[str], vocab_size: int) -> list[str]:
     """The distinct pieces, in order, filled up to ``vocab_size`` with two- and three-letter syllables."""
     distinct = list(dict.fromkeys(pieces))
     if len(distinct) > vocab_size:
-        raise ValueError(
-            f"vocab_size {vocab_size} is below the {len(distinct)} pieces every tiny tokenizer needs"
-        )
+        raise ValueError(f"vocab_size {vocab_size} is below the {len(distinct)} pieces every tiny tokenizer needs")
     pairs = ("".join(pair) for pair in itertools.product("bcdfghklmnprstvw", "aeiou"))
-    triples = (
-        "".join(triple) for triple in itertools.product("bcdfghklmnprstvw", "aeiou", string.ascii_lowercase)
-    )
+    triples = ("".join(triple) for triple in itertools.product("bcdfghklmnprstvw", "aeiou", string.ascii_lowercase))
     known = set(distinct)
     fillers = (piece for piece in itertools.chain(pairs, triples) if piece not in known)
     return distinct + list(itertools.islice(fillers, vocab_size - len(distinct)))

@@ -53,9 +53,7 @@ class GigarAttention(nn.Module):
     def __init__(self, config: GigarConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        inner, kv_inner = (
-            n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
-        )
+        inner, kv_inner = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_inner, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_inner, bias=False)
@@ -138,9 +136,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Unmasked attention of x [B, T, H] over context [L, H]."""
         key, value = self.to_kv(context.expand(len(x), -1, -1)).chunk(2, dim=-1)
-        split = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (self.to_q(x), key, value)
-        )
+        split = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (self.to_q(x), key, value))
         out: Tensor = self.to_out(scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
         return out
 
