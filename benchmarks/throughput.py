@@ -36,8 +36,7 @@ LAYERS, HIDDEN, INTERMEDIATE, MAX_TOKENS = 12, 768, 3072, 8192
 def twinvec(folder: str, dtype: str, sparse: bool) -> Callable[[list[str]], Any]:
     from twinvec import Embedder
 
-    embedder = Embedder(folder, dtype=dtype, sparse="head" if sparse else None)
-    return lambda texts: embedder.embed_documents(texts)
+    return Embedder(folder, dtype=dtype, sparse="head" if sparse else None).embed_documents
 
 
 def sentence_transformers(folder: str, dtype: str | None) -> Callable[[list[str]], Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
 

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 
-class GigarConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class GigarConfig(PretrainedConfig):
     """Text tower: a Llama layout."""
 
     model_type = "gigar"
@@ -15,7 +15,7 @@ class GigarConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**settings)
 
 
-class LatentAttentionConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class LatentAttentionConfig(PretrainedConfig):
     """Latent block. Trap: it is registered with AutoModel only when the modeling file is imported."""
 
     model_type = "latent_attention"
@@ -25,7 +25,7 @@ class LatentAttentionConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**settings)
 
 
-class GigarEmbedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class GigarEmbedConfig(PretrainedConfig):
     """Trap: nests two configs that transformers does not know."""
 
     model_type = "gigarembed"

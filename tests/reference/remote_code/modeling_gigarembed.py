@@ -101,7 +101,7 @@ class GigarDecoderLayer(nn.Module):
         return out
 
 
-class GigarModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class GigarModel(PreTrainedModel):
     """Text tower. Trap: no ``post_init``."""
 
     config_class = GigarConfig
@@ -179,7 +179,7 @@ class PreNorm(nn.Module):
         return out
 
 
-class LatentAttentionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class LatentAttentionModel(PreTrainedModel):
     """Latent block. Trap: no ``post_init``."""
 
     config_class = LatentAttentionConfig
@@ -203,7 +203,7 @@ class LatentAttentionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return out
 
 
-class GigarEmbedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class GigarEmbedModel(PreTrainedModel):
     """Text tower and latent block. Trap: no ``post_init``, so no ``all_tied_weights_keys``."""
 
     config_class = GigarEmbedConfig
@@ -211,7 +211,7 @@ class GigarEmbedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def __init__(self, config: GigarEmbedConfig) -> None:
         super().__init__(config)
         self.model = GigarModel(config.text_config)
-        self.latent_attention_model = AutoModel.from_config(config.latent_attention_config)  # type: ignore[no-untyped-call]
+        self.latent_attention_model = AutoModel.from_config(config.latent_attention_config)
 
     def forward(
         self,
