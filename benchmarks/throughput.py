@@ -1,6 +1,6 @@
 """Throughput and memory beside sentence-transformers and LangChain's HuggingFaceEmbeddings, in one run.
 
-    make bench                                     (or: python benchmarks/throughput.py --texts 96 --repeats 3)
+    make bench                                     (or: python benchmarks/throughput.py --texts 64 --repeats 3)
 
 One checkpoint of GTE-base size (12 layers, 768 wide, random weights, lexical head), one set of real texts of mixed
 length. Every contestant lives in its own process, so that its peak memory is its own; the repeats are interleaved, so
@@ -49,7 +49,10 @@ def sentence_transformers(folder: str, dtype: str | None) -> Callable[[list[str]
 def langchain(folder: str) -> Callable[[list[str]], Any]:
     from langchain_huggingface import HuggingFaceEmbeddings
 
-    return HuggingFaceEmbeddings(model_name=folder, model_kwargs={"device": "cpu"}).embed_documents
+    embed: Callable[[list[str]], Any] = HuggingFaceEmbeddings(
+        model_name=folder, model_kwargs={"device": "cpu"}
+    ).embed_documents
+    return embed
 
 
 CONTESTANTS: dict[str, Callable[[str], Callable[[list[str]], Any]]] = {
@@ -212,7 +215,7 @@ def show(console: Console, rows: list[dict[str, Any]], found: dict[str, float], 
 def main() -> None:
     """Parse arguments, run, print, write json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=96, help="how many documents of the demo collection")
+    parser.add_argument("--texts", type=int, default=64, help="how many documents of the demo collection")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="contestants whose names contain one of these words")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the json goes")
