@@ -407,8 +407,7 @@ def test_options_of_giga_that_change_the_formula_need_its_own_code(tmp_path: Pat
         Embedder(folder)
 
 
-def test_remote_code_runs_only_when_opted_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_remote_code_runs_only_when_opted_in(tmp_path: Path) -> None:
     folder = build_giga_original(tmp_path / "model", remote_code=True)
     edit_config(folder, model_type="gigarembed_next", hidden_size=64, max_position_embeddings=4096)
     with pytest.raises(RemoteCodeRequiredError, match="trust_remote_code=True"):
