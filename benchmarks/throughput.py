@@ -36,7 +36,7 @@ LAYERS, HIDDEN, INTERMEDIATE, MAX_TOKENS = 12, 768, 3072, 8192
 def twinvec(folder: str, dtype: str, sparse: bool) -> Callable[[list[str]], Any]:
     from twinvec import Embedder
 
-    return Embedder(folder, dtype=dtype, sparse="head" if sparse else None).embed_documents
+    return Embedder(folder, dtype=dtype, sparse="head" if sparse else None, memo_bytes=0).embed_documents
 
 
 def sentence_transformers(folder: str, dtype: str | None) -> Callable[[list[str]], Any]:

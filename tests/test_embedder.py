@@ -35,13 +35,19 @@ def gte_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkpoint than the fixture ``gte`` holds open: models of equal content are shared in a process."""
+    return build_gte(tmp_path_factory.mktemp("own"), seed=7)
+
+
+@pytest.fixture(scope="module")
 def giga_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_giga_0826(tmp_path_factory.mktemp("giga"))
 
 
 @pytest.fixture(scope="module")
 def gte(gte_folder: Path) -> Iterator[Embedder]:
-    with Embedder(gte_folder, dtype="float32", token_budget=64) as embedder:
+    with Embedder(gte_folder, dtype="float32", token_budget=64, memo_bytes=0) as embedder:
         yield embedder
 
 
@@ -74,8 +80,8 @@ def test_a_text_has_the_same_vectors_alone_and_in_any_batch(gte: Embedder, texts
         assert together.token_counts[i] == alone.token_counts[0]
 
 
-def test_bfloat16_stays_within_its_bound(gte_folder: Path) -> None:
-    with Embedder(gte_folder, dtype="bfloat16") as embedder:
+def test_bfloat16_stays_within_its_bound(own_folder: Path) -> None:
+    with Embedder(own_folder, dtype="bfloat16", memo_bytes=0) as embedder:
         together = dense_of(embedder.embed_documents(TEXTS))
         for row, text in zip(together, TEXTS, strict=True):
             alone = dense_of(embedder.embed_documents([text]))
@@ -83,8 +89,8 @@ def test_bfloat16_stays_within_its_bound(gte_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_reproducible_is_bitwise(gte_folder: Path, dtype: str) -> None:
-    with Embedder(gte_folder, dtype=dtype, reproducible=True) as embedder:
+def test_reproducible_is_bitwise(own_folder: Path, dtype: str) -> None:
+    with Embedder(own_folder, dtype=dtype, reproducible=True, memo_bytes=0) as embedder:
         together = embedder.embed_documents(TEXTS)
         backwards = embedder.embed_documents(TEXTS[::-1])
         np.testing.assert_array_equal(dense_of(together), dense_of(backwards)[::-1])
@@ -103,8 +109,8 @@ def test_equal_texts_are_computed_once_and_returned_each_time(gte: Embedder) -> 
     assert sparse_of(batch)[1].to_dict() == sparse_of(batch)[4].to_dict()
 
 
-def test_dense_and_sparse_come_from_one_pass(gte_folder: Path) -> None:
-    with Embedder(gte_folder, dtype="float32") as embedder:
+def test_dense_and_sparse_come_from_one_pass(own_folder: Path) -> None:
+    with Embedder(own_folder, dtype="float32") as embedder:
         embedder.embed_documents(TEXTS)
         assert counted(embedder) == (1, len(set(TEXTS)))
 
@@ -217,13 +223,13 @@ def test_truncation_cuts_only_the_tail_and_says_so(giga_folder: Path) -> None:
         assert embedder.stats()["truncated"] == 1
         tokenizer = Tokenizer.from_file(str(giga_folder / "tokenizer.json"))
         full = tokenizer.encode(DEFAULT_QUERY_PROMPT + long).ids
-        kept = embedder._core.loaded.tokenizer.encode([long], DEFAULT_QUERY_PROMPT)[0].ids.tolist()
+        kept = embedder._view.core.model.tokenizer.encode([long], DEFAULT_QUERY_PROMPT, 64)[0].ids.tolist()
         assert kept == full[:63] + full[-1:]
 
 
-def test_on_overflow_error_names_the_text(gte_folder: Path) -> None:
+def test_on_overflow_error_names_the_text(own_folder: Path) -> None:
     with (
-        Embedder(gte_folder, dtype="float32", max_length=16, on_overflow="error") as embedder,
+        Embedder(own_folder, dtype="float32", max_length=16, on_overflow="error") as embedder,
         pytest.raises(TextTooLongError, match=r"texts\[1\] has \d+ tokens.*limit is 16"),
     ):
         embedder.embed_documents(["short", "a b c d " * 50])
@@ -262,10 +268,10 @@ def test_score_pairs_needs_the_halves_it_weighs(giga: Embedder) -> None:
     assert giga.score_pairs([("a", "b")], sparse_weight=0).shape == (1,)
 
 
-def test_id_keys_read_as_vocabulary_entries(gte_folder: Path) -> None:
-    with Embedder(gte_folder, dtype="float32", sparse_keys="ids") as embedder:
+def test_id_keys_read_as_vocabulary_entries(own_folder: Path) -> None:
+    with Embedder(own_folder, dtype="float32", sparse_keys="ids") as embedder:
         sparse = sparse_of(embedder.embed_documents(["the capital"]))
-        tokenizer = Tokenizer.from_file(str(gte_folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(own_folder / "tokenizer.json"))
         expected = {tokenizer.id_to_token(k): v for k, v in sparse[0].to_dict().items()}
         assert embedder.token_weights(sparse)[0] == pytest.approx(expected)
 
@@ -305,7 +311,7 @@ def test_max_length_of_sentence_transformers_wins(tmp_path: Path) -> None:
 
 
 def limit_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    backbone = embedder._core.loaded.encoder.backbone
+    backbone = embedder._view.core.model.encoder.backbone
     forward = backbone.forward
 
     def limited(batch: Any) -> Any:
@@ -316,8 +322,8 @@ def limit_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tokens: in
     monkeypatch.setattr(backbone, "forward", limited)
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Embedder(gte_folder, dtype="float32", token_budget=4096) as embedder:
+def test_out_of_memory_halves_the_budget_and_loses_nothing(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(own_folder, dtype="float32", token_budget=4096, memo_bytes=0) as embedder:
         expected = embedder.embed_documents(TEXTS)
         limit_memory(embedder, monkeypatch, 100)
         batch = embedder.embed_documents(TEXTS)
@@ -329,10 +335,10 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(gte_folder: Path, mon
         assert embedder.stats()["out_of_memory"] == calls
 
 
-def test_a_text_that_does_not_fit_alone_is_named(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_does_not_fit_alone_is_named(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from twinvec.errors import OutOfMemoryError
 
-    with Embedder(gte_folder, dtype="float32") as embedder:
+    with Embedder(own_folder, dtype="float32") as embedder:
         limit_memory(embedder, monkeypatch, 20)
         texts = ["a", "b", "one two three " * 30]
         with pytest.raises(OutOfMemoryError, match=r"texts\[2\] alone \(\d+ tokens\)"):
@@ -342,38 +348,38 @@ def test_a_text_that_does_not_fit_alone_is_named(gte_folder: Path, monkeypatch: 
 
 @pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"])
 def test_the_cpu_allocators_error_is_out_of_memory(
-    gte_folder: Path, monkeypatch: pytest.MonkeyPatch, message: str
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     from twinvec.errors import OutOfMemoryError
 
-    with Embedder(gte_folder, dtype="float32") as embedder:
+    with Embedder(own_folder, dtype="float32") as embedder:
 
         def fail(batch: Any) -> Any:
             raise RuntimeError(message)
 
-        monkeypatch.setattr(embedder._core.loaded.encoder.backbone, "forward", fail)
+        monkeypatch.setattr(embedder._view.core.model.encoder.backbone, "forward", fail)
         with pytest.raises(OutOfMemoryError):
             embedder.embed_documents(["a"])
 
 
-def test_other_errors_of_the_model_reach_the_caller(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Embedder(gte_folder, dtype="float32") as embedder:
+def test_other_errors_of_the_model_reach_the_caller(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(own_folder, dtype="float32") as embedder:
 
         def fail(batch: Any) -> Any:
             raise RuntimeError("shape mismatch")
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedder._core.loaded.encoder.backbone, "forward", fail)
+            patch.setattr(embedder._view.core.model.encoder.backbone, "forward", fail)
             with pytest.raises(RuntimeError, match="shape mismatch"):
                 embedder.embed_documents(["a"])
         assert len(embedder.embed_documents(["a"])) == 1
 
 
-def test_nan_names_the_text(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_names_the_text(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from twinvec.errors import NonFiniteError
 
-    with Embedder(gte_folder, dtype="float32") as embedder:
-        backbone = embedder._core.loaded.encoder.backbone
+    with Embedder(own_folder, dtype="float32") as embedder:
+        backbone = embedder._view.core.model.encoder.backbone
         forward = backbone.forward
 
         def poison(batch: Any) -> Any:
@@ -383,9 +389,7 @@ def test_nan_names_the_text(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(backbone, "forward", poison)
         with pytest.raises(NonFiniteError, match=r"texts\[0\]"):
-            embedder.embed_documents(["a", "a much longer text goes first"], sparse=False)
-        with pytest.raises(NonFiniteError, match="sparse half"):
-            embedder.embed_documents(["a", "a much longer text goes first"], dense=False)
+            embedder.embed_documents(["a", "a much longer text goes first"])
 
 
 # --- async, threads, cancellation, lifetime
@@ -403,9 +407,9 @@ def test_async_gives_the_same_vectors_in_any_loop(gte: Embedder) -> None:
         np.testing.assert_allclose(dense_of(documents), expected, atol=1e-5)
 
 
-def test_awaiting_does_not_block_the_loop(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Embedder(gte_folder, dtype="float32") as embedder:
-        backbone = embedder._core.loaded.encoder.backbone
+def test_awaiting_does_not_block_the_loop(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(own_folder, dtype="float32") as embedder:
+        backbone = embedder._view.core.model.encoder.backbone
         forward = backbone.forward
         entered, release = threading.Event(), threading.Event()
 
@@ -426,9 +430,9 @@ def test_awaiting_does_not_block_the_loop(gte_folder: Path, monkeypatch: pytest.
         assert asyncio.run(run()) == 1
 
 
-def test_cancelling_stops_the_job_between_batches(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Embedder(gte_folder, dtype="float32", token_budget=1) as embedder:
-        backbone = embedder._core.loaded.encoder.backbone
+def test_cancelling_stops_the_job_between_batches(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(own_folder, dtype="float32", token_budget=1) as embedder:
+        backbone = embedder._view.core.model.encoder.backbone
         forward = backbone.forward
         entered, release = threading.Event(), threading.Event()
 
@@ -469,8 +473,8 @@ def test_threads_share_one_model(gte: Embedder) -> None:
         np.testing.assert_array_equal(results[i], expected)
 
 
-def test_a_closed_embedder_says_so(gte_folder: Path) -> None:
-    embedder = Embedder(gte_folder, dtype="float32")
+def test_a_closed_embedder_says_so(own_folder: Path) -> None:
+    embedder = Embedder(own_folder, dtype="float32")
     embedder.close()
     embedder.close()
     with pytest.raises(ConfigurationError, match="closed"):
@@ -487,8 +491,8 @@ def test_progress_counts_every_text(gte: Embedder, capsys: pytest.CaptureFixture
 # --- spec, pickling, fork
 
 
-def test_pickling_carries_the_spec_and_not_the_weights(gte_folder: Path) -> None:
-    with Embedder(gte_folder, dtype="float32", dim=32, token="hf_secret", prompts={"query": "q: "}) as embedder:
+def test_pickling_carries_the_spec_and_not_the_weights(own_folder: Path) -> None:
+    with Embedder(own_folder, dtype="float32", dim=32, token="hf_secret", prompts={"query": "q: "}) as embedder:
         data = pickle.dumps(embedder)
         assert len(data) < 2000
         assert b"hf_secret" not in data
@@ -510,8 +514,8 @@ def test_a_pickle_of_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
         pickle.loads(data)
 
 
-def test_the_resolved_spec_loads_the_same_model(gte_folder: Path) -> None:
-    with Embedder(gte_folder, device="cpu") as embedder:
+def test_the_resolved_spec_loads_the_same_model(own_folder: Path) -> None:
+    with Embedder(own_folder, device="cpu") as embedder:
         spec = embedder.spec
     assert spec.dtype in ("float32", "bfloat16")
     assert spec.dim == 64
@@ -524,10 +528,10 @@ def test_the_resolved_spec_loads_the_same_model(gte_folder: Path) -> None:
         Embedder(spec, dim=32)
 
 
-def test_dtype_auto_follows_the_cpu_and_shows_in_stats(gte_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtype_auto_follows_the_cpu_and_shows_in_stats(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for native, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
-        with Embedder(gte_folder, device="cpu") as embedder:
+        with Embedder(own_folder, device="cpu") as embedder:
             assert embedder.stats()["dtype"] == expected
 
 
@@ -554,8 +558,8 @@ def test_importing_twinvec_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_nothing_warns_on_ordinary_use(gte_folder: Path) -> None:
+def test_nothing_warns_on_ordinary_use(own_folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with Embedder(ModelSpec(model=str(gte_folder), dtype="float32")) as embedder:
+        with Embedder(ModelSpec(model=str(own_folder), dtype="float32")) as embedder:
             embedder.embed_documents(TEXTS)

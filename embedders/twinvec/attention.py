@@ -160,7 +160,8 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float 
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    queries, keys, values = ((q * scale).flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1))
+    queries, keys, values = (x.flatten(0, 1).contiguous() for x in (q * scale, k, v))
+    keys = keys.mT
     rows = max(_SCORE_BYTES // (q.element_size() * len(queries) * q.shape[2]), 16)
     result = values.new_empty(values.shape)
     for start in range(0, q.shape[2], rows):

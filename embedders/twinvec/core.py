@@ -1,159 +1,461 @@
-"""The inference core: tokenizer thread, device thread, and the jobs that pass through them.
+"""The inference core: one model in memory, its devices, and everyone who uses it.
 
-All calls of an Embedder end up here as jobs; synchronous and asynchronous callers wait on the same futures. Texts are
-tokenised a window ahead of the device, sorted by length inside the window, and put back into the caller's order.
+A call becomes a Job. Host threads look its texts up in the memo and the cache, tokenise the rest a window ahead and
+queue them as entries; equal (prompt, text) of any callers share one entry. A thread per device takes batches from the
+scheduler and delivers rows. A failed batch rejects exactly the jobs it belongs to.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-
-from twinvec.encoder import Request
-from twinvec.errors import ConfigurationError, InvalidTextError, TextTooLongError
-from twinvec.loading import Loaded
-from twinvec.packing import plan
+from twinvec.encoder import Encoded, Encoder, is_device_lost
+from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
+from twinvec.jobs import WINDOW, Cache, Job, Request
+from twinvec.loading import Model
+from twinvec.memo import Key, Memo, Row
+from twinvec.scheduler import Scheduler
 from twinvec.tokenizer import TokenizedText
-from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
+from twinvec.vectors import EmbeddingBatch
 
-_WINDOW = 2048  # texts tokenised ahead: long enough to sort well, short enough to start at once
+logger = logging.getLogger(__name__)
+
+MAX_PENDING = 65536  # texts of admitted jobs; more callers wait or are refused
 
 
-@dataclass
-class Job:
-    """Texts of one call with one prompt.
+@dataclass(eq=False)
+class Entry:
+    """One distinct text on its way through a device, and who waits for it."""
 
-    Attributes:
-        texts: in the caller's order; equal texts are computed once.
-        prompt: goes before each text.
-        dense, sparse: which halves to compute.
-        fail_on_overflow: raise instead of cutting.
-        on_progress: called on the device thread with the number of texts just finished.
-    """
+    key: Key
+    urgent: bool
+    tokens: TokenizedText
+    waiters: list[tuple[Job, int]]
+    queued: float = field(default_factory=time.monotonic)
 
-    texts: Sequence[str]
-    prompt: str
-    dense: bool
-    sparse: bool
-    fail_on_overflow: bool = False
-    on_progress: Callable[[int], object] | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    @property
+    def n_tokens(self) -> int:
+        """Return its size."""
+        return len(self.tokens.ids)
+
+    @property
+    def live(self) -> bool:
+        """Return whether anyone still waits for it."""
+        return any(job.live for job, _ in self.waiters)
+
+    @property
+    def name(self) -> str:
+        """Return what an error calls it."""
+        job, number = next(((j, n) for j, n in self.waiters if j.live), self.waiters[0])
+        return job.name(number)
 
 
 class InferenceCore:
-    """One loaded model and the two threads that serve it."""
+    """One loaded model and the threads that serve it.
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.loaded = loaded
-        self.truncated = 0
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="twinvec-tokenize")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="twinvec-device")
+    Attributes:
+        model: what was loaded.
+        memo: recent rows.
+        truncated, failures: counters of texts and of failed batches.
+        queue_seconds, forward_seconds: sums over entries and over forward passes.
+    """
+
+    def __init__(self, model: Model, namespace: str = "") -> None:
+        self.model = model
+        self.memo = Memo()
+        self.truncated = self.failures = 0
+        self.queue_seconds = self.forward_seconds = 0.0
+        self.cache_hits = self.cache_misses = 0
+        self._filled = self._offered = 0
+        self._namespace = namespace
+        # queries are tokenised beside bulk windows, not after them
+        self._hosts = {
+            urgent: ThreadPoolExecutor(1, thread_name_prefix=f"twinvec-{'query' if urgent else 'bulk'}")
+            for urgent in (True, False)
+        }
+        self._restarting = threading.Lock()
         self._pid = os.getpid()
-        self._closed = False
+        self._lock = threading.Lock()
+        self._inflight: dict[tuple[Key, bool], Entry] = {}
+        self._jobs: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._pending = 0
+        self._error: TwinVecError | None = None
+        self._threads: list[threading.Thread] = []
+        self._start_devices()
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether new work is taken and some device works."""
+        return self._error is None
+
+    @property
+    def owned(self) -> bool:
+        """Return whether this process made the core: after a fork its threads are not here."""
+        return os.getpid() == self._pid
+
+    @property
+    def queued(self) -> int:
+        """Return the texts that wait for a device."""
+        return self._scheduler.queued
+
+    @property
+    def batch_fill(self) -> float:
+        """Return the mean share of the token budget that forward passes used."""
+        return self._filled / self._offered if self._offered else 0.0
 
     def submit(self, job: Job) -> Future[EmbeddingBatch]:
-        """Queue a job.
+        """Queue a job; never blocks.
 
         Raises:
             ConfigurationError: after ``close``, or in a process forked after the model was loaded.
+            DeviceLostError: no device works any more.
+            OverloadedError: the queue is full and the job does not want to wait.
         """
-        if self._closed:
-            raise ConfigurationError("this Embedder is closed; make a new one")
-        if os.getpid() != self._pid:
+        if not self.owned:
             raise ConfigurationError(
                 "this Embedder was made before the process forked, and its threads did not come along: make it in the "
                 'child, or start workers with the "spawn" method'
             )
-        return self._device.submit(self._run, job)
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            full = self._pending > 0 and self._pending + job.cost > MAX_PENDING
+            if full and job.request.fail_on_overload:
+                raise OverloadedError(
+                    f"{self._pending} texts are pending, the limit is {MAX_PENDING}: try again later, or pass "
+                    'on_overload="wait"'
+                )
+            self._jobs.add(job)
+            if full:
+                self._waiting.append(job)
+            else:
+                self._admit(job)
+        job.future.add_done_callback(lambda _: self._release(job))
+        return job.future
 
-    def close(self) -> None:
-        """Finish the job in hand, reject the queued ones and release the model."""
-        self._closed = True
-        self._device.shutdown(wait=True, cancel_futures=True)
-        self._tokenizing.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, drain: bool = False) -> None:
+        """Stop: finish what is pending (``drain``) or reject it; release the model."""
+        if not self.owned:
+            return
+        if drain and self.healthy:
+            for job in list(self._jobs):
+                with contextlib.suppress(BaseException):  # its caller sees it
+                    job.future.exception()
+        self._stop(ConfigurationError("this Embedder is closed; make a new one"))
+        for host in self._hosts.values():
+            host.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
-    def _run(self, job: Job) -> EmbeddingBatch:
-        rows = {text: row for row, text in enumerate(dict.fromkeys(job.texts))}
-        texts = list(rows)
-        order = np.fromiter((rows[text] for text in job.texts), dtype=np.int64, count=len(job.texts))
-        copies = np.bincount(order, minlength=len(texts))
-        first = np.zeros(len(texts), dtype=np.int64)
-        first[order[::-1]] = np.arange(len(order))[::-1]
-        results = _Results(len(texts), self._request(job))
-        windows = [range(start, min(start + _WINDOW, len(texts))) for start in range(0, len(texts), _WINDOW)]
-        ahead = self._tokenize(job, texts, windows[0]) if windows else None
-        for number, window in enumerate(windows):
-            assert ahead is not None
-            tokenized = ahead.result()
-            if number + 1 < len(windows):
-                ahead = self._tokenize(job, texts, windows[number + 1])
-            self._check_texts(job, tokenized, first[window.start : window.stop])
-            self.truncated += sum(int(copies[window[i]]) for i, t in enumerate(tokenized) if t.truncated)
-            budget = self.loaded.encoder.token_budget
-            for batch in plan([len(t.ids) for t in tokenized], budget):
-                if job.cancelled.is_set():
-                    raise CancelledError
-                chosen = [tokenized[i] for i in batch]
-                where = np.array([window[i] for i in batch])
-                encoded = self.loaded.encoder.encode(chosen, first[where].tolist(), results.request)
-                results.put(where, chosen, encoded.dense, encoded.sparse)
-                if job.on_progress is not None:
-                    job.on_progress(int(copies[where].sum()))
-        return results.finish()[order]
+    def restart(self) -> None:
+        """Build the model again after ``DeviceLostError``."""
+        with self._restarting:
+            if isinstance(self._error, DeviceLostError):
+                self.model = self.model.rebuild()
+                self._start_devices()
+                self._error = None
 
-    def _tokenize(self, job: Job, texts: list[str], window: range) -> Future[list[TokenizedText]]:
-        return self._tokenizing.submit(self.loaded.tokenizer.encode, texts[window.start : window.stop], job.prompt)
+    def _start_devices(self) -> None:
+        self._scheduler: Scheduler[Entry] = Scheduler()
+        self._working = len(self.model.encoders)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(encoder, self._scheduler), name="twinvec-device", daemon=True)
+            for encoder in self.model.encoders
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def _request(self, job: Job) -> Request:
-        keys = None
-        if job.sparse:
-            tokenizer = self.loaded.tokenizer
-            keys = tokenizer.surface_keys if self.loaded.spec.sparse_keys == "surface" else tokenizer.id_keys
-        return Request(self.loaded.spec.dim if job.dense else None, keys)
+    # --- callers
 
-    def _check_texts(self, job: Job, tokenized: list[TokenizedText], first: Int64) -> None:
-        if empty := [i for i, t in enumerate(tokenized) if len(t.ids) == 0]:
-            raise InvalidTextError(
-                f"texts[{first[empty[0]]}] has no tokens and this model adds no special ones, so no vector is defined "
-                "for it: leave it out"
+    def _admit(self, job: Job) -> None:
+        self._pending += job.cost
+        self._scheduler.announce()
+        self._hosts[job.request.urgent].submit(self._start, job, self._scheduler)
+
+    def _release(self, job: Job) -> None:
+        with self._lock:
+            if job not in self._jobs:
+                return
+            self._jobs.discard(job)
+            if job in self._waiting:
+                self._waiting.remove(job)
+            else:
+                self._pending -= job.cost
+            while self._error is None and self._waiting:
+                if self._pending > 0 and self._pending + self._waiting[0].cost > MAX_PENDING:
+                    break
+                self._admit(self._waiting.popleft())
+
+    def _stop(self, error: TwinVecError) -> None:
+        with self._lock:
+            self._error = error
+            jobs = list(self._jobs)
+            self._inflight.clear()
+        self._scheduler.close()
+        for job in jobs:
+            job.fail(error)
+
+    # --- host threads
+
+    def _start(self, job: Job, scheduler: Scheduler[Entry]) -> None:
+        try:
+            job.prepare()
+            if not job.texts:
+                job.finish()
+            self._feed(job)
+        except BaseException as error:
+            job.fail(error)
+        finally:
+            scheduler.arrived()
+
+    def _feed(self, job: Job) -> None:
+        """Tokenise and queue windows until enough of the job is on its way."""
+        try:
+            while True:
+                with job.lock:
+                    if not job.windows or job.outstanding > WINDOW or not job.live:
+                        job.feeding = False
+                        return
+                    window = job.windows.popleft()
+                    job.outstanding += len(window)
+                self._feed_window(job, window)
+        except BaseException as error:
+            job.fail(error)
+
+    def _feed_window(self, job: Job, window: range) -> None:
+        request = job.request
+        keys = {n: Key(request.prompt, job.texts[n], request.max_length) for n in window}
+        known = self._look_up(request, keys)
+        for number, row in known:
+            job.check(number, row.tokens, row.full_length)
+        self._deliver_to(job, known)
+        missing = sorted(keys.keys() - {number for number, _ in known})
+        tokenized = request.tokenizer.encode([job.texts[n] for n in missing], request.prompt, request.max_length)
+        for number, tokens in zip(missing, tokenized, strict=True):
+            job.check(number, len(tokens.ids), tokens.full_length)
+        new = []
+        with self._lock:
+            for number, tokens in zip(missing, tokenized, strict=True):
+                entry = self._inflight.get((keys[number], request.urgent))
+                if entry is not None:
+                    entry.waiters.append((job, number))
+                    continue
+                entry = Entry(keys[number], request.urgent, tokens, [(job, number)])
+                self._inflight[entry.key, entry.urgent] = entry
+                new.append(entry)
+        self._scheduler.put(new, urgent=request.urgent)
+
+    def _look_up(self, request: Request, keys: dict[int, Key]) -> list[tuple[int, Row]]:
+        found: dict[int, Row] = {}
+        if request.memo:
+            found = {n: row for n, key in keys.items() if (row := self.memo.get(key)) is not None}
+        if request.cache is not None:
+            missing = [n for n in keys if n not in found]
+            rows = request.cache.get_many(self._namespace, [keys[n] for n in missing])
+            cached = {n: row for n, row in zip(missing, rows, strict=True) if row is not None}
+            self.cache_hits += len(cached)
+            self.cache_misses += len(missing) - len(cached)
+            found |= cached
+        return list(found.items())
+
+    def _deliver_to(self, job: Job, rows: list[tuple[int, Row]]) -> None:
+        if not rows or not job.live:
+            return
+        last = job.put(rows)
+        with job.lock:
+            job.outstanding -= len(rows)
+            feed = bool(job.windows) and job.outstanding <= WINDOW and not job.feeding
+            job.feeding = job.feeding or feed
+        with contextlib.suppress(RuntimeError):  # closed in this moment; the job has been told
+            if last:
+                self._hosts[job.request.urgent].submit(self._finish, job)
+            elif feed:
+                self._hosts[job.request.urgent].submit(self._feed, job)
+
+    def _finish(self, job: Job) -> None:
+        try:
+            self.truncated += int(job.finish().truncated.sum())
+        except BaseException as error:
+            job.fail(error)
+
+    # --- device threads
+
+    def _serve(self, encoder: Encoder, scheduler: Scheduler[Entry]) -> None:
+        try:
+            self._run(encoder, scheduler)
+        except BaseException as error:  # a defect of ours: without this thread its callers would wait for ever
+            logger.exception("the thread of %s ended", encoder.device)
+            self._lose(encoder, scheduler, [], error)
+
+    def _run(self, encoder: Encoder, scheduler: Scheduler[Entry]) -> None:
+        while (taken := scheduler.take(encoder.token_budget)) is not None:
+            batch = []
+            with self._lock:
+                for entry in taken:
+                    if entry.live:
+                        batch.append(entry)
+                    else:
+                        self._inflight.pop((entry.key, entry.urgent), None)
+            if not batch:
+                continue
+            try:
+                self._encode(encoder, batch)
+            except BaseException as error:
+                if is_device_lost(error):
+                    self._lose(encoder, scheduler, batch, error)
+                    return
+                self._isolate(encoder, batch, error)
+
+    def _encode(self, encoder: Encoder, batch: list[Entry]) -> None:
+        budget, tokens = encoder.token_budget, sum(entry.n_tokens for entry in batch)
+        start = time.monotonic()
+        encoded = encoder.encode([entry.tokens for entry in batch], [entry.name for entry in batch])
+        seconds = time.monotonic() - start
+        with self._lock:
+            self._filled += tokens
+            self._offered += max(budget, tokens)
+            self.forward_seconds += seconds
+            self.queue_seconds += sum(start - entry.queued for entry in batch)
+        self._deliver(batch, encoded)
+
+    def _deliver(self, batch: list[Entry], encoded: Encoded) -> None:
+        rows = [
+            Row(
+                None if encoded.dense is None else encoded.dense[i].copy(),
+                None if encoded.sparse is None else encoded.sparse[i].copy(),
+                entry.n_tokens,
+                entry.tokens.full_length,
             )
-        too_long = [i for i, t in enumerate(tokenized) if t.truncated]
-        if too_long and job.fail_on_overflow:
-            text = tokenized[too_long[0]]
-            raise TextTooLongError(
-                f"texts[{first[too_long[0]]}] has {text.full_length} tokens with its prompt, the limit is "
-                f"{self.loaded.tokenizer.max_length} ({len(too_long)} such texts in this window): split it, raise "
-                'max_length, or pass on_overflow="truncate"'
-            )
+            for i, entry in enumerate(batch)
+        ]
+        by_job: dict[Job, list[tuple[int, Row]]] = {}
+        with self._lock:
+            for entry, row in zip(batch, rows, strict=True):
+                self._inflight.pop((entry.key, entry.urgent), None)
+                for job, number in entry.waiters:
+                    by_job.setdefault(job, []).append((number, row))
+        keep: dict[int, tuple[Cache, list[tuple[Key, Row]]]] = {}
+        for entry, row in zip(batch, rows, strict=True):
+            if any(job.request.memo for job, _ in entry.waiters):
+                self.memo.put(entry.key, row)
+            for cache in {id(j.request.cache): j.request.cache for j, _ in entry.waiters}.values():
+                if cache is not None:
+                    keep.setdefault(id(cache), (cache, []))[1].append((entry.key, row))
+        for job, finished in by_job.items():
+            try:
+                self._deliver_to(job, finished)
+            except BaseException as error:  # a caller's progress function
+                job.fail(error)
+        for cache, kept in keep.values():
+            with contextlib.suppress(RuntimeError):
+                self._hosts[False].submit(self._keep, cache, kept)
+
+    def _keep(self, cache: Cache, rows: list[tuple[Key, Row]]) -> None:
+        try:
+            cache.put_many(self._namespace, rows)
+        except Exception:
+            logger.exception("the persistent cache failed; its callers have their vectors")
+
+    def _isolate(self, encoder: Encoder, batch: list[Entry], error: BaseException) -> None:
+        """Find out whose texts made a batch fail: each caller's are tried alone, once."""
+        self.failures += 1
+        by_job: dict[Job, list[Entry]] = {}
+        for entry in batch:
+            by_job.setdefault(next((j for j, _ in entry.waiters if j.live), entry.waiters[0][0]), []).append(entry)
+        for entries in by_job.values():
+            failure: BaseException | None = error
+            if len(by_job) > 1:
+                try:
+                    self._encode(encoder, entries)
+                    continue
+                except BaseException as alone:
+                    failure = alone
+            with self._lock:
+                for entry in entries:
+                    self._inflight.pop((entry.key, entry.urgent), None)
+                jobs = {job for entry in entries for job, _ in entry.waiters}
+            for job in jobs:
+                assert failure is not None
+                job.fail(failure)
+
+    def _lose(self, encoder: Encoder, scheduler: Scheduler[Entry], batch: list[Entry], error: BaseException) -> None:
+        self.failures += 1
+        with self._lock:
+            self._working -= 1
+            working = self._working
+        if working:
+            logger.warning("%s failed and is taken out, %d devices go on: %s", encoder.device, working, error)
+            scheduler.put_back(batch)
+            return
+        logger.error("%s failed, no device is left: %s", encoder.device, error)
+        lost = DeviceLostError(f"{encoder.device} failed ({error}); restart() builds the model again")
+        lost.__cause__ = error
+        self._stop(lost)
 
 
-class _Results:
-    """Rows of the distinct texts, filled batch by batch in any order."""
+class Shared:
+    """Cores by what decides their forward pass: one per key in a process, freed with its last user."""
 
-    def __init__(self, n: int, request: Request) -> None:
-        self.request = request
-        self._dense = None if request.dim is None else np.zeros((n, request.dim), dtype=np.float32)
-        self._sparse: list[SparseBatch] = []
-        self._sparse_rows = [np.zeros(0, dtype=np.int64)]
-        self._counts = np.zeros(n, dtype=np.int32)
-        self._truncated = np.zeros(n, dtype=np.bool_)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cores: dict[Any, tuple[InferenceCore, int]] = {}
+        self._loading: dict[Any, threading.Lock] = {}
 
-    def put(self, rows: Int64, texts: list[TokenizedText], dense: Float32 | None, sparse: SparseBatch | None) -> None:
-        self._counts[rows] = [len(t.ids) for t in texts]
-        self._truncated[rows] = [t.truncated for t in texts]
-        if self._dense is not None:
-            self._dense[rows] = dense
-        if sparse is not None:
-            self._sparse.append(sparse)
-            self._sparse_rows.append(rows)
+    def acquire(self, key: Any, make: Callable[[], InferenceCore]) -> InferenceCore:
+        """Return the core of a key, made once; each call needs a ``release``."""
+        with self._lock:
+            loading = self._loading.setdefault(key, threading.Lock())
+        with loading:
+            with self._lock:
+                if key in self._cores:
+                    core, users = self._cores[key]
+                    self._cores[key] = (core, users + 1)
+                    return core
+            core = make()
+            with self._lock:
+                self._cores[key] = (core, 1)
+            return core
 
-    def finish(self) -> EmbeddingBatch:
-        sparse = None
-        if self.request.keys is not None:
-            sparse = SparseBatch.concatenate(self._sparse)[np.argsort(np.concatenate(self._sparse_rows))]
-        return EmbeddingBatch(self._dense, sparse, self._counts, self._truncated)
+    def release(self, core: InferenceCore, *, drain: bool = False) -> None:
+        """Give a core back; the last user closes it."""
+        with self._lock:
+            key = next((k for k, (c, _) in self._cores.items() if c is core), None)
+            if key is None:
+                return
+            users = self._cores[key][1] - 1
+            self._cores[key] = (core, users)
+            if users == 0:
+                del self._cores[key]
+        if users == 0:
+            core.close(drain=drain)
+
+    def forget(self) -> None:
+        """Start anew in a forked child: the parent's cores have no threads here, and its locks may be held."""
+        self._lock = threading.Lock()
+        self._cores, self._loading = {}, {}
+
+    def close_all(self) -> None:
+        """Close every core, whoever uses it: the interpreter ends."""
+        with self._lock:
+            cores = [core for core, _ in self._cores.values()]
+            self._cores.clear()
+        for core in cores:
+            core.close()
+
+
+SHARED = Shared()
+atexit.register(SHARED.close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SHARED.forget)

@@ -6,16 +6,18 @@ import asyncio
 import functools
 import os
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from twinvec.errors import ConfigurationError, InvalidTextError, PromptError, TruncationWarning
+from twinvec.errors import ConfigurationError, DeadlineError, InvalidTextError, PromptError, TruncationWarning
 from twinvec.prompts import Role, Task
 from twinvec.settings import Settings
 from twinvec.spec import ModelSpec, SparseKeys
@@ -24,7 +26,10 @@ from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from twinvec.core import InferenceCore, Job
+    from twinvec.core import InferenceCore
+    from twinvec.families import Description
+    from twinvec.jobs import Cache, Job, Request
+    from twinvec.loading import Source
 
 OnOverflow = Literal["truncate", "error"]
 
@@ -62,6 +67,9 @@ class Embedder:
         token: str | None = None,
         offline: bool | None = None,
         token_budget: int | None = None,
+        on_overload: Literal["wait", "error"] = "wait",
+        memo_bytes: int = 64 * 2**20,
+        cache: Cache | None = None,
     ) -> None:
         """Load a model.
 
@@ -70,7 +78,8 @@ class Embedder:
                 decides a vector (then leave ``revision``, ``dtype``, ``dim``, ``max_length``, ``sparse``,
                 ``sparse_keys``, ``reproducible`` and ``trust_remote_code`` out).
             revision: branch, tag or commit of a hub id.
-            device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+            device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"; several ("cuda:0,cuda:1") share one
+                queue.
             dtype: see ``ModelSpec``.
             dim: see ``ModelSpec``.
             max_length: see ``ModelSpec``.
@@ -86,6 +95,10 @@ class Embedder:
             token: the hub's access token; never stored, logged or pickled.
             offline: never ask the hub. Default: TWINVEC_OFFLINE.
             token_budget: tokens per forward pass. Default: TWINVEC_TOKEN_BUDGET, else chosen by device.
+            on_overload: when very many texts are pending, "wait" queues the call, "error" raises.
+            memo_bytes: recent rows are kept in so much memory, so that asking for the dense and then for the sparse
+                half of the same texts is one forward pass; 0 switches that off.
+            cache: a ``twinvec.cache.VectorCache`` that keeps vectors on disk.
 
         Raises:
             CheckpointError: the model cannot be found, read or loaded.
@@ -104,6 +117,10 @@ class Embedder:
         )
         if on_overflow not in ("truncate", "error"):
             raise ConfigurationError(f'on_overflow={on_overflow!r} is neither "truncate" nor "error"')
+        if on_overload not in ("wait", "error"):
+            raise ConfigurationError(f'on_overload={on_overload!r} is neither "wait" nor "error"')
+        if memo_bytes < 0:
+            raise ConfigurationError(f"memo_bytes={memo_bytes} must not be negative")
         if token_budget is not None and token_budget < 1:
             raise ConfigurationError(f"token_budget={token_budget} must be at least 1")
         self._options: dict[str, Any] = {
@@ -114,13 +131,21 @@ class Embedder:
             "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
             "offline": offline,
             "token_budget": token_budget,
+            "on_overload": on_overload,
+            "memo_bytes": memo_bytes,
+            "cache": cache,
         }
-        self._core, self._sparse_core = self._load(spec, token)
-        description = self._core.loaded.description
+        self._view, self._sparse_view = self._load(spec, token)
+        self._closed = False
+        # a collected Embedder gives its share back like a closed one
+        views = [view for view in (self._view, self._sparse_view) if view is not None]
+        self._finalizer = weakref.finalize(self, _close_later, views)
+        self._finalizer.atexit = False
+        description = self._view.description
         self._prompts = description.prompts.override(prompts) if prompts else description.prompts
         for role in Role:
             self._prompts.prefix(role, task)
-        self.spec = self._resolved(spec)
+        self.spec = self._resolved()
 
     def embed_documents(
         self,
@@ -130,6 +155,7 @@ class Embedder:
         prompt: str | None = None,
         dense: bool = True,
         sparse: bool | None = None,
+        timeout: float | None = None,
         show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed documents (passages).
@@ -140,6 +166,7 @@ class Embedder:
             prompt: put exactly this before every text instead of the model's prompt.
             dense: compute the dense half.
             sparse: compute the sparse half; None: where the model has one.
+            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
             show_progress: draw a progress bar on stderr.
 
         Returns:
@@ -151,8 +178,11 @@ class Embedder:
             TextTooLongError: with ``on_overflow="error"``.
             PromptError: a task for a model that was not trained with instructions.
             OutOfMemoryError: a text that does not fit by itself.
+            OverloadedError: the queue is full, with ``on_overload="error"``.
+            DeadlineError: the timeout has passed.
+            DeviceLostError: no device works any more.
         """
-        return self._embed(Role.DOCUMENT, texts, task, prompt, dense, sparse, show_progress)
+        return self._embed(Role.DOCUMENT, texts, _Wanted(task, prompt, dense, sparse, timeout), show_progress)
 
     def embed_queries(
         self,
@@ -162,6 +192,7 @@ class Embedder:
         prompt: str | None = None,
         dense: bool = True,
         sparse: bool | None = None,
+        timeout: float | None = None,
         show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries.
@@ -174,12 +205,13 @@ class Embedder:
             prompt: see ``embed_documents``.
             dense: see ``embed_documents``.
             sparse: see ``embed_documents``.
+            timeout: see ``embed_documents``.
             show_progress: see ``embed_documents``.
 
         Returns:
             See ``embed_documents``; so are the errors.
         """
-        return self._embed(Role.QUERY, texts, task, prompt, dense, sparse, show_progress)
+        return self._embed(Role.QUERY, texts, _Wanted(task, prompt, dense, sparse, timeout), show_progress)
 
     async def aembed_documents(
         self,
@@ -189,9 +221,10 @@ class Embedder:
         prompt: str | None = None,
         dense: bool = True,
         sparse: bool | None = None,
+        timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.DOCUMENT, texts, task, prompt, dense, sparse)
+        return await self._aembed(Role.DOCUMENT, texts, _Wanted(task, prompt, dense, sparse, timeout))
 
     async def aembed_queries(
         self,
@@ -201,9 +234,10 @@ class Embedder:
         prompt: str | None = None,
         dense: bool = True,
         sparse: bool | None = None,
+        timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.QUERY, texts, task, prompt, dense, sparse)
+        return await self._aembed(Role.QUERY, texts, _Wanted(task, prompt, dense, sparse, timeout))
 
     def score_pairs(
         self,
@@ -244,7 +278,7 @@ class Embedder:
 
         Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``.
         """
-        tokenizer = (self._sparse_core or self._core).loaded.tokenizer
+        tokenizer = (self._sparse_view or self._view).core.model.tokenizer
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         rows = []
         for row in sparse:
@@ -257,27 +291,52 @@ class Embedder:
         return self._prompts.prefix(role, task if task is not None else self._options["task"])
 
     def stats(self) -> dict[str, Any]:
-        """Return counters and choices.
+        """Return counters and choices of the model, which all its users in the process share.
 
-        Keys: ``forwards`` (passes), ``texts`` (rows that went through one), ``tokens``, ``truncated``,
-        ``out_of_memory`` (recoveries), ``token_budget``, ``device``, ``dtype``, ``attention`` ("varlen", "flash",
-        "sdpa" or "padded"), ``device_memory`` (bytes held on a CUDA device). A second, sparse model adds to the
-        counters.
+        Counters: ``forwards`` (passes), ``texts`` (rows that went through one), ``tokens``, ``truncated``,
+        ``out_of_memory`` (recoveries), ``failures`` (batches that raised), ``memo_hits``, ``memo_misses``,
+        ``cache_hits``, ``cache_misses``, ``queue_wait_seconds`` (sum over texts), ``forward_seconds``. Gauges:
+        ``queued`` (texts waiting), ``batch_fill`` (mean share of the token budget), ``token_budget``, ``healthy``,
+        ``device_memory`` (bytes held on CUDA devices). Choices: ``device``, ``dtype``, ``attention`` ("varlen",
+        "flash", "sdpa" or "padded"). A second, sparse model adds to the counters.
         """
-        cores = [core for core in (self._core, self._sparse_core) if core is not None]
-        encoder = self._core.loaded.encoder
+        cores = [view.core for view in (self._view, self._sparse_view) if view is not None]
+        encoders = [encoder for core in cores for encoder in core.model.encoders]
+        first = cores[0].model.encoder
         return {
-            "forwards": sum(c.loaded.encoder.forwards for c in cores),
-            "texts": sum(c.loaded.encoder.texts for c in cores),
-            "tokens": sum(c.loaded.encoder.tokens for c in cores),
-            "truncated": self._core.truncated,
-            "out_of_memory": sum(c.loaded.encoder.out_of_memory for c in cores),
-            "token_budget": encoder.token_budget,
-            "device": str(encoder.device),
-            "dtype": str(encoder.dtype).removeprefix("torch."),
-            "attention": encoder.attention,
-            "device_memory": sum(c.loaded.encoder.memory() for c in cores),
+            "forwards": sum(e.forwards for e in encoders),
+            "texts": sum(e.texts for e in encoders),
+            "tokens": sum(e.tokens for e in encoders),
+            "truncated": cores[0].truncated,
+            "out_of_memory": sum(e.out_of_memory for e in encoders),
+            "failures": sum(c.failures for c in cores),
+            "memo_hits": sum(c.memo.hits for c in cores),
+            "memo_misses": sum(c.memo.misses for c in cores),
+            "cache_hits": sum(c.cache_hits for c in cores),
+            "cache_misses": sum(c.cache_misses for c in cores),
+            "queue_wait_seconds": sum(c.queue_seconds for c in cores),
+            "forward_seconds": sum(c.forward_seconds for c in cores),
+            "queued": sum(c.queued for c in cores),
+            "batch_fill": cores[0].batch_fill,
+            "token_budget": first.token_budget,
+            "healthy": self.healthy,
+            "device": ",".join(str(e.device) for e in cores[0].model.encoders),
+            "dtype": str(first.dtype).removeprefix("torch."),
+            "attention": first.attention,
+            "device_memory": sum(e.memory() for e in encoders),
         }
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether calls can be answered: not closed, and a device works."""
+        views = [view for view in (self._view, self._sparse_view) if view is not None]
+        return not self._closed and all(view.core.healthy for view in views)
+
+    def restart(self) -> None:
+        """Build the model again after ``DeviceLostError``, for all its users."""
+        for view in (self._view, self._sparse_view):
+            if view is not None:
+                view.core.restart()
 
     @property
     def dim(self) -> int | None:
@@ -287,7 +346,8 @@ class Embedder:
     @property
     def max_length(self) -> int:
         """Return the tokens per text, prompt and specials included."""
-        return self._core.loaded.tokenizer.max_length
+        assert self.spec.max_length is not None
+        return self.spec.max_length
 
     @property
     def has_sparse(self) -> bool:
@@ -297,13 +357,15 @@ class Embedder:
     @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
-        return self._core.loaded.description.family
+        return self._view.description.family
 
     def close(self) -> None:
-        """Release the model; later calls raise ConfigurationError."""
-        for core in (self._core, self._sparse_core):
-            if core is not None:
-                core.close()
+        """Give the model back; its last user frees it. Later calls raise ConfigurationError."""
+        self._closed = True
+        if self._finalizer.detach() is not None:
+            for view in (self._view, self._sparse_view):
+                if view is not None:
+                    view.close()
 
     def __enter__(self) -> Embedder:
         return self
@@ -317,15 +379,14 @@ class Embedder:
         return _rebuild, (self.spec, self._options)
 
     def __repr__(self) -> str:
-        encoder = self._core.loaded.encoder
+        encoder = self._view.core.model.encoder
         return (
             f"Embedder({self.spec.model!r}, family={self.family!r}, dim={self.dim}, sparse={self.spec.sparse!r}, "
             f"device='{encoder.device}', dtype={self.spec.dtype!r})"
         )
 
-    def _load(self, spec: ModelSpec, token: str | None) -> tuple[InferenceCore, InferenceCore | None]:
-        from twinvec.core import InferenceCore
-        from twinvec.loading import Source, load, names_other_checkpoint
+    def _load(self, spec: ModelSpec, token: str | None) -> tuple[_View, _View | None]:
+        from twinvec.loading import Source, names_other_checkpoint
 
         settings = Settings.from_env()
         options = self._options
@@ -336,76 +397,86 @@ class Embedder:
             offline=settings.offline if options["offline"] is None else options["offline"],
         )
         budget = options["token_budget"] or settings.token_budget
+        view = functools.partial(
+            _View.open, device=device, source=source, budget=budget, memo_bytes=options["memo_bytes"]
+        )
         if not names_other_checkpoint(spec.sparse):
-            return InferenceCore(load(spec, device, source, budget)), None
+            return view(spec), None
         if spec.sparse == "bm25":
-            raise ConfigurationError(
-                'sparse="bm25" is computed from a store\'s statistics and is not part of Embedder yet'
-            )
-        main = load(replace(spec, sparse=None, digest=None), device, source, budget)
-        other = load(
-            ModelSpec(
-                model=str(spec.sparse), dtype=spec.dtype, sparse="head", sparse_keys=spec.sparse_keys,
-                reproducible=spec.reproducible,
-            ),
-            device, source, budget,
-        )  # fmt: skip
-        return InferenceCore(main), InferenceCore(other)
+            raise ConfigurationError('sparse="bm25" is computed from a store\'s statistics, not by an Embedder yet')
+        dense_digest, _, sparse_digest = (spec.digest or "").partition("+")
+        main = view(replace(spec, sparse=None, digest=dense_digest or None))
+        other = ModelSpec(
+            model=str(spec.sparse),
+            dtype=spec.dtype,
+            sparse="head",
+            sparse_keys=spec.sparse_keys,
+            reproducible=spec.reproducible,
+            digest=sparse_digest or None,
+        )
+        try:
+            return main, view(other)
+        except BaseException:
+            main.close()
+            raise
 
-    def _resolved(self, asked: ModelSpec) -> ModelSpec:
-        spec = self._core.loaded.spec
-        if self._sparse_core is None:
-            return spec
-        digest = f"{spec.digest}+{self._sparse_core.loaded.spec.digest}"
-        if asked.digest not in (None, digest):
-            raise ConfigurationError(
-                f"the content of {spec.model} or {asked.sparse} has changed since the spec was made"
-            )
-        return replace(spec, sparse=asked.sparse, digest=digest)
+    def _jobs(self, role: Role, texts: Iterable[str], wanted: _Wanted) -> list[tuple[InferenceCore, Job]]:
+        from twinvec.jobs import Request
 
-    def _jobs(
-        self,
-        role: Role,
-        texts: Iterable[str],
-        task: Task | str | None,
-        prompt: str | None,
-        dense: bool,
-        sparse: bool | None,
-    ) -> list[tuple[InferenceCore, Job]]:
-        from twinvec.core import Job
-
+        if self._closed:
+            raise ConfigurationError("this Embedder is closed; make a new one")
         checked = check_texts(texts)
-        if sparse is None:
-            sparse = self.has_sparse
+        dense = wanted.dense and self.dim is not None
+        sparse = self.has_sparse if wanted.sparse is None else wanted.sparse
         if sparse and not self.has_sparse:
             raise ConfigurationError(
                 f"{self.spec.model} has no sparse half: pass sparse= a head file or a SPLADE checkpoint to Embedder"
             )
-        if dense and self.dim is None:
-            dense = False
         if not (dense or sparse):
             raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
-        if prompt is not None and task is not None:
+        if wanted.prompt is not None and wanted.task is not None:
             raise PromptError("pass task= or prompt=, not both")
-        prefix = prompt if prompt is not None else self.prompt_for(role, task)
+        prefix = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
         check_texts([prefix], "prompt")
-        fail = self._options["on_overflow"] == "error"
-        if self._sparse_core is None:
-            return [(self._core, Job(checked, prefix, dense, sparse, fail))]
-        jobs = [(self._core, Job(checked, prefix, True, False, fail))] if dense else []
-        return jobs + ([(self._sparse_core, Job(checked, "", False, True))] if sparse else [])
+        request = functools.partial(
+            Request,
+            urgent=role is Role.QUERY,
+            fail_on_overflow=self._options["on_overflow"] == "error",
+            fail_on_overload=self._options["on_overload"] == "error",
+            memo=self._options["memo_bytes"] > 0,
+            cache=self._options["cache"],
+        )
+        main, other = self._view, self._sparse_view
+        dim, keys = (self.dim if dense else None), (self.spec.sparse_keys if sparse else None)
+        if other is None:
+            return [main.job(checked, request, prompt=prefix, dim=dim, keys=keys)]
+        jobs = [main.job(checked, request, prompt=prefix, dim=dim, keys=None)] if dense else []
+        if sparse:  # a SPLADE model knows no prompts, and its own limit is not the dense model's
+            request = functools.partial(request, fail_on_overflow=False)
+            jobs.append(other.job(checked, request, prompt="", dim=None, keys=keys))
+        return jobs
 
-    def _embed(
-        self, role: Role, texts: Iterable[str], task: Task | str | None, prompt: str | None, dense: bool,
-        sparse: bool | None, show_progress: bool,
-    ) -> EmbeddingBatch:  # fmt: skip
-        jobs = self._jobs(role, texts, task, prompt, dense, sparse)
+    def _resolved(self) -> ModelSpec:
+        spec = self._view.spec
+        if self._sparse_view is None:
+            return spec
+        other = self._sparse_view.spec
+        return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
+
+    def _embed(self, role: Role, texts: Iterable[str], wanted: _Wanted, show_progress: bool) -> EmbeddingBatch:
+        jobs = self._jobs(role, texts, wanted)
         bar = _show_progress(jobs, f"Embedding {role.value}s") if show_progress else None
-        futures = _submit(jobs)
+        deadline = None if wanted.timeout is None else time.monotonic() + wanted.timeout
+        futures = []
         try:
-            batch = _merge([future.result() for future in futures])
+            futures = [core.submit(job) for core, job in jobs]
+            left = [None if deadline is None else deadline - time.monotonic() for _ in futures]
+            batch = _merge([future.result(wait) for future, wait in zip(futures, left, strict=True)])
+        except (TimeoutError, FutureTimeoutError):
+            _cancel(jobs)
+            raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
         except BaseException:
-            _cancel(jobs, futures)
+            _cancel(jobs)
             raise
         finally:
             if bar is not None:
@@ -413,16 +484,16 @@ class Embedder:
         self._warn(batch)
         return batch
 
-    async def _aembed(
-        self, role: Role, texts: Iterable[str], task: Task | str | None, prompt: str | None, dense: bool,
-        sparse: bool | None,
-    ) -> EmbeddingBatch:  # fmt: skip
-        jobs = self._jobs(role, texts, task, prompt, dense, sparse)
-        futures = _submit(jobs)
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: _Wanted) -> EmbeddingBatch:
+        jobs = self._jobs(role, texts, wanted)
         try:
-            batch = _merge(list(await asyncio.gather(*map(asyncio.wrap_future, futures))))
+            futures = [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
+            batch = _merge(list(await asyncio.wait_for(asyncio.gather(*futures), wanted.timeout)))
+        except (TimeoutError, asyncio.TimeoutError):
+            _cancel(jobs)
+            raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
         except BaseException:
-            _cancel(jobs, futures)
+            _cancel(jobs)
             raise
         self._warn(batch)
         return batch
@@ -436,6 +507,58 @@ class Embedder:
                 TruncationWarning,
                 stacklevel=4,
             )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one call asks for."""
+
+    task: Task | str | None
+    prompt: str | None
+    dense: bool
+    sparse: bool | None
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """One Embedder's way of looking at a shared core."""
+
+    core: InferenceCore
+    spec: ModelSpec
+    description: Description
+
+    @classmethod
+    def open(cls, spec: ModelSpec, *, device: str, source: Source, budget: int | None, memo_bytes: int) -> _View:
+        """Share the model where it is loaded already, else load it."""
+        from twinvec.core import SHARED, InferenceCore
+        from twinvec.loading import build_model, open_model
+
+        opened = open_model(spec, device, source)
+        # the namespace of cached rows: what decides them before dims, keys and lengths are applied
+        namespace = replace(opened.spec, dim=None, max_length=None, sparse=None, sparse_keys="surface").fingerprint
+        core = SHARED.acquire(opened.key, lambda: InferenceCore(build_model(opened, budget), namespace))
+        core.memo.max_bytes = max(core.memo.max_bytes, memo_bytes)
+        return cls(core, opened.spec, opened.description)
+
+    def job(self, texts: list[str], request: Callable[..., Request], **options: Any) -> tuple[InferenceCore, Job]:
+        """Make a job for this view's core."""
+        from twinvec.jobs import Job
+
+        tokenizer = self.core.model.tokenizer
+        return self.core, Job(texts, request(tokenizer, max_length=self.spec.max_length, **options))
+
+    def close(self) -> None:
+        """Give the share back."""
+        from twinvec.core import SHARED
+
+        SHARED.release(self.core)
+
+
+def _close_later(views: list[_View]) -> None:
+    """Close on a thread of its own: the collector may run anywhere, under any lock."""
+    for view in views:
+        threading.Thread(target=view.close, name="twinvec-close", daemon=True).start()
 
 
 def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
@@ -481,7 +604,7 @@ def _show_progress(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[No
     """Draw a bar that counts a text when all models have it."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(total=len(jobs[0][1].texts), unit="text", desc=title)
+    bar = tqdm(total=len(jobs[0][1]), unit="text", desc=title)
     finished, lock = [0] * len(jobs), threading.Lock()
 
     def advance(number: int, texts: int) -> None:
@@ -494,14 +617,9 @@ def _show_progress(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[No
     return bar
 
 
-def _submit(jobs: list[tuple[InferenceCore, Job]]) -> list[Future[EmbeddingBatch]]:
-    return [core.submit(job) for core, job in jobs]
-
-
-def _cancel(jobs: list[tuple[InferenceCore, Job]], futures: list[Future[EmbeddingBatch]]) -> None:
-    for (_, job), future in zip(jobs, futures, strict=True):
-        job.cancelled.set()
-        future.cancel()
+def _cancel(jobs: list[tuple[InferenceCore, Job]]) -> None:
+    for _, job in jobs:
+        job.future.cancel()
 
 
 def _merge(batches: list[EmbeddingBatch]) -> EmbeddingBatch:

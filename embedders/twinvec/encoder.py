@@ -22,7 +22,7 @@ from twinvec.heads import TokenWeightHead
 from twinvec.packing import TokenBatch, plan
 from twinvec.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.tokenizer import TokenizedText
-from twinvec.vectors import Float32, Int64, SparseBatch
+from twinvec.vectors import Bool, Float32, Int64, SparseBatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +33,13 @@ _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to compute: ``dim`` dense dimensions (None: no dense half), sparse rows by ``keys`` (None: none)."""
-
-    dim: int | None
-    keys: Int64 | None
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """Vectors of one batch, on the host."""
+    """Rows of one batch, on the host, before a caller's dims and keys are applied.
+
+    Attributes:
+        dense: float32 [texts, all dims], not normalised; None for a model that is only sparse.
+        sparse: by token id; None for a model without a sparse half.
+    """
 
     dense: Float32 | None
     sparse: SparseBatch | None
@@ -67,10 +64,11 @@ class Encoder:
         dense_layers: torch.nn.Module,
         head: TokenWeightHead | None,
         token_budget: int | None,
-        vocabulary_size: int,
+        id_keys: Int64,
     ) -> None:
         self.device, self.dtype = device, dtype
         self.description = description
+        self._id_keys = id_keys
         self._backbone = backbone.to(device).eval()
         self._dense_layers = dense_layers.to(device).eval()
         self._head = head.to(device).eval() if head is not None else None
@@ -79,29 +77,27 @@ class Encoder:
             backbone.use_attention(self.attention)
         self.token_budget = token_budget or (_CUDA_BUDGET if device.type == "cuda" else _CPU_BUDGET)
         if backbone.output == "logits":
-            self.token_budget = min(self.token_budget, max(_LOGIT_BYTES // (4 * vocabulary_size), 1))
+            self.token_budget = min(self.token_budget, max(_LOGIT_BYTES // (4 * len(id_keys)), 1))
         self.forwards = self.texts = self.tokens = self.out_of_memory = 0
 
-    def encode(self, texts: Sequence[TokenizedText], positions: Sequence[int], request: Request) -> Encoded:
+    def encode(self, texts: Sequence[TokenizedText], names: Sequence[str]) -> Encoded:
         """Encode one batch; when memory runs out, halve it and try again.
 
         Args:
             texts: not empty.
-            positions: what to call each text in an error.
-            request: what to compute.
+            names: what to call each text in an error.
 
         Raises:
             OutOfMemoryError: a single text does not fit.
             NonFiniteError: the model returned NaN or infinity.
         """
         try:
-            encoded = self._forward(TokenBatch.pack(texts), request)
+            encoded = self._forward(TokenBatch.pack(texts), names)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         else:
-            self._check(encoded, positions)
             return encoded
         # outside of the except block: the traceback would keep the failed pass's tensors alive
         gc.collect()
@@ -111,13 +107,13 @@ class Encoder:
         tokens = sum(len(t.ids) for t in texts)
         if len(texts) == 1:
             raise OutOfMemoryError(
-                f"texts[{positions[0]}] alone ({tokens} tokens) does not fit into the memory of {self.device}: lower "
+                f"{names[0]} alone ({tokens} tokens) does not fit into the memory of {self.device}: lower "
                 f"max_length, split the text, or use a device with more memory. ({reason})"
             )
         self.token_budget = max(min(self.token_budget, tokens) // 2, 1)
         logger.warning("out of memory at %d tokens on %s; token budget now %d", tokens, self.device, self.token_budget)
         batches = plan([len(t.ids) for t in texts], self.token_budget)
-        parts = [self.encode([texts[i] for i in b], [positions[i] for i in b], request) for b in batches]
+        parts = [self.encode([texts[i] for i in b], [names[i] for i in b]) for b in batches]
         order = np.argsort([i for b in batches for i in b])
         dense = [p.dense for p in parts if p.dense is not None]
         sparse = [p.sparse for p in parts if p.sparse is not None]
@@ -136,50 +132,54 @@ class Encoder:
         return self._backbone
 
     @torch.inference_mode()
-    def _forward(self, batch: TokenBatch, request: Request) -> Encoded:
+    def _forward(self, batch: TokenBatch, names: Sequence[str]) -> Encoded:
         moved = batch.to(self.device)
         output = self._backbone(moved)
         self.forwards += 1
         self.texts += len(batch.lengths)
         self.tokens += batch.n_tokens
-        dense = self._dense(output, moved, request.dim) if request.dim is not None else None
-        sparse = self._sparse(output, batch, request.keys) if request.keys is not None else None
-        return Encoded(dense.cpu().numpy() if dense is not None else None, sparse)
+        dense = None
+        if self.description.dim is not None:
+            dense = self._dense(output, moved).cpu().numpy()
+            self._check(np.isfinite(dense).all(axis=1), names)
+        return Encoded(dense, self._sparse(output, batch, names))
 
-    def _dense(self, output: torch.Tensor, batch: TokenBatch, dim: int) -> torch.Tensor:
+    def _dense(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         if self._backbone.output == "pooled":
             pooled = output.float()
         else:
             pooled = pool(output, batch, self.description.pooling, self.description.include_prompt)
-        return F.normalize(self._dense_layers(pooled)[:, :dim], dim=-1)
+        vectors: torch.Tensor = self._dense_layers(pooled)[:, : self.description.dim]
+        return vectors
 
-    def _sparse(self, output: torch.Tensor, batch: TokenBatch, keys: Int64) -> SparseBatch:
+    def _sparse(self, output: torch.Tensor, batch: TokenBatch, names: Sequence[str]) -> SparseBatch | None:
         if self._head is not None:
             weights = self._head(output).cpu().numpy()
-            _finite(weights)
+            self._check(np.isfinite(np.add.reduceat(weights, batch.cu_seqlens[:-1].numpy())), names)
             # a prompt's words say nothing about the text
             weights[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
-            return reduce_token_weights(weights, batch.input_ids.numpy(), batch.lengths, keys)
-        parts = output[:, : len(keys)].split(list(batch.lengths))
+            return reduce_token_weights(weights, batch.input_ids.numpy(), batch.lengths, self._id_keys)
+        if self._backbone.output != "logits":
+            return None
+        parts = output[:, : len(self._id_keys)].split(list(batch.lengths))
         # log1p(relu(x)) rises with x, so the maximum may come first
         rows = torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float())).cpu().numpy()
-        _finite(rows)
-        return reduce_vocabulary_weights(rows, keys[: rows.shape[1]])
+        self._check(np.isfinite(rows).all(axis=1), names)
+        return reduce_vocabulary_weights(rows, self._id_keys[: rows.shape[1]])
 
-    def _check(self, encoded: Encoded, positions: Sequence[int]) -> None:
-        if encoded.dense is None:
-            return
-        bad = np.flatnonzero(~np.isfinite(encoded.dense).all(axis=1))
-        if len(bad):
-            raise NonFiniteError(_NON_FINITE.format(f"texts[{positions[bad[0]]}]", self.dtype))
-
-
-_NON_FINITE = "the model returned NaN or infinity for {} in {}: use dtype='float32' or 'bfloat16', or check the weights"
+    def _check(self, finite: Bool, names: Sequence[str]) -> None:
+        if not finite.all():
+            raise NonFiniteError(
+                f"the model returned NaN or infinity for {names[int(np.argmin(finite))]} in {self.dtype}: use "
+                "dtype='float32' or 'bfloat16', or check the weights"
+            )
 
 
-def _finite(weights: Float32) -> None:
-    if not np.isfinite(weights).all():
-        raise NonFiniteError(_NON_FINITE.format("the sparse half of a batch", "its lexical head"))
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether an error means that the device answers no more calls."""
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
+        return not _is_out_of_memory(error)
+    return False
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,10 @@ TwinVecError
 ├── InvalidTextError             a text that cannot be tokenised (also a ValueError)
 ├── TextTooLongError             a text over the limit with on_overflow="error" (also a ValueError)
 ├── NonFiniteError               the model returned NaN or infinity
-└── OutOfMemoryError             one text alone does not fit into the device's memory
+├── OutOfMemoryError             one text alone does not fit into the device's memory
+├── OverloadedError              the queue is full and on_overload="error"
+├── DeadlineError                a call's timeout passed (also a TimeoutError)
+└── DeviceLostError              no device works any more; Embedder.restart() builds the model again
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
 """
@@ -94,6 +97,18 @@ class NonFiniteError(TwinVecError):
 
 class OutOfMemoryError(TwinVecError):
     """One text alone does not fit into the device's memory."""
+
+
+class OverloadedError(TwinVecError):
+    """The queue is full and the caller did not want to wait."""
+
+
+class DeadlineError(TwinVecError, TimeoutError):
+    """A call's timeout passed before its vectors were there; its work is cancelled."""
+
+
+class DeviceLostError(TwinVecError):
+    """Every device of the model has failed; all pending calls got this error."""
 
 
 class TruncationWarning(UserWarning):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from twinvec.spec import ModelSpec
 from twinvec.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
+    from twinvec.backbone import Backbone
     from twinvec.heads import TokenWeightHead
 
 _HEAD_FILES = (".safetensors", ".pt")
@@ -33,23 +36,46 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model ready to run, and the spec with everything resolved."""
+class Opened:
+    """A checkpoint that can be loaded, and the spec with everything resolved; no weights yet."""
 
     spec: ModelSpec
+    checkpoint: Checkpoint
+    family: Family
+    description: Description
+    devices: tuple[torch.device, ...]
+    dtype: torch.dtype
+    head_file: Path | None
+
+    @property
+    def key(self) -> Hashable:
+        """Return what decides the forward pass, and where: callers that agree in it share one model."""
+        return self.spec.digest, self.dtype, self.devices, self.spec.reproducible
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in memory: one encoder per device, and the way to build it again."""
+
     family: Family
     description: Description
     tokenizer: TextTokenizer
-    encoder: Encoder
+    encoders: tuple[Encoder, ...]
+    rebuild: Callable[[], Model]
+
+    @property
+    def encoder(self) -> Encoder:
+        """Return the first encoder."""
+        return self.encoders[0]
 
 
-def load(spec: ModelSpec, device: str, source: Source, token_budget: int | None) -> Loaded:
-    """Open, describe and build a checkpoint.
+def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
+    """Open and describe a checkpoint, and check all that the spec asks of it.
 
     ``spec.sparse`` must not name another checkpoint here.
 
     Raises:
-        CheckpointError: it cannot be found, read or loaded.
+        CheckpointError: it cannot be found or read, or its content is not the spec's.
         ConfigurationError: a dim, length, device or sparse source that it cannot have.
     """
     checkpoint = open_checkpoint(
@@ -62,8 +88,8 @@ def load(spec: ModelSpec, device: str, source: Source, token_budget: int | None)
     )
     family = find_family(checkpoint)
     description = family.describe(checkpoint)
-    target = choose_device(device)
-    dtype = choose_dtype(spec.dtype, target)
+    devices = tuple(choose_device(name.strip()) for name in device.split(","))
+    dtype = choose_dtype(spec.dtype, devices[0])
     head_file = _head_file(spec)
     resolved = replace(
         spec,
@@ -78,19 +104,41 @@ def load(spec: ModelSpec, device: str, source: Source, token_budget: int | None)
         raise CheckpointError(
             f"{checkpoint.name}: its content has changed: digest {resolved.digest}, the spec has {spec.digest}"
         )
-    assert resolved.max_length is not None
-    tokenizer = TextTokenizer(checkpoint, resolved.max_length, lower_case=description.lower_case)
-    encoder = Encoder(
-        family.build(checkpoint, description, dtype),
-        description,
-        device=target,
-        dtype=dtype,
-        dense_layers=build_dense_layers(description.dense_layers),
-        head=_build_head(resolved, family, checkpoint, description, head_file),
-        token_budget=1 if spec.reproducible else token_budget,
-        vocabulary_size=tokenizer.vocabulary_size,
-    )
-    return Loaded(resolved, family, description, tokenizer, encoder)
+    return Opened(resolved, checkpoint, family, description, devices, dtype, head_file)
+
+
+def build_model(opened: Opened, token_budget: int | None) -> Model:
+    """Load the weights, once per distinct device; replicas on one device share them.
+
+    Raises:
+        CheckpointError: they cannot be read or do not fit.
+    """
+    checkpoint, description = opened.checkpoint, opened.description
+    tokenizer = TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
+    parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None]] = {}
+    encoders = []
+    for device in opened.devices:
+        if device not in parts:
+            parts[device] = (
+                opened.family.build(checkpoint, description, opened.dtype),
+                build_dense_layers(description.dense_layers),
+                _build_head(opened),
+            )
+        backbone, dense_layers, head = parts[device]
+        encoders.append(
+            Encoder(
+                backbone,
+                description,
+                device=device,
+                dtype=opened.dtype,
+                dense_layers=dense_layers,
+                head=head,
+                token_budget=1 if opened.spec.reproducible else token_budget,
+                id_keys=tokenizer.id_keys,
+            )
+        )
+    rebuild = functools.partial(build_model, opened, token_budget)
+    return Model(opened.family, description, tokenizer, tuple(encoders), rebuild)
 
 
 def names_other_checkpoint(sparse: str | None) -> bool:
@@ -186,15 +234,15 @@ def _check_sparse(spec: ModelSpec, description: Description, head_file: Path | N
     return "head" if spec.sparse is not None and description.sparse is not None else None
 
 
-def _build_head(
-    spec: ModelSpec, family: Family, checkpoint: Checkpoint, description: Description, head_file: Path | None
-) -> TokenWeightHead | None:
+def _build_head(opened: Opened) -> TokenWeightHead | None:
+    """Build the lexical head even for callers without a sparse half: it costs next to nothing, and all may share."""
     from twinvec.heads import TokenWeightHead
 
-    if head_file is not None:
-        return TokenWeightHead(description.hidden, load_tensors(head_file), str(head_file))
-    if spec.sparse == "head" and description.sparse == "token_weights":
-        return family.build_head(checkpoint, description)
+    if opened.head_file is not None:
+        tensors = load_tensors(opened.head_file)
+        return TokenWeightHead(opened.description.hidden, tensors, str(opened.head_file))
+    if opened.description.sparse == "token_weights":
+        return opened.family.build_head(opened.checkpoint, opened.description)
     return None
 
 

@@ -68,20 +68,26 @@ class TextTokenizer:
         self._special_names = _special_tokens(checkpoint)
         self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json"))
 
-    def encode(self, texts: Sequence[str], prompt: str = "") -> list[TokenizedText]:
+    def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
         """Tokenise ``prompt + text`` for each text; only the text's tail is ever cut.
+
+        Args:
+            texts: without the prompt.
+            prompt: goes before each text.
+            max_length: tokens per text, prompt and specials included; default: the tokenizer's own limit.
 
         Raises:
             PromptError: the prompt leaves no room for a text.
         """
+        limit = self.max_length if max_length is None else max_length
         prompt_length = len(self._head) + len(self._ids([prompt])[0]) if prompt else 0
-        if max(prompt_length, len(self._head)) + len(self._tail) >= self.max_length:
+        if max(prompt_length, len(self._head)) + len(self._tail) >= limit:
             raise PromptError(
-                f"the prompt and the special tokens take all {self.max_length} tokens, which leaves no room for a text "
+                f"the prompt and the special tokens take all {limit} tokens, which leaves no room for a text "
                 f"within max_length={self.max_length}: shorten the instruction or raise max_length"
             )
         encoded = []
-        room = self.max_length - len(self._head) - len(self._tail)
+        room = limit - len(self._head) - len(self._tail)
         for ids in self._ids([prompt + text for text in texts]):
             full = [*self._head, *ids[:room], *self._tail]
             length = len(ids) + len(self._head) + len(self._tail)

@@ -31,6 +31,10 @@ class SparseVector:
         """Return ``{key: weight}`` with Python numbers."""
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
 
+    def copy(self) -> SparseVector:
+        """Return a vector with memory of its own, not a view into a batch."""
+        return SparseVector(self.indices.copy(), self.values.copy())
+
     def __len__(self) -> int:
         return len(self.indices)
 

@@ -87,8 +87,8 @@ def verify(
     """Recompute the published scores of a model's family.
 
     Args:
-        model: an Embedder; or what one is made of, then it is loaded in float32, so that the comparison shows the
-            computation and not this machine's rounding.
+        model: an Embedder, which nobody else should use meanwhile; or what one is made of, then it is loaded in
+            float32, so that the comparison shows the computation and not this machine's rounding.
         published: scores to compare with instead of the family's.
 
     Raises:
@@ -106,32 +106,34 @@ def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
 
 
 def _verify(embedder: Embedder, published: Sequence[Published] | None) -> VerifyReport:
-    loaded = embedder._core.loaded
+    model = embedder._view.core.model
     if published is None:
-        published = loaded.family.published
+        published = model.family.published
     if not published:
         raise ConfigurationError(
             f"{embedder.spec.model}: no scores are published for the family {embedder.family!r} that verify could "
             "compare with; `twinvec models` lists the families"
         )
     _check_comparable(embedder, published)
-    backbone = loaded.encoder.backbone
+    backbone = model.encoder.backbone
     variants: tuple[str | None, ...] = backbone.rope_variants() or (None,)
     rows: list[VerifyRow] = []
     try:
         for variant in variants:
             if variant is not None:
                 backbone.use_rope(variant)
+                embedder._view.core.memo.clear()
             rows += [row for card in published for row in _compare(embedder, card, variant)]
     finally:
         if variants[0] is not None:
             backbone.use_rope(variants[0])
+            embedder._view.core.memo.clear()
     return VerifyReport(str(embedder.spec.model), embedder.family, embedder.spec.dtype, tuple(rows), variants)
 
 
 def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> None:
     """Refuse what would change the scores by itself, and relatives that share the family without its numbers."""
-    spec, full = embedder.spec, embedder._core.loaded.description.dim
+    spec, full = embedder.spec, embedder._view.description.dim
     needs_sparse = any(_WEIGHTS[half][1] for card in published for half in card.scores)
     if needs_sparse and spec.sparse != "head":
         raise ConfigurationError(
