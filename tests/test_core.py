@@ -1,0 +1,502 @@
+"""One core for every caller: sharing, dynamic batches, priorities, failures, the memo, replicas. Fakes replace only the
+forward pass."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reference.giga import build_giga_0826
+from reference.gte import build_gte
+from reference.sentence_layouts import build_splade
+from support import TEXTS, dense_of, sparse_of
+from twinvec import Embedder
+from twinvec.core import SHARED, InferenceCore
+from twinvec.errors import (
+    ConfigurationError,
+    DeadlineError,
+    DeviceLostError,
+    NonFiniteError,
+    OverloadedError,
+    TextTooLongError,
+)
+
+Forward = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_gte(tmp_path_factory.mktemp("core"), seed=11)
+
+
+@pytest.fixture
+def embedder(folder: Path) -> Iterator[Embedder]:
+    with Embedder(folder, dtype="float32", memo_bytes=0) as made:
+        yield made
+
+
+def core_of(embedder: Embedder) -> InferenceCore:
+    return embedder._view.core
+
+
+def replace_forward(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, make: Callable[[Forward], Forward]) -> None:
+    backbone = core_of(embedder).model.encoder.backbone
+    monkeypatch.setattr(backbone, "forward", make(backbone.forward))
+
+
+class Gate:
+    """Holds the device inside of a forward pass until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+        self.batches: list[tuple[int, ...]] = []
+
+    def __call__(self, forward: Forward) -> Forward:
+        def held(batch: Any) -> Any:
+            self.batches.append(batch.lengths)
+            self.entered.set()
+            assert self.open.wait(60)
+            return forward(batch)
+
+        return held
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do; bounded, without a fixed sleep."""
+    waiter = threading.Event()
+    for _ in range(6000):
+        if condition():
+            return
+        waiter.wait(0.01)
+    raise AssertionError("it did not happen within a minute")
+
+
+# --- sharing
+
+
+def test_prompts_dims_keys_lengths_and_halves_share_one_model(folder: Path) -> None:
+    options: list[dict[str, Any]] = [
+        {},
+        {"dim": 16},
+        {"sparse": None},
+        {"sparse_keys": "ids"},
+        {"max_length": 8},
+        {"prompts": {"query": "q: "}},
+        {"memo_bytes": 0},
+    ]
+    made = [Embedder(folder, dtype="float32", **option) for option in options]
+    assert len({id(core_of(e)) for e in made}) == 1
+    full = dense_of(made[0].embed_documents(["the capital"]))
+    small = dense_of(made[1].embed_documents(["the capital"]))
+    np.testing.assert_allclose(small[0], full[0, :16] / np.linalg.norm(full[0, :16]), atol=1e-6)
+    for e in made:
+        e.close()
+
+
+@pytest.mark.parametrize("option", [{"dtype": "bfloat16"}, {"dtype": "float32", "reproducible": True}])
+def test_what_changes_the_forward_pass_is_another_model(folder: Path, option: dict[str, Any]) -> None:
+    with Embedder(folder, dtype="float32") as one, Embedder(folder, **option) as other:
+        assert core_of(one) is not core_of(other)
+
+
+def test_threads_that_load_at_once_load_once(folder: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Embedder(folder, dtype="float32"), range(8)))
+    assert len({id(core_of(e)) for e in made}) == 1
+    for e in made:
+        e.close()
+
+
+def test_closing_one_user_leaves_the_others_working_and_the_last_one_frees(folder: Path) -> None:
+    one, other = Embedder(folder, dtype="float32"), Embedder(folder, dtype="float32", dim=32)
+    core = core_of(one)
+    one.close()
+    with pytest.raises(ConfigurationError, match="closed"):
+        one.embed_documents(["a"])
+    assert not one.healthy
+    assert len(other.embed_documents(["a"])) == 1
+    other.close()
+    assert not any(thread.is_alive() for thread in core._threads)
+    assert core not in [c for c, _ in SHARED._cores.values()]
+
+
+def test_a_collected_embedder_gives_its_share_back(folder: Path) -> None:
+    made = Embedder(folder, dtype="float32")
+    threads = core_of(made)._threads
+    del made
+    gc.collect()
+    until(lambda: not any(thread.is_alive() for thread in threads))
+
+
+def test_a_failed_load_leaves_nothing_behind(tmp_path: Path) -> None:
+    dense, sparse = build_gte(tmp_path / "dense", seed=12), build_splade(tmp_path / "sparse")
+    (sparse / "model.safetensors").write_bytes(b"broken")
+    before = len(SHARED._cores)
+    with pytest.raises(Exception, match="Download it again"):
+        Embedder(dense, sparse=sparse)
+    assert len(SHARED._cores) == before
+
+
+# --- dynamic batches
+
+
+def test_64_concurrent_queries_from_a_cold_queue_take_at_most_3_passes(embedder: Embedder) -> None:
+    texts = [f"query number {i} {'word ' * (i % 7)}" for i in range(64)]
+    expected = [dense_of(embedder.embed_queries([text]))[0] for text in texts]
+    before = embedder.stats()["forwards"]
+
+    async def run() -> list[Any]:
+        return list(await asyncio.gather(*(embedder.aembed_queries([text]) for text in texts)))
+
+    batches = asyncio.run(run())
+    assert embedder.stats()["forwards"] - before <= 3
+    for batch, wanted in zip(batches, expected, strict=True):
+        np.testing.assert_allclose(dense_of(batch)[0], wanted, atol=1e-5)
+
+
+def test_callers_that_come_while_the_device_works_share_the_next_pass(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(embedder.embed_queries, ["first"])
+        assert gate.entered.wait(60)
+        others = [pool.submit(embedder.embed_queries, [f"other {i}"]) for i in range(12)]
+        until(lambda: core_of(embedder).queued == 12)
+        gate.open.set()
+        assert all(len(future.result(60)) == 1 for future in [first, *others])
+    assert [len(batch) for batch in gate.batches] == [1, 12]
+
+
+def test_equal_texts_of_several_callers_in_flight_are_computed_once(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    before = embedder.stats()["texts"]
+    with ThreadPoolExecutor(4) as pool:
+        blocker = pool.submit(embedder.embed_queries, ["blocker"])
+        assert gate.entered.wait(60)
+        same = [pool.submit(embedder.embed_queries, ["the same"]) for _ in range(3)]
+        until(lambda: sum(len(e.waiters) for e in core_of(embedder)._inflight.values()) == 4)
+        gate.open.set()
+        rows = [dense_of(future.result(60)) for future in [*same, blocker]]
+    assert embedder.stats()["texts"] - before == 2
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
+def test_queries_overtake_a_bulk_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(folder, dtype="float32", memo_bytes=0, token_budget=32) as embedder:
+        gate = Gate()
+        replace_forward(embedder, monkeypatch, gate)
+        with ThreadPoolExecutor(2) as pool:
+            bulk = pool.submit(embedder.embed_documents, [f"{i} two three four five" for i in range(200)])
+            assert gate.entered.wait(60)
+            until(lambda: core_of(embedder).queued > 100)
+            query = pool.submit(embedder.embed_queries, ["a"])
+            until(lambda: any(urgent for _, urgent in core_of(embedder)._inflight))
+            until(lambda: core_of(embedder)._scheduler._urgent)  # type: ignore[arg-type, return-value]
+            gate.open.set()
+            assert len(query.result(60)) == 1
+            assert len(bulk.result(60)) == 200
+        assert len(gate.batches[1]) == 1  # the query alone, at the first boundary
+
+
+# --- overload, deadlines, cancellation
+
+
+def test_a_full_queue_refuses_or_waits_as_the_caller_wants(
+    folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinvec.core.MAX_PENDING", 3)
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    with (
+        Embedder(folder, dtype="float32", memo_bytes=0, on_overload="error") as strict,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        running = pool.submit(embedder.embed_documents, ["a", "b", "c"])
+        assert gate.entered.wait(60)
+        with pytest.raises(OverloadedError, match="3 texts are pending, the limit is 3"):
+            strict.embed_queries(["x"])
+        waiting = pool.submit(embedder.embed_documents, ["d", "e"])
+        until(lambda: len(core_of(embedder)._waiting) == 1)
+        gate.open.set()
+        assert len(running.result(60)) == 3
+        assert len(waiting.result(60)) == 2
+        assert len(strict.embed_queries(["x"])) == 1
+
+
+def test_a_call_larger_than_the_limit_is_taken_when_nothing_is_pending(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinvec.core.MAX_PENDING", 2)
+    assert len(embedder.embed_documents([str(i) for i in range(50)])) == 50
+
+
+def test_a_deadline_frees_the_caller_and_the_work(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(embedder.embed_documents, ["a"])
+        assert gate.entered.wait(60)
+        with pytest.raises(DeadlineError, match=r"2 texts were not embedded within 0\.01 s"):
+            embedder.embed_documents(["b", "c"], timeout=0.01)
+        with pytest.raises(TimeoutError):
+            asyncio.run(embedder.aembed_queries(["d"], timeout=0.01))
+        gate.open.set()
+        assert len(running.result(60)) == 1
+    assert len(embedder.embed_documents(["e"])) == 1
+    assert [len(batch) for batch in gate.batches] == [1, 1]
+
+
+def test_cancelled_callers_are_skipped(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(embedder.aembed_queries([f"text {i}"])) for i in range(5)]
+        while not gate.entered.is_set():
+            await asyncio.sleep(0)
+        for task in tasks[1:]:
+            task.cancel()
+        gate.open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(results[0]) == 1  # type: ignore[arg-type]
+        assert all(isinstance(r, asyncio.CancelledError) for r in results[1:])
+
+    asyncio.run(run())
+    assert len(embedder.embed_documents(["after"])) == 1
+
+
+# --- failures
+
+
+def test_a_poisonous_text_hurts_only_its_own_caller(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    poison = "a poisonous text is longer than all others"
+    length = len(core_of(embedder).model.tokenizer.encode([poison])[0].ids)
+
+    def poisoned(forward: Forward) -> Forward:
+        def run(batch: Any) -> Any:
+            states = forward(batch).clone()
+            for i in np.flatnonzero(np.array(batch.lengths) == length):
+                states[int(batch.cu_seqlens[i]) : int(batch.cu_seqlens[i + 1])] = torch.nan
+            return states
+
+        return gate(run)
+
+    replace_forward(embedder, monkeypatch, poisoned)
+    with ThreadPoolExecutor(6) as pool:
+        blocker = pool.submit(embedder.embed_queries, ["hello"])
+        assert gate.entered.wait(60)
+        good = [pool.submit(embedder.embed_queries, [text]) for text in ("the", "a", "capital")]
+        bad = pool.submit(embedder.embed_queries, ["fine", poison])
+        until(lambda: core_of(embedder).queued == 5)
+        gate.open.set()
+        with pytest.raises(NonFiniteError, match=r"texts\[1\]"):
+            bad.result(60)
+        assert all(len(future.result(60)) == 1 for future in [*good, blocker])
+    assert embedder.stats()["failures"] == 1
+
+
+def test_errors_of_the_host_side_reach_only_their_caller(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = core_of(embedder).model.tokenizer
+    encode = tokenizer.encode
+
+    def fail(texts: list[str], *rest: Any) -> Any:
+        if "bad" in texts:
+            raise MemoryError("tokenizer")
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(tokenizer, "encode", fail)
+    with pytest.raises(MemoryError, match="tokenizer"):
+        embedder.embed_documents(["bad"])
+    assert len(embedder.embed_documents(["good"])) == 1
+
+
+def test_a_failing_progress_function_rejects_its_caller(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, n: float = 1) -> None:
+        raise OSError("broken terminal")
+
+    monkeypatch.setattr("tqdm.auto.tqdm.update", fail)
+    with pytest.raises(OSError, match="broken terminal"):
+        embedder.embed_documents(["x"], show_progress=True)
+    assert len(embedder.embed_documents(["y"])) == 1
+
+
+def lose_device(forward: Forward) -> Forward:
+    def lost(batch: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    return lost
+
+
+def test_a_lost_device_rejects_everything_and_can_be_restarted(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = dense_of(embedder.embed_documents(TEXTS))
+    gate = Gate()
+    with monkeypatch.context() as patch:
+        replace_forward(embedder, patch, lambda forward: gate(lose_device(forward)))
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(embedder.embed_documents, [f"text {i}"]) for i in range(3)]
+            assert gate.entered.wait(60)
+            gate.open.set()
+            for call in calls:
+                with pytest.raises(DeviceLostError, match="illegal memory access"):
+                    call.result(60)
+        assert not embedder.healthy
+        assert embedder.stats()["healthy"] is False
+        with pytest.raises(DeviceLostError):
+            embedder.embed_queries(["x"])
+    embedder.restart()
+    assert embedder.healthy
+    np.testing.assert_allclose(dense_of(embedder.embed_documents(TEXTS)), expected, atol=1e-5)
+
+
+def test_a_defect_in_the_device_thread_hangs_nobody(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise AssertionError("a defect of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core_of(embedder), "_isolate", broken)
+        replace_forward(embedder, patch, lambda _: broken)
+        with pytest.raises(DeviceLostError, match="a defect of ours"):
+            embedder.embed_documents(["x"])
+    embedder.restart()
+    assert len(embedder.embed_documents(["x"])) == 1
+
+
+def test_closing_rejects_what_is_pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(folder, dtype="float32", memo_bytes=0)
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
+        assert gate.entered.wait(60)
+        until(lambda: len(core_of(embedder)._jobs) == 2)
+        closing = pool.submit(embedder.close)
+        for call in calls:
+            with pytest.raises(ConfigurationError, match="closed"):
+                call.result(60)
+        gate.open.set()
+        closing.result(60)
+
+
+# --- replicas
+
+
+def test_replicas_share_one_queue_and_the_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder(folder, device="cpu,cpu", dtype="float32", memo_bytes=0, token_budget=16) as embedder:
+        encoders = core_of(embedder).model.encoders
+        assert len(encoders) == 2
+        assert encoders[0].backbone is encoders[1].backbone
+        both = threading.Barrier(2)
+
+        def together(forward: Forward) -> Forward:
+            def run(batch: Any) -> Any:
+                both.wait(60)  # passes only when both devices work at the same time
+                return forward(batch)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            replace_forward(embedder, patch, together)
+            batch = embedder.embed_documents(["one two three four", "five six seven eight"])
+        with Embedder(folder, dtype="float32", memo_bytes=0) as single:
+            wanted = single.embed_documents(["one two three four", "five six seven eight"])
+        np.testing.assert_allclose(dense_of(batch), dense_of(wanted), atol=1e-5)
+        assert all(encoder.forwards == 1 for encoder in encoders)
+
+
+def test_a_failing_replica_is_taken_out_and_its_work_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Embedder(folder, device="cpu,cpu", dtype="float32", memo_bytes=0, token_budget=16) as embedder:
+        first, second = core_of(embedder).model.encoders
+
+        def lost(*args: Any) -> Any:
+            raise RuntimeError("CUDA error: device lost")
+
+        monkeypatch.setattr(first, "encode", lost)
+        batch = embedder.embed_documents([f"text number {i}" for i in range(40)])
+        while embedder.stats()["failures"] == 0:  # the healthy one may have been faster
+            batch = embedder.embed_documents([f"text number {i}" for i in range(40)])
+        assert len(batch) == 40
+        assert embedder.healthy
+        assert second.forwards > 0
+        assert "is taken out, 1 devices go on" in caplog.text
+
+
+# --- memo
+
+
+def test_dense_then_sparse_of_the_same_texts_is_one_pass(folder: Path) -> None:
+    with Embedder(folder, dtype="float32") as embedder:
+        dense = embedder.embed_documents(TEXTS, sparse=False)
+        sparse = embedder.embed_documents(TEXTS, dense=False)
+        both = embedder.embed_documents(TEXTS)
+        assert embedder.stats()["forwards"] == 1
+        assert embedder.stats()["texts"] == len(TEXTS)
+        assert embedder.stats()["memo_hits"] == 2 * len(TEXTS)
+    np.testing.assert_array_equal(dense_of(dense), dense_of(both))
+    assert sparse_of(sparse).to_dicts() == sparse_of(both).to_dicts()
+    np.testing.assert_array_equal(sparse.token_counts, dense.token_counts)
+
+
+def test_the_memo_never_mixes_prompts_lengths_or_dims(tmp_path: Path) -> None:
+    folder = build_giga_0826(tmp_path)
+    text = "how to sort a list in python " * 3
+    with (
+        Embedder(folder, dtype="float32") as embedder,
+        Embedder(folder, dtype="float32", max_length=12) as short,
+        Embedder(folder, dtype="float32", memo_bytes=0) as fresh,
+    ):
+        document, query = embedder.embed_documents([text]), embedder.embed_queries([text])
+        other = embedder.embed_queries([text], task="Another task")
+        with pytest.warns(UserWarning, match="12 tokens"):
+            cut = short.embed_documents([text])
+        np.testing.assert_allclose(dense_of(document), dense_of(fresh.embed_documents([text])), atol=1e-6)
+        np.testing.assert_allclose(dense_of(query), dense_of(fresh.embed_queries([text])), atol=1e-6)
+        rows = [dense_of(b)[0] for b in (document, query, other, cut)]
+        for i, row in enumerate(rows):
+            for later in rows[i + 1 :]:
+                assert np.abs(row - later).max() > 1e-4
+        with (
+            Embedder(folder, dtype="float32", max_length=12, on_overflow="error") as strict,
+            pytest.raises(TextTooLongError),
+        ):
+            strict.embed_documents([text])  # answered by the memo, and refused all the same
+
+
+def test_the_memo_stays_within_its_bytes() -> None:
+    from twinvec.memo import Key, Memo, Row
+
+    row = Row(np.zeros(256, np.float32), None, 3, 3)
+    memo = Memo(max_bytes=10 * 1500)
+    for i in range(100):
+        memo.put(Key("", f"{i:04}", 512), row)
+    assert 5 <= len(memo) <= 10
+    assert memo.get(Key("", "0099", 512)) is row
+    assert memo.get(Key("", "0000", 512)) is None
+    memo.put(Key("", "huge", 512), Row(np.zeros(10**6, np.float32), None, 3, 3))
+    assert memo.get(Key("", "huge", 512)) is None
+
+
+def test_without_a_memo_every_call_computes(embedder: Embedder) -> None:
+    before = embedder.stats()["forwards"]
+    embedder.embed_documents(["x"])
+    embedder.embed_documents(["x"])
+    assert embedder.stats()["forwards"] - before == 2
