@@ -26,18 +26,11 @@ from safetensors.torch import save_file
 from reference.checkpoint_files import read_weights, write_json
 from reference.gte import build_gte
 from reference.sentence_layouts import build_bge_m3, build_sentence_transformer
-from twinvec.checkpoint import (
-    Checkpoint,
-    Tensor,
-    check_tensors,
-    load_strict,
-    load_tensors,
-    open_checkpoint,
-    read_json,
-    read_tensor_headers,
-)
+from twinvec.checkpoint import Checkpoint
 from twinvec.errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError
 from twinvec.families import find_family
+from twinvec.hub import open_checkpoint
+from twinvec.tensors import Tensor, check_tensors, load_strict, load_tensors, read_json, read_tensor_headers
 
 REPO = "owner/name"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

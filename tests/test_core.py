@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from reference.gte import build_gte
 from reference.sentence_layouts import build_splade
 from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder
-from twinvec.core import SHARED, InferenceCore
+from twinvec.cache import VectorCache
+from twinvec.core import InferenceCore
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -29,6 +31,7 @@ from twinvec.errors import (
     OverloadedError,
     TextTooLongError,
 )
+from twinvec.shared import SHARED
 
 Forward = Callable[[Any], Any]
 
@@ -211,6 +214,30 @@ def test_queries_overtake_a_bulk_job(folder: Path, monkeypatch: pytest.MonkeyPat
             assert len(query.result(60)) == 1
             assert len(bulk.result(60)) == 200
         assert len(gate.batches[1]) == 1  # the query alone, at the first boundary
+
+
+def test_several_event_loops_at_once_share_the_model(embedder: Embedder) -> None:
+    expected = dense_of(embedder.embed_queries(TEXTS))
+
+    async def one_loop() -> list[Any]:
+        return list(await asyncio.gather(*(embedder.aembed_queries([text]) for text in TEXTS)))
+
+    with ThreadPoolExecutor(4) as pool:
+        loops = [pool.submit(asyncio.run, one_loop()) for _ in range(4)]
+        for loop in loops:
+            rows = np.concatenate([dense_of(batch) for batch in loop.result(60)])
+            np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def _embed_there(embedder: Embedder, texts: list[str]) -> Any:
+    return dense_of(embedder.embed_documents(texts))
+
+
+def test_a_pickled_embedder_works_in_another_process(folder: Path, embedder: Embedder) -> None:
+    expected = dense_of(embedder.embed_documents(TEXTS))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = pool.submit(_embed_there, embedder, TEXTS).result(120)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
 # --- overload, deadlines, cancellation
@@ -500,3 +527,37 @@ def test_without_a_memo_every_call_computes(embedder: Embedder) -> None:
     embedder.embed_documents(["x"])
     embedder.embed_documents(["x"])
     assert embedder.stats()["forwards"] - before == 2
+
+
+# --- persistent cache
+
+
+def test_the_cache_answers_a_later_model_exactly(tmp_path: Path, folder: Path) -> None:
+    with VectorCache(tmp_path / "cache") as cache:
+        with Embedder(folder, dtype="float32", cache=cache, dim=32) as embedder:
+            first = embedder.embed_documents(TEXTS)
+        with Embedder(folder, dtype="float32", cache=cache, memo_bytes=0, sparse_keys="ids") as embedder:
+            until(lambda: cache.stats()["entries"] == len(TEXTS))
+            again = embedder.embed_documents(TEXTS)
+            stats = embedder.stats()
+            assert (stats["forwards"], stats["cache_hits"], stats["cache_misses"]) == (0, len(TEXTS), 0)
+            embedder.embed_documents(TEXTS, prompt="another prompt: ")
+            assert embedder.stats()["texts"] == len(TEXTS)
+        sliced = dense_of(again)[:, :32] / np.linalg.norm(dense_of(again)[:, :32], axis=1, keepdims=True)
+        np.testing.assert_allclose(sliced, dense_of(first), atol=1e-6)
+        with Embedder(folder, dtype="bfloat16", cache=cache, memo_bytes=0) as embedder:
+            embedder.embed_documents(TEXTS)
+            assert embedder.stats()["cache_hits"] == 0  # another precision is another vector
+
+
+def test_a_cache_that_fails_costs_no_vectors(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def get_many(self, namespace: str, keys: Any) -> Any:
+            return [None] * len(keys)
+
+        def put_many(self, namespace: str, rows: Any) -> None:
+            raise OSError("disk full")
+
+    with Embedder(folder, dtype="float32", cache=Broken(), memo_bytes=0) as embedder:
+        assert len(embedder.embed_documents(TEXTS)) == len(TEXTS)
+        until(lambda: "persistent cache failed" in caplog.text)

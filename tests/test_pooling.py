@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reference.checkpoint_files import write_json
 from reference.tokenizers_ import write_xlmr_tokenizer
-from twinvec.checkpoint import open_checkpoint
+from twinvec.hub import open_checkpoint
 from twinvec.packing import TokenBatch
 from twinvec.pooling import POOLING_MODES, pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.tokenizer import TextTokenizer, TokenizedText

@@ -9,9 +9,9 @@ import torch
 
 from reference.sentence_layouts import GEMMA_PROMPTS, WEB_SEARCH, build_sentence_transformer
 from twinvec import Task
-from twinvec.checkpoint import open_checkpoint
 from twinvec.errors import ConfigurationError, PromptError
 from twinvec.families.modules import read_modules
+from twinvec.hub import open_checkpoint
 from twinvec.prompts import TASKS, PromptTemplate, Role
 
 GIGA = PromptTemplate(instruct="Instruct: {task}\nQuery: ", query="Instruct: default\nQuery: ", document="")

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from reference.checkpoint_files import write_json
 from reference.tokenizers_ import write_bpe_tokenizer, write_wordpiece_tokenizer, write_xlmr_tokenizer
-from twinvec.checkpoint import open_checkpoint
 from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, PromptError
+from twinvec.hub import open_checkpoint
 from twinvec.tokenizer import TextTokenizer
 
 TEXTS = [

@@ -7,8 +7,10 @@ build no mask and pass ``attention_mask=None``; the batch arrives as the keyword
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,108 +36,105 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
     return "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What a layer asks for: score factor, window |i - j| < sliding_window, and whether later tokens are hidden."""
+
+    scaling: float | None
+    sliding_window: int | None
+    causal: bool
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TokenBatch, _Options], torch.Tensor]
+
+
+def _register(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Give a kernel the signature that transformers calls, and make it known under its name."""
+
+    @functools.wraps(kernel)
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed: TokenBatch,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        is_causal: bool | None = None,
+        **unused: Any,
+    ) -> tuple[torch.Tensor, None]:
+        causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+        return kernel(query, key, value, packed, _Options(scaling, sliding_window, causal)), None
+
+    AttentionInterface.register(PREFIX + kernel.__name__, attend)
+    return attend
+
+
+@_register
 def sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed: TokenBatch,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    is_causal: bool | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """Run one SDPA call per run of texts of equal length."""
-    causal = _is_causal(module, is_causal)
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
+    """Run one call per run of texts of equal length."""
     heads, dim_v = query.shape[1], value.shape[-1]
     out = query.new_empty(1, query.shape[2], heads, dim_v)
     for start, count, length in packed.runs:
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
-        window = sliding_window if sliding_window is not None and sliding_window < length else None
-        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not causal and window is None:
-            result = _products(q, k, v, scaling)
+        window = options.sliding_window
+        if window is not None and window >= length:
+            window = None
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not options.causal and window is None:
+            result = _products(q, k, v, options.scaling)
         else:
             result = F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if window is None else _window_mask(length, window, causal, query.device),
-                is_causal=causal and window is None and length > 1,
-                scale=scaling,
+                attn_mask=None if window is None else _window_mask(length, window, options.causal, query.device),
+                is_causal=options.causal and window is None and length > 1,
+                scale=options.scaling,
                 enable_gqa=key.shape[1] != heads,
             )
         out[0, start:stop].view(count, length, heads, dim_v).copy_(result.transpose(1, 2))
-    return out, None
+    return out
 
 
+@_register
 def varlen(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed: TokenBatch,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    is_causal: bool | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
     """Run torch's built-in flash attention over the whole batch (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    causal = _is_causal(module, is_causal)
     q, k, v, dim_v = _ragged(query, key, value)
     longest = max(packed.lengths)
-    window = -1 if sliding_window is None else sliding_window - 1
+    window = -1 if options.sliding_window is None else options.sliding_window - 1
     out = varlen_attn(
         q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
-        scale=scaling, window_size=(window, 0 if causal else window), enable_gqa=k.shape[1] != q.shape[1],
+        scale=options.scaling, window_size=(window, 0 if options.causal else window),
+        enable_gqa=k.shape[1] != q.shape[1],
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)
-    return out[None, ..., :dim_v], None
+    return out[None, ..., :dim_v]
 
 
+@_register
 def flash(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed: TokenBatch,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    is_causal: bool | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
     """Run the optional flash-attn package over the whole batch (CUDA, half precision)."""
     from flash_attn import flash_attn_varlen_func
 
     q, k, v, dim_v = _ragged(query, key, value)
     longest = max(packed.lengths)
-    window = -1 if sliding_window is None else sliding_window - 1
-    out = flash_attn_varlen_func(
+    window = -1 if options.sliding_window is None else options.sliding_window - 1
+    out: torch.Tensor = flash_attn_varlen_func(
         q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
-        softmax_scale=scaling, causal=_is_causal(module, is_causal), window_size=(window, window),
+        softmax_scale=options.scaling, causal=options.causal, window_size=(window, window),
     )  # fmt: skip
-    return out[None, ..., :dim_v], None
-
-
-_FUNCTIONS: dict[str, Callable[..., tuple[torch.Tensor, None]]] = {
-    "sdpa": sdpa,
-    "varlen": varlen,
-    "flash": flash,
-}
-for _name, _function in _FUNCTIONS.items():
-    AttentionInterface.register(PREFIX + _name, _function)
-
-
-def _is_causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
-    return bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    return out[None, ..., :dim_v]
 
 
 def _ragged(

@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from twinvec.errors import ConfigurationError, DeadlineError, InvalidTextError, PromptError, TruncationWarning
+from twinvec.calls import View, Wanted, cancel, check_texts, close_later, merge, show_progress_of
+from twinvec.errors import ConfigurationError, DeadlineError, PromptError, TruncationWarning
 from twinvec.prompts import Role, Task
 from twinvec.settings import Settings
 from twinvec.spec import ModelSpec, SparseKeys
 from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from twinvec.core import InferenceCore
-    from twinvec.families import Description
-    from twinvec.jobs import Cache, Job, Request
-    from twinvec.loading import Source
+    from twinvec.jobs import Cache, Job
 
 OnOverflow = Literal["truncate", "error"]
 
@@ -139,7 +135,7 @@ class Embedder:
         self._closed = False
         # a collected Embedder gives its share back like a closed one
         views = [view for view in (self._view, self._sparse_view) if view is not None]
-        self._finalizer = weakref.finalize(self, _close_later, views)
+        self._finalizer = weakref.finalize(self, close_later, views)
         self._finalizer.atexit = False
         description = self._view.description
         self._prompts = description.prompts.override(prompts) if prompts else description.prompts
@@ -182,7 +178,7 @@ class Embedder:
             DeadlineError: the timeout has passed.
             DeviceLostError: no device works any more.
         """
-        return self._embed(Role.DOCUMENT, texts, _Wanted(task, prompt, dense, sparse, timeout), show_progress)
+        return self._embed(Role.DOCUMENT, texts, Wanted(task, prompt, dense, sparse, timeout), show_progress)
 
     def embed_queries(
         self,
@@ -211,7 +207,7 @@ class Embedder:
         Returns:
             See ``embed_documents``; so are the errors.
         """
-        return self._embed(Role.QUERY, texts, _Wanted(task, prompt, dense, sparse, timeout), show_progress)
+        return self._embed(Role.QUERY, texts, Wanted(task, prompt, dense, sparse, timeout), show_progress)
 
     async def aembed_documents(
         self,
@@ -224,7 +220,7 @@ class Embedder:
         timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.DOCUMENT, texts, _Wanted(task, prompt, dense, sparse, timeout))
+        return await self._aembed(Role.DOCUMENT, texts, Wanted(task, prompt, dense, sparse, timeout))
 
     async def aembed_queries(
         self,
@@ -237,7 +233,7 @@ class Embedder:
         timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.QUERY, texts, _Wanted(task, prompt, dense, sparse, timeout))
+        return await self._aembed(Role.QUERY, texts, Wanted(task, prompt, dense, sparse, timeout))
 
     def score_pairs(
         self,
@@ -385,7 +381,7 @@ class Embedder:
             f"device='{encoder.device}', dtype={self.spec.dtype!r})"
         )
 
-    def _load(self, spec: ModelSpec, token: str | None) -> tuple[_View, _View | None]:
+    def _load(self, spec: ModelSpec, token: str | None) -> tuple[View, View | None]:
         from twinvec.loading import Source, names_other_checkpoint
 
         settings = Settings.from_env()
@@ -398,7 +394,7 @@ class Embedder:
         )
         budget = options["token_budget"] or settings.token_budget
         view = functools.partial(
-            _View.open, device=device, source=source, budget=budget, memo_bytes=options["memo_bytes"]
+            View.open, device=device, source=source, budget=budget, memo_bytes=options["memo_bytes"]
         )
         if not names_other_checkpoint(spec.sparse):
             return view(spec), None
@@ -420,7 +416,7 @@ class Embedder:
             main.close()
             raise
 
-    def _jobs(self, role: Role, texts: Iterable[str], wanted: _Wanted) -> list[tuple[InferenceCore, Job]]:
+    def _jobs(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[tuple[InferenceCore, Job]]:
         from twinvec.jobs import Request
 
         if self._closed:
@@ -463,20 +459,20 @@ class Embedder:
         other = self._sparse_view.spec
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: _Wanted, show_progress: bool) -> EmbeddingBatch:
+    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
         jobs = self._jobs(role, texts, wanted)
-        bar = _show_progress(jobs, f"Embedding {role.value}s") if show_progress else None
+        bar = show_progress_of(jobs, f"Embedding {role.value}s") if show_progress else None
         deadline = None if wanted.timeout is None else time.monotonic() + wanted.timeout
         futures = []
         try:
             futures = [core.submit(job) for core, job in jobs]
             left = [None if deadline is None else deadline - time.monotonic() for _ in futures]
-            batch = _merge([future.result(wait) for future, wait in zip(futures, left, strict=True)])
+            batch = merge([future.result(wait) for future, wait in zip(futures, left, strict=True)])
         except (TimeoutError, FutureTimeoutError):
-            _cancel(jobs)
+            cancel(jobs)
             raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
         except BaseException:
-            _cancel(jobs)
+            cancel(jobs)
             raise
         finally:
             if bar is not None:
@@ -484,16 +480,16 @@ class Embedder:
         self._warn(batch)
         return batch
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: _Wanted) -> EmbeddingBatch:
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
         jobs = self._jobs(role, texts, wanted)
         try:
             futures = [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
-            batch = _merge(list(await asyncio.wait_for(asyncio.gather(*futures), wanted.timeout)))
+            batch = merge(list(await asyncio.wait_for(asyncio.gather(*futures), wanted.timeout)))
         except (TimeoutError, asyncio.TimeoutError):
-            _cancel(jobs)
+            cancel(jobs)
             raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
         except BaseException:
-            _cancel(jobs)
+            cancel(jobs)
             raise
         self._warn(batch)
         return batch
@@ -509,82 +505,6 @@ class Embedder:
             )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What one call asks for."""
-
-    task: Task | str | None
-    prompt: str | None
-    dense: bool
-    sparse: bool | None
-    timeout: float | None
-
-
-@dataclass(frozen=True)
-class _View:
-    """One Embedder's way of looking at a shared core."""
-
-    core: InferenceCore
-    spec: ModelSpec
-    description: Description
-
-    @classmethod
-    def open(cls, spec: ModelSpec, *, device: str, source: Source, budget: int | None, memo_bytes: int) -> _View:
-        """Share the model where it is loaded already, else load it."""
-        from twinvec.core import SHARED, InferenceCore
-        from twinvec.loading import build_model, open_model
-
-        opened = open_model(spec, device, source)
-        # the namespace of cached rows: what decides them before dims, keys and lengths are applied
-        namespace = replace(opened.spec, dim=None, max_length=None, sparse=None, sparse_keys="surface").fingerprint
-        core = SHARED.acquire(opened.key, lambda: InferenceCore(build_model(opened, budget), namespace))
-        core.memo.max_bytes = max(core.memo.max_bytes, memo_bytes)
-        return cls(core, opened.spec, opened.description)
-
-    def job(self, texts: list[str], request: Callable[..., Request], **options: Any) -> tuple[InferenceCore, Job]:
-        """Make a job for this view's core."""
-        from twinvec.jobs import Job
-
-        tokenizer = self.core.model.tokenizer
-        return self.core, Job(texts, request(tokenizer, max_length=self.spec.max_length, **options))
-
-    def close(self) -> None:
-        """Give the share back."""
-        from twinvec.core import SHARED
-
-        SHARED.release(self.core)
-
-
-def _close_later(views: list[_View]) -> None:
-    """Close on a thread of its own: the collector may run anywhere, under any lock."""
-    for view in views:
-        threading.Thread(target=view.close, name="twinvec-close", daemon=True).start()
-
-
-def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
-    """Return the texts as a list.
-
-    Raises:
-        TypeError: a single string, or an item that is no string.
-        InvalidTextError: a lone surrogate.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"{name} must be a list of strings, not one {type(texts).__name__}: pass [{name}]")
-    checked = list(texts)
-    for position, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{position}] must be a string, not {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidTextError(
-                f"{name}[{position}] has a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
-                "which is not text: decode the source as UTF-8, or clean it with "
-                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-            ) from None
-    return checked
-
-
 def _make_spec(model: str | os.PathLike[str] | ModelSpec, **fields: Any) -> ModelSpec:
     if not isinstance(model, ModelSpec):
         return ModelSpec(model=os.fspath(model), **fields)
@@ -598,32 +518,3 @@ def _make_spec(model: str | os.PathLike[str] | ModelSpec, **fields: Any) -> Mode
 
 def _rebuild(spec: ModelSpec, options: dict[str, Any]) -> Embedder:
     return Embedder(spec, **options)
-
-
-def _show_progress(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[NoReturn]:
-    """Draw a bar that counts a text when all models have it."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=len(jobs[0][1]), unit="text", desc=title)
-    finished, lock = [0] * len(jobs), threading.Lock()
-
-    def advance(number: int, texts: int) -> None:
-        with lock:
-            finished[number] += texts
-            bar.update(min(finished) - bar.n)
-
-    for number, (_, job) in enumerate(jobs):
-        job.on_progress = functools.partial(advance, number)
-    return bar
-
-
-def _cancel(jobs: list[tuple[InferenceCore, Job]]) -> None:
-    for _, job in jobs:
-        job.future.cancel()
-
-
-def _merge(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
-    """Lay the halves of a dense and a sparse model side by side; counts are the dense model's."""
-    if len(batches) == 1:
-        return batches[0]
-    return replace(batches[0], sparse=batches[1].sparse)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from twinvec.checkpoint import load_strict
+from twinvec.tensors import load_strict
 
 
 class TokenWeightHead(torch.nn.Module):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from twinvec.checkpoint import Checkpoint, load_tensors, open_checkpoint, sample_digest
+from twinvec.checkpoint import Checkpoint
 from twinvec.encoder import Encoder
 from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from twinvec.families import Description, Family, find_family
 from twinvec.families.modules import build_dense_layers
+from twinvec.hub import open_checkpoint
 from twinvec.spec import ModelSpec
+from twinvec.tensors import load_tensors, sample_digest
 from twinvec.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint, check_tensors
+from twinvec.checkpoint import Checkpoint
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import read_modules
 from twinvec.families.qwen3_bidirectional import default_prompts
 from twinvec.prompts import TASKS
+from twinvec.tensors import check_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,9 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from twinvec.backbone import PackedTransformer, native_config
-from twinvec.checkpoint import Checkpoint, load_strict, load_tensors
+from twinvec.checkpoint import Checkpoint
 from twinvec.packing import TokenBatch
+from twinvec.tensors import load_strict, load_tensors
 
 _BLOCKS = "latent_attention_model.cross_attend_blocks."
 _DEFAULT_HEADS = 8  # num_cross_heads of the published checkpoints

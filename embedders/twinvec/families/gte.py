@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint, load_tensors
+from twinvec.checkpoint import Checkpoint
 from twinvec.errors import CheckpointError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import output_dim, read_modules
+from twinvec.tensors import load_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint, load_strict, load_tensors
+from twinvec.checkpoint import Checkpoint
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import output_dim, read_modules
+from twinvec.tensors import load_strict, load_tensors
 
 if TYPE_CHECKING:
     import torch

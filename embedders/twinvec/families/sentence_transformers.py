@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import BGE_HEAD, Checkpoint, load_tensors
+from twinvec.checkpoint import BGE_HEAD, Checkpoint
 from twinvec.errors import CheckpointNotFoundError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
+from twinvec.tensors import load_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,143 @@
+"""A connection to the cache's SQLite file that threads share and that no fork carries along.
+
+SQLite keeps file locks per process in memory: a child that goes on with a parent's connection, or opens the same file
+beside it, believes in locks that it does not hold and can damage the file. So they are closed before a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twinvec.errors import ConfigurationError
+
+_SCHEMA = (
+    "CREATE TABLE vectors"
+    " (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, value BLOB NOT NULL)",
+    "CREATE INDEX vectors_by_use ON vectors (used)",
+)
+_BUSY = 5.0  # seconds to wait for the turn of another process
+_LOG = 4 * 2**20  # bytes that the write-ahead log is cut back to
+
+
+class Database:
+    """One connection, opened when it is needed, used by one thread at a time.
+
+    Attributes:
+        file: of the database.
+        closed: for good.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.closed = False
+        self.lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        _databases.add(self)
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Hold the connection.
+
+        Raises:
+            ConfigurationError: when closed, or when the file is not a cache.
+            sqlite3.Error: when the file cannot be opened.
+        """
+        with self.lock:
+            if self.closed:
+                raise ConfigurationError(f"the vector cache in {self.file.parent} is closed")
+            if self._connection is None:
+                self._connection = _connect(self.file)
+            yield self._connection
+
+    def close(self) -> None:
+        """Close for good."""
+        with self.lock:
+            self.closed = True
+            self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection; the next use opens another. The caller holds ``lock``."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    deadline = time.monotonic() + _BUSY
+    while True:
+        try:
+            return _prepared(file.as_uri())
+        except sqlite3.OperationalError as error:
+            # SQLite itself does not wait while another process makes the file or its log
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                if not file.exists() or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+                    raise
+                # a read-only disk: nobody can write, so that the lock files that cannot be made are not needed
+                return _prepared(f"{file.as_uri()}?immutable=1")
+        time.sleep(0.01)
+
+
+def _prepared(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+    try:
+        connection.text_factory = bytes  # a planted text must not fail to decode
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        if not _schema(connection):
+            _create(connection)
+        if _schema(connection) != sorted(_SCHEMA):
+            raise ConfigurationError(f"{uri} is the database of another program: choose another folder for the cache")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return sorted(bytes(sql).decode(errors="replace") for (sql,) in found)
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not _schema(connection):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_fork = threading.Lock()
+_held: list[Database] = []
+
+
+def _before_fork() -> None:
+    _fork.acquire()
+    for database in sorted(_databases, key=id):
+        database.lock.acquire()
+        _held.append(database)
+        database.disconnect()
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().lock.release()
+    _fork.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

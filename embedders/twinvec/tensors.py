@@ -1,0 +1,144 @@
+"""Files of a checkpoint, read without trust: JSON, tensor headers, tensors, digests; and strict loading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinvec.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A line of a tensor listing: name of the dtype and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: not readable, not JSON or not an object; names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_tensor_headers(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a safetensors file or of a pickle that holds nothing but tensors.
+
+    Raises:
+        CheckpointError: truncated or corrupt file, or a pickle with anything else in it.
+    """
+    if path.suffix != ".safetensors":
+        return {k: Tensor(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in load_tensors(path).items()}
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {k: Tensor(v["dtype"], tuple(v["shape"])) for k, v in header.items()}
+        end = 8 + length + max((v["data_offsets"][1] for v in header.values()), default=0)
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Download it again.") from error
+    if end != size:
+        raise CheckpointError(f"{path}: has {size:,} bytes but its header describes {end:,}. Download it again.")
+    return tensors
+
+
+def load_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Load the tensors whose names start with ``prefix`` onto the CPU, without running anything in the file.
+
+    Raises:
+        CheckpointError: unreadable, or a pickle with anything but tensors.
+    """
+    import torch
+
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Download it again.") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler fails with many types; each means that the file is not used
+        raise CheckpointError(
+            f"{path}: refused: it is not a file of plain tensors ({type(error).__name__}). TwinVec never unpickles "
+            "anything else; convert the checkpoint to safetensors."
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
+    ):
+        raise CheckpointError(f"{path}: refused: expected a dictionary of tensors")
+    return {k: v for k, v in loaded.items() if k.startswith(prefix)}
+
+
+def load_strict(
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where: str, dtype: torch.dtype | None = None
+) -> None:
+    """Put tensors into a module, which may be on the meta device; names and shapes must match exactly.
+
+    Raises:
+        CheckpointMismatchError: with every missing, unexpected and mismatched tensor.
+    """
+    wanted = module.state_dict()
+    check_tensors(
+        {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in wanted.items()}, where
+    )
+    kept = {k: v.to(dtype or wanted[k].dtype) for k, v in tensors.items()}
+    module.load_state_dict(kept, strict=True, assign=True)
+
+
+def check_tensors(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Compare two listings of name -> shape.
+
+    Raises:
+        CheckpointMismatchError: when they differ.
+    """
+    mismatched = {k: (found[k], wanted[k]) for k in found.keys() & wanted.keys() if found[k] != wanted[k]}
+    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    if missing or unexpected or mismatched:
+        raise CheckpointMismatchError(where, missing=list(missing), unexpected=list(unexpected), mismatched=mismatched)
+
+
+def sample_digest(path: Path, samples: int = 64, block: int = 16384) -> bytes:
+    """Return a digest of a file's size and of blocks spread evenly over it, the first and last included."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{path.name}:{size}".encode())
+    step = max((size - block) // max(samples - 1, 1), 1)
+    with path.open("rb") as file:
+        for offset in range(0, max(size - block, 0) + 1, step):
+            file.seek(offset)
+            digest.update(file.read(block))
+        file.seek(max(size - block, 0))
+        digest.update(file.read(block))
+    return digest.digest()
