@@ -422,6 +422,48 @@ def test_closing_rejects_what_is_pending(folder: Path, monkeypatch: pytest.Monke
         closing.result(60)
 
 
+def test_draining_lets_what_is_pending_finish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(folder, dtype="float32", memo_bytes=0)
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
+        assert gate.entered.wait(60)
+        until(lambda: len(core_of(embedder)._jobs) == 2)
+        closing = pool.submit(embedder.close, drain=True)
+        until(lambda: not embedder.healthy)
+        gate.open.set()
+        assert all(len(call.result(60)) == 1 for call in calls)
+        closing.result(60)
+
+
+def test_a_text_that_was_on_its_way_when_the_device_died_is_computed_after_the_restart(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_of(embedder)
+    tokenizer = core.model.tokenizer
+    encode, entered, release = tokenizer.encode, threading.Event(), threading.Event()
+
+    def slow(texts: list[str], *rest: Any) -> Any:
+        if "late" in texts and not release.is_set():
+            entered.set()
+            assert release.wait(60)
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        late = pool.submit(embedder.embed_queries, ["late"])
+        assert entered.wait(60)
+        replace_forward(embedder, patch, lose_device)
+        with pytest.raises(DeviceLostError):
+            embedder.embed_documents(["x"])
+        with pytest.raises(DeviceLostError):
+            late.result(60)
+        release.set()
+    embedder.restart()
+    assert len(embedder.embed_queries(["late"], timeout=60)) == 1
+
+
 # --- replicas
 
 

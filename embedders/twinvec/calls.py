@@ -62,11 +62,11 @@ class View:
         tokenizer = self.core.model.tokenizer
         return self.core, Job(texts, request(tokenizer, max_length=self.spec.max_length, **options))
 
-    def close(self) -> None:
-        """Give the share back."""
+    def close(self, *, drain: bool = False) -> None:
+        """Give the share back; the last one closes the core."""
         from twinvec.shared import SHARED
 
-        SHARED.release(self.core)
+        SHARED.release(self.core, drain=drain)
 
 
 def close_later(views: list[View]) -> None:

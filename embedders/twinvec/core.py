@@ -126,7 +126,7 @@ class InferenceCore:
             )
         with self._lock:
             if self._error is not None:
-                raise self._error
+                raise type(self._error)(*self._error.args) from self._error.__cause__
             full = self._pending > 0 and self._pending + job.cost > MAX_PENDING
             if full and job.request.fail_on_overload:
                 raise OverloadedError(
@@ -244,6 +244,8 @@ class InferenceCore:
             job.check(number, len(tokens.ids), tokens.full_length)
         new = []
         with self._lock:
+            if self._error is not None:
+                return  # stopped meanwhile: the job has been told, and nothing would take its entries
             for number, tokens in zip(missing, tokenized, strict=True):
                 entry = self._inflight.get((keys[number], request.urgent))
                 if entry is not None:
@@ -262,8 +264,9 @@ class InferenceCore:
             missing = [n for n in keys if n not in found]
             rows = request.cache.get_many(self._namespace, [keys[n] for n in missing])
             cached = {n: row for n, row in zip(missing, rows, strict=True) if row is not None}
-            self.cache_hits += len(cached)
-            self.cache_misses += len(missing) - len(cached)
+            with self._lock:
+                self.cache_hits += len(cached)
+                self.cache_misses += len(missing) - len(cached)
             found |= cached
         return list(found.items())
 
@@ -283,7 +286,9 @@ class InferenceCore:
 
     def _finish(self, job: Job) -> None:
         try:
-            self.truncated += int(job.finish().truncated.sum())
+            truncated = int(job.finish().truncated.sum())
+            with self._lock:
+                self.truncated += truncated
         except BaseException as error:
             job.fail(error)
 

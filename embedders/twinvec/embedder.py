@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from twinvec.jobs import Cache, Job
 
 OnOverflow = Literal["truncate", "error"]
+_INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
 
 
 class Embedder:
@@ -355,13 +356,17 @@ class Embedder:
         """Return the name of the checkpoint family."""
         return self._view.description.family
 
-    def close(self) -> None:
-        """Give the model back; its last user frees it. Later calls raise ConfigurationError."""
+    def close(self, *, drain: bool = False) -> None:
+        """Give the model back; its last user frees it. Later calls raise ConfigurationError.
+
+        Args:
+            drain: let pending calls of other threads finish first; else they raise ConfigurationError.
+        """
         self._closed = True
         if self._finalizer.detach() is not None:
             for view in (self._view, self._sparse_view):
                 if view is not None:
-                    view.close()
+                    view.close(drain=drain)
 
     def __enter__(self) -> Embedder:
         return self
@@ -436,7 +441,7 @@ class Embedder:
         check_texts([prefix], "prompt")
         request = functools.partial(
             Request,
-            urgent=role is Role.QUERY,
+            urgent=role is Role.QUERY and len(checked) <= _INTERACTIVE,
             fail_on_overflow=self._options["on_overflow"] == "error",
             fail_on_overload=self._options["on_overload"] == "error",
             memo=self._options["memo_bytes"] > 0,
