@@ -7,6 +7,7 @@ import asyncio
 import gc
 import multiprocessing
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -338,6 +339,35 @@ def test_a_poisonous_text_hurts_only_its_own_caller(embedder: Embedder, monkeypa
     assert embedder.stats()["failures"] == 1
 
 
+def test_a_caller_who_shares_a_clean_text_with_a_failing_one_gets_it(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    poison = "a poisonous text is longer than all others"
+    length = len(core_of(embedder).model.tokenizer.encode([poison])[0].ids)
+
+    def fail(forward: Forward) -> Forward:
+        def run(batch: Any) -> Any:
+            if length in batch.lengths:
+                raise RuntimeError("poison")
+            return forward(batch)
+
+        return gate(run)
+
+    replace_forward(embedder, monkeypatch, fail)
+    with ThreadPoolExecutor(3) as pool:
+        blocker = pool.submit(embedder.embed_documents, ["hello"])
+        assert gate.entered.wait(60)
+        bad = pool.submit(embedder.embed_documents, ["shared", poison])
+        until(lambda: core_of(embedder).queued == 2)
+        good = pool.submit(embedder.embed_documents, ["shared"])
+        until(lambda: sum(len(e.waiters) for e in core_of(embedder)._inflight.values()) == 4)
+        gate.open.set()
+        with pytest.raises(RuntimeError, match="poison"):
+            bad.result(60)
+        assert len(good.result(60)) == len(blocker.result(60)) == 1
+
+
 def test_errors_of_the_host_side_reach_only_their_caller(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = core_of(embedder).model.tokenizer
     encode = tokenizer.encode
@@ -391,6 +421,95 @@ def test_a_lost_device_rejects_everything_and_can_be_restarted(
     embedder.restart()
     assert embedder.healthy
     np.testing.assert_allclose(dense_of(embedder.embed_documents(TEXTS)), expected, atol=1e-5)
+
+
+def test_a_device_lost_while_a_failed_batch_is_tried_again_is_lost(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, passes = Gate(), iter([None, "some failure", *["CUDA error: lost"] * 9])
+
+    def fail(forward: Forward) -> Forward:
+        def run(batch: Any) -> Any:
+            if (message := next(passes)) is not None:
+                raise RuntimeError(message)
+            return forward(batch)
+
+        return gate(run)
+
+    with ThreadPoolExecutor(3) as pool, monkeypatch.context() as patch:
+        replace_forward(embedder, patch, fail)
+        blocker = pool.submit(embedder.embed_documents, ["hello"])
+        assert gate.entered.wait(60)
+        others = [pool.submit(embedder.embed_documents, [text]) for text in ("a", "b")]
+        until(lambda: core_of(embedder).queued == 2)
+        gate.open.set()
+        blocker.exception(60)  # finished, or rejected in the moment before
+        for other in others:
+            with pytest.raises(DeviceLostError):
+                other.result(60)
+    assert not embedder.healthy
+    embedder.restart()
+
+
+def test_a_lost_core_is_freed_and_new_embedders_get_a_working_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Embedder(folder, dtype="float32")
+    with monkeypatch.context() as patch:
+        replace_forward(old, patch, lose_device)
+        with pytest.raises(DeviceLostError):
+            old.embed_documents(["x"])
+    with Embedder(folder, dtype="float32") as new:
+        assert len(new.embed_documents(["x"])) == 1
+        assert core_of(new) is not core_of(old)
+        alive = weakref.ref(old)
+        del old
+        gc.collect()
+        until(lambda: alive() is None)
+        assert len(new.embed_documents(["y"])) == 1
+
+
+def test_a_timed_out_or_cancelled_task_leaves_no_noise_in_the_loop(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    replace_forward(embedder, monkeypatch, gate)
+
+    async def run() -> None:
+        with pytest.raises(DeadlineError):
+            await embedder.aembed_queries(["a"], timeout=0.001)
+        task = asyncio.create_task(embedder.aembed_queries(["b"], timeout=30))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        gc.collect()
+
+    asyncio.run(run())
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"]
+
+
+def test_a_lowered_token_budget_is_won_back(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinvec.encoder._CALM", 4)
+    full = embedder.stats()["token_budget"]
+    attempts = iter([True, True])
+
+    def short_of_memory(forward: Forward) -> Forward:
+        def run(batch: Any) -> Any:
+            if next(attempts, False):
+                raise torch.OutOfMemoryError("another process has it")
+            return forward(batch)
+
+        return run
+
+    replace_forward(embedder, monkeypatch, short_of_memory)
+    embedder.embed_documents([f"text {i} with some words" for i in range(200)])
+    assert embedder.stats()["out_of_memory"] == 2
+    for i in range(30):
+        embedder.embed_documents([f"another {i}"])
+    assert embedder.stats()["token_budget"] == full
 
 
 def test_a_defect_in_the_device_thread_hangs_nobody(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from traceback import format_exception
 
 from twinvec.encoder import Encoded, Encoder, is_device_lost
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
@@ -126,7 +127,7 @@ class InferenceCore:
             )
         with self._lock:
             if self._error is not None:
-                raise type(self._error)(*self._error.args) from self._error.__cause__
+                raise _copy(self._error)
             full = self._pending > 0 and self._pending + job.cost > MAX_PENDING
             if full and job.request.fail_on_overload:
                 raise OverloadedError(
@@ -202,7 +203,7 @@ class InferenceCore:
             self._inflight.clear()
         self._scheduler.close()
         for job in jobs:
-            job.fail(error)
+            job.fail(_copy(error))
 
     # --- host threads
 
@@ -318,7 +319,8 @@ class InferenceCore:
                 if is_device_lost(error):
                     self._lose(encoder, scheduler, batch, error)
                     return
-                self._isolate(encoder, batch, error)
+                if self._isolate(encoder, scheduler, batch, error):
+                    return
 
     def _encode(self, encoder: Encoder, batch: list[Entry]) -> None:
         budget, tokens = encoder.token_budget, sum(entry.n_tokens for entry in batch)
@@ -370,27 +372,34 @@ class InferenceCore:
         except Exception:
             logger.exception("the persistent cache failed; its callers have their vectors")
 
-    def _isolate(self, encoder: Encoder, batch: list[Entry], error: BaseException) -> None:
-        """Find out whose texts made a batch fail: each caller's are tried alone, once."""
-        self.failures += 1
-        by_job: dict[Job, list[Entry]] = {}
-        for entry in batch:
-            by_job.setdefault(next((j for j, _ in entry.waiters if j.live), entry.waiters[0][0]), []).append(entry)
-        for entries in by_job.values():
-            failure: BaseException | None = error
-            if len(by_job) > 1:
+    def _isolate(self, encoder: Encoder, scheduler: Scheduler[Entry], batch: list[Entry], error: BaseException) -> bool:
+        """Find out whose texts made a batch fail: entries with the same callers are tried alone, once.
+
+        Returns:
+            Whether the device was lost on the way.
+        """
+        groups: dict[frozenset[Job], list[Entry]] = {}
+        with self._lock:
+            self.failures += 1
+            for entry in batch:  # nobody joins an entry that is tried again
+                self._inflight.pop((entry.key, entry.urgent), None)
+                groups.setdefault(frozenset(job for job, _ in entry.waiters), []).append(entry)
+        left = list(groups.items())
+        while left:
+            jobs, entries = left.pop(0)
+            failure = error
+            if len(groups) > 1 and any(job.live for job in jobs):
                 try:
                     self._encode(encoder, entries)
                     continue
                 except BaseException as alone:
+                    if is_device_lost(alone):
+                        self._lose(encoder, scheduler, entries + [e for _, rest in left for e in rest], alone)
+                        return True
                     failure = alone
-            with self._lock:
-                for entry in entries:
-                    self._inflight.pop((entry.key, entry.urgent), None)
-                jobs = {job for entry in entries for job, _ in entry.waiters}
             for job in jobs:
-                assert failure is not None
                 job.fail(failure)
+        return False
 
     def _lose(self, encoder: Encoder, scheduler: Scheduler[Entry], batch: list[Entry], error: BaseException) -> None:
         self.failures += 1
@@ -401,7 +410,14 @@ class InferenceCore:
             logger.warning("%s failed and is taken out, %d devices go on: %s", encoder.device, working, error)
             scheduler.put_back(batch)
             return
-        logger.error("%s failed, no device is left: %s", encoder.device, error)
+        logger.error("%s failed, no device is left:\n%s", encoder.device, "".join(format_exception(error)))
         lost = DeviceLostError(f"{encoder.device} failed ({error}); restart() builds the model again")
-        lost.__cause__ = error
+        lost.__cause__ = error.with_traceback(None)  # its frames hold the batch, and so every caller
         self._stop(lost)
+
+
+def _copy(error: TwinVecError) -> TwinVecError:
+    """Return an equal error: one that is raised to several callers would keep the frames of all of them alive."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

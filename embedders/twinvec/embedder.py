@@ -489,10 +489,11 @@ class Embedder:
         jobs = self._jobs(role, texts, wanted)
         try:
             futures = [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
-            batch = merge(list(await asyncio.wait_for(asyncio.gather(*futures), wanted.timeout)))
-        except (TimeoutError, asyncio.TimeoutError):
-            cancel(jobs)
-            raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
+            _, pending = await asyncio.wait(futures, timeout=wanted.timeout, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [future for future in futures if future.done() and future.exception() is not None]
+            if pending and not failed:
+                raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s")
+            batch = merge([future.result() for future in failed or futures])
         except BaseException:
             cancel(jobs)
             raise

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _CPU_BUDGET = 2048  # activations stay near the caches; more tokens do not make the products faster
 _CUDA_BUDGET = 32768
+_CALM = 256  # passes without running out of memory after which a lowered budget is doubled
 _LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabulary per token
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -78,6 +79,7 @@ class Encoder:
         self.token_budget = token_budget or (_CUDA_BUDGET if device.type == "cuda" else _CPU_BUDGET)
         if backbone.output == "logits":
             self.token_budget = min(self.token_budget, max(_LOGIT_BYTES // (4 * len(id_keys)), 1))
+        self._full_budget, self._calm = self.token_budget, 0
         self.forwards = self.texts = self.tokens = self.out_of_memory = 0
 
     def encode(self, texts: Sequence[TokenizedText], names: Sequence[str]) -> Encoded:
@@ -98,12 +100,14 @@ class Encoder:
                 raise
             reason = str(error).splitlines()[0]
         else:
+            self._recover()
             return encoded
         # outside of the except block: the traceback would keep the failed pass's tensors alive
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.out_of_memory += 1
+        self._calm = 0
         tokens = sum(len(t.ids) for t in texts)
         if len(texts) == 1:
             raise OutOfMemoryError(
@@ -121,6 +125,12 @@ class Encoder:
             dense=np.concatenate(dense)[order] if dense else None,
             sparse=SparseBatch.concatenate(sparse)[order] if sparse else None,
         )
+
+    def _recover(self) -> None:
+        """Win a lowered budget back step by step: what took the memory may be gone."""
+        self._calm += 1
+        if self._calm % _CALM == 0 and self.token_budget < self._full_budget:
+            self.token_budget = min(2 * self.token_budget, self._full_budget)
 
     def memory(self) -> int:
         """Return the bytes that torch holds on a CUDA device; 0 elsewhere."""

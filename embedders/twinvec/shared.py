@@ -19,13 +19,13 @@ class Shared:
         self._loading: dict[Hashable, threading.Lock] = {}
 
     def acquire(self, key: Hashable, make: Callable[[], InferenceCore]) -> InferenceCore:
-        """Return the core of a key, made once; each call needs a ``release``."""
+        """Return the core of a key, made once, and again when it is lost; each call needs a ``release``."""
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:
             with self._lock:
-                if key in self._cores:
-                    core, users = self._cores[key]
+                core, users = self._cores.get(key, (None, 0))
+                if core is not None and core.healthy:
                     self._cores[key] = (core, users + 1)
                     return core
             core = make()
@@ -37,11 +37,11 @@ class Shared:
         """Give a core back; the last user closes it."""
         with self._lock:
             key = next((k for k, (c, _) in self._cores.items() if c is core), None)
-            if key is None:
-                return
-            users = self._cores[key][1] - 1
-            self._cores[key] = (core, users)
-            if users == 0:
+            # a lost core is not found: new users have got another one in its place
+            users = self._cores[key][1] - 1 if key is not None else 0
+            if key is not None and users:
+                self._cores[key] = (core, users)
+            elif key is not None:
                 del self._cores[key]
         if users == 0:
             core.close(drain=drain)
