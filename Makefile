@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-concurrency soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,14 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench ## throughput beside sentence-transformers and LangChain's HuggingFaceEmbeddings, on this CPU
+bench: $(VENV)/.bench $(VENV)/.demo ## throughput beside sentence-transformers and LangChain's HuggingFaceEmbeddings, on this CPU
 	$(BIN)/python benchmarks/throughput.py
+
+bench-concurrency: $(VENV)/.bench $(VENV)/.demo ## single queries from 1, 8, 64 callers, and beside a bulk job
+	$(BIN)/python benchmarks/concurrency.py
+
+soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
+	$(BIN)/python tests/soak.py --minutes 10
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)

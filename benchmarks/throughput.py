@@ -142,7 +142,8 @@ def measure(folder: Path, texts: list[str], names: list[str], repeats: int, cons
     memory: dict[str, int] = dict.fromkeys(names, 0)
     rates: dict[str, list[float]] = {"bfloat16": [], "float32": []}
     for repeat in range(repeats):
-        for name, pipe in pipes.items():
+        # every second time in the other order: whoever runs after whom must not matter
+        for name, pipe in list(pipes.items())[:: 1 if repeat % 2 == 0 else -1]:
             for dtype, measured in rates.items():
                 measured.append(matrix_rate(dtype))
             pipe.send(True)
@@ -198,13 +199,17 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 def show(console: Console, rows: list[dict[str, Any]], found: dict[str, float], rates: dict[str, float]) -> None:
     """Print the tables."""
     table = Table(title="mixed-length text, GTE-base size, CPU; medians")
-    for column in ("", "tokens/s", "docs/s", "of matrix rate", "x ST defaults", "peak MB"):
-        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("", no_wrap=True)
+    for column in ("tok/s", "docs/s", "limit", "x ST", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         times = row["times_sentence_transformers_defaults"]
         cells = (row["tokens_per_s"], row["documents_per_s"], f"{row['share_of_matrix_rate']:.0%}")
         table.add_row(row["name"], *map(str, cells), f"{times}x" if times else "-", str(row["peak_memory_mb"]))
     console.print(table)
+    console.print(
+        "  limit: share of the matrix-product rate; x ST: against sentence-transformers' defaults; MB: peak memory"
+    )
     for name, value in found.items():
         console.print(f"  {name}: {value:.2f}x")
     console.print(
@@ -239,7 +244,7 @@ def main() -> None:
     show(console, rows, found, measured["rates"])
     packages = ("torch", "transformers", "sentence-transformers", "langchain-huggingface")
     report = {
-        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "machine": {"processor": processor(), "python": platform.python_version()},
         "versions": {name: metadata.version(name) for name in packages},
         "texts": {"n": len(texts), "tokens": sum(lengths), "longest": max(lengths)},
         "matrix_rate_gflops": {k: round(v / 1e9) for k, v in measured["rates"].items()},
@@ -252,7 +257,8 @@ def main() -> None:
     console.print(f"written to {options.output}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor and its cores."""
     import os
 
     model = ""

@@ -451,22 +451,30 @@ def test_a_device_lost_while_a_failed_batch_is_tried_again_is_lost(
     embedder.restart()
 
 
-def test_a_lost_core_is_freed_and_new_embedders_get_a_working_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_embedder_restarts_a_lost_core_for_all_its_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = Embedder(folder, dtype="float32")
     with monkeypatch.context() as patch:
         replace_forward(old, patch, lose_device)
         with pytest.raises(DeviceLostError):
             old.embed_documents(["x"])
     with Embedder(folder, dtype="float32") as new:
+        assert core_of(new) is core_of(old)
         assert len(new.embed_documents(["x"])) == 1
-        assert core_of(new) is not core_of(old)
-        alive = weakref.ref(old)
-        del old
-        gc.collect()
-        until(lambda: alive() is None)
+        assert len(old.embed_documents(["z"])) == 1
+        old.close()
         assert len(new.embed_documents(["y"])) == 1
+
+
+def test_a_lost_core_does_not_keep_its_embedder_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Embedder(folder, dtype="float32")
+    with monkeypatch.context() as patch:
+        replace_forward(made, patch, lose_device)
+        with pytest.raises(DeviceLostError):
+            made.embed_documents(["x"])
+    alive = weakref.ref(made)
+    del made
+    gc.collect()
+    until(lambda: alive() is None)
 
 
 def test_a_timed_out_or_cancelled_task_leaves_no_noise_in_the_loop(

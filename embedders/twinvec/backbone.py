@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -21,6 +23,9 @@ _UNUSED = re.compile(
     r"(^|\.)(pooler|lm_head|cls|generator_predictions|discriminator_predictions|vocab_\w+)\.|"
     r"(^|\.)(position_ids|inv_freq|original_inv_freq|masked_bias)$"
 )
+
+
+_QUIET = threading.Lock()  # the verbosity of transformers belongs to the whole process
 
 
 class Backbone(torch.nn.Module):
@@ -148,33 +153,25 @@ def load_native(
         CheckpointError: the weights cannot be read or the config makes no model.
     """
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity(50)  # logging.CRITICAL: what it would log is raised below
-    logging.disable_progress_bar()
-    try:
-        model, info = model_class.from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            weights_only=True,
-            use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
-            **options,
-        )
-    except (SafetensorError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _QUIET, _silence():
+        try:
+            model, info = model_class.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                weights_only=True,
+                use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
+                **options,
+            )
+        except (SafetensorError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
     unused = re.compile("|".join([_UNUSED.pattern, *ignore]))
     missing = [k for k in info["missing_keys"] if not unused.search(k)]
     unexpected = [k for k in info["unexpected_keys"] if not unused.search(k)]
@@ -198,3 +195,19 @@ def native_config(config_class: Any, raw: dict[str, Any], checkpoint: Checkpoint
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'}: not a valid {config_class.__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from logging and drawing what becomes an error here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # logging.CRITICAL
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

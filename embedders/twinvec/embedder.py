@@ -487,8 +487,9 @@ class Embedder:
 
     async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
         jobs = self._jobs(role, texts, wanted)
+        futures: list[asyncio.Future[EmbeddingBatch]] = []
         try:
-            futures = [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
+            futures += [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
             _, pending = await asyncio.wait(futures, timeout=wanted.timeout, return_when=asyncio.FIRST_EXCEPTION)
             failed = [future for future in futures if future.done() and future.exception() is not None]
             if pending and not failed:
@@ -496,6 +497,9 @@ class Embedder:
             batch = merge([future.result() for future in failed or futures])
         except BaseException:
             cancel(jobs)
+            for future in futures:  # the loop would report an error that came in this moment as never retrieved
+                if future.done() and not future.cancelled():
+                    future.exception()
             raise
         self._warn(batch)
         return batch

@@ -19,15 +19,21 @@ class Shared:
         self._loading: dict[Hashable, threading.Lock] = {}
 
     def acquire(self, key: Hashable, make: Callable[[], InferenceCore]) -> InferenceCore:
-        """Return the core of a key, made once, and again when it is lost; each call needs a ``release``."""
+        """Return the core of a key, made once, and restarted when it is lost; each call needs a ``release``."""
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:
             with self._lock:
                 core, users = self._cores.get(key, (None, 0))
-                if core is not None and core.healthy:
+                if core is not None:
                     self._cores[key] = (core, users + 1)
-                    return core
+            if core is not None:
+                try:
+                    core.restart()  # does nothing unless its devices were lost
+                except BaseException:
+                    self.release(core)
+                    raise
+                return core
             core = make()
             with self._lock:
                 self._cores[key] = (core, 1)
@@ -37,11 +43,11 @@ class Shared:
         """Give a core back; the last user closes it."""
         with self._lock:
             key = next((k for k, (c, _) in self._cores.items() if c is core), None)
-            # a lost core is not found: new users have got another one in its place
-            users = self._cores[key][1] - 1 if key is not None else 0
-            if key is not None and users:
-                self._cores[key] = (core, users)
-            elif key is not None:
+            if key is None:
+                return
+            users = self._cores[key][1] - 1
+            self._cores[key] = (core, users)
+            if users == 0:
                 del self._cores[key]
         if users == 0:
             core.close(drain=drain)
