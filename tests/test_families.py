@@ -133,6 +133,14 @@ def test_giga_generation_2_has_both_rotations(tmp_path: Path) -> None:
     np.testing.assert_allclose(dense[0], wanted, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(("generation", "warned"), [(1, False), (2, True)])
+def test_only_giga_generation_2_is_called_experimental(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, generation: Any, warned: bool
+) -> None:
+    with Embedder(build_giga_original(tmp_path, generation=generation), dtype="float32"):
+        assert ("experimental" in caplog.text) is warned
+
+
 PADDED = {"mpnet", "deberta-v2"}
 NOT_SUPPORTED = {"t5"}
 

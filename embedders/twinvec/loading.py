@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from twinvec.tokenizer import TextTokenizer
 if TYPE_CHECKING:
     from twinvec.backbone import Backbone
     from twinvec.heads import TokenWeightHead
+
+logger = logging.getLogger(__name__)
 
 _HEAD_FILES = (".safetensors", ".pt")
 
@@ -116,6 +119,11 @@ def build_model(opened: Opened, token_budget: int | None) -> Model:
         CheckpointError: they cannot be read or do not fit.
     """
     checkpoint, description = opened.checkpoint, opened.description
+    if description.experimental:
+        logger.warning(
+            "%s: support is experimental, nothing published has confirmed its vectors yet; run `twinvec verify`",
+            checkpoint.name,
+        )
     tokenizer = TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
     parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None]] = {}
     encoders = []
