@@ -14,7 +14,17 @@ TwinVecError
 ├── OutOfMemoryError             one text alone does not fit into the device's memory
 ├── OverloadedError              the queue is full and on_overload="error"
 ├── DeadlineError                a call's timeout passed (also a TimeoutError)
-└── DeviceLostError              no device works any more; Embedder.restart() builds the model again
+├── DeviceLostError              no device works any more; Embedder.restart() builds the model again
+└── StoreError                   a store of vectors cannot do what was asked
+    ├── StoreNotFoundError       no store there, and none was to be made
+    ├── StoreLockedError         another process has the folder open
+    ├── StoreClosedError         used after close()
+    ├── StoreMismatchError       a store made with other settings or by another version
+    │   └── FingerprintMismatchError  made with another model: .stored, .given
+    ├── StoreEngineError         the engine failed, or the server cannot be reached
+    ├── InvalidRecordError       a record that would harm the store (also a ValueError)
+    ├── FilterError              a filter that cannot be applied (also a ValueError)
+    └── IngestError              a source that cannot be read, or a bad row with on_error="stop"
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
 """
@@ -109,6 +119,61 @@ class DeadlineError(TwinVecError, TimeoutError):
 
 class DeviceLostError(TwinVecError):
     """Every device of the model has failed; all pending calls got this error."""
+
+
+class StoreError(TwinVecError):
+    """A store of vectors cannot do what was asked."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store, and none was to be made."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has the folder open."""
+
+
+class StoreClosedError(StoreError):
+    """The store was closed before."""
+
+
+class StoreMismatchError(StoreError):
+    """A store that was made with other settings, or by a version that cannot be read."""
+
+
+class FingerprintMismatchError(StoreMismatchError):
+    """A store that holds vectors of another model.
+
+    Attributes:
+        stored: the fingerprint that the store was made with.
+        given: the fingerprint of the model it was opened with.
+    """
+
+    def __init__(self, where: str, *, stored: str, given: str, stored_model: str, given_model: str) -> None:
+        self.stored = stored
+        self.given = given
+        super().__init__(
+            f"{where} holds vectors of another model, which cannot be compared with this one's:\n"
+            f"  store: {stored} ({stored_model})\n"
+            f"  given: {given} ({given_model})\n"
+            "Open it with the model and options it was made with, or ingest the documents into a new store."
+        )
+
+
+class StoreEngineError(StoreError):
+    """The engine under a store failed, or its server cannot be reached."""
+
+
+class InvalidRecordError(StoreError, ValueError):
+    """A record that would harm the store."""
+
+
+class FilterError(StoreError, ValueError):
+    """A filter that cannot be applied."""
+
+
+class IngestError(StoreError):
+    """A source that cannot be read, or a bad row where the run was to stop at one."""
 
 
 class TruncationWarning(UserWarning):

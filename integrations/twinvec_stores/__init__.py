@@ -1,0 +1,45 @@
+"""Hybrid stores: dense and sparse vectors with text and metadata, from a laptop's folder to a cluster."""
+
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.filters import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.forms import from_langchain, from_llama_index
+from twinvec_stores.fusion import Fusion
+from twinvec_stores.index import Explanation, HybridIndex, Result, SearchOptions
+from twinvec_stores.memory import MemoryStore
+from twinvec_stores.opening import open_store
+from twinvec_stores.qdrant import QdrantStore
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
+from twinvec_stores.store import HybridStore, StoreInfo
+
+__all__ = [
+    "And",
+    "DenseQuery",
+    "EmbeddedStore",
+    "Eq",
+    "Exists",
+    "Explanation",
+    "Filter",
+    "Fusion",
+    "HasId",
+    "Hit",
+    "HybridIndex",
+    "HybridStore",
+    "In",
+    "MemoryStore",
+    "Ne",
+    "Not",
+    "Or",
+    "QdrantStore",
+    "Range",
+    "Record",
+    "RecordBatch",
+    "Result",
+    "SearchOptions",
+    "SparseQuery",
+    "StoreConfig",
+    "StoreInfo",
+    "from_langchain",
+    "from_llama_index",
+    "open_store",
+]

@@ -1,0 +1,131 @@
+"""StoreConfig: what a store holds, kept beside its data and checked whenever it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
+from twinvec_stores.filters import parse_field
+
+if TYPE_CHECKING:
+    from twinvec import Embedder
+
+FieldType = Literal["keyword", "integer", "float", "bool"]
+Quantization = Literal["int8"]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """What a store holds.
+
+    Attributes:
+        fingerprint: ``ModelSpec.fingerprint`` of the model whose vectors are kept.
+        model: that model's name, for people.
+        dim: dense dimensions; None where only sparse vectors are kept.
+        sparse: sparse vectors are kept.
+        idf: document frequencies are kept too, and queries multiply by their idf (BM25).
+        fields: metadata fields to index, with their types; filters on other fields work and are slower. A field is
+            a key, ``outer.inner`` for nested objects, or ``"a.b"`` in double quotes for a key with a dot.
+        quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
+            candidates are scored with the full vectors.
+        schema_version: layout of the stored records.
+    """
+
+    fingerprint: str
+    model: str = "unknown"
+    dim: int | None = None
+    sparse: bool = True
+    idf: bool = False
+    fields: Mapping[str, FieldType] = field(default_factory=dict)
+    quantization: Quantization | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.dim is None and not self.sparse:
+            raise ConfigurationError("a store needs dim= for dense vectors, sparse=True, or both")
+        if self.dim is not None and (isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1):
+            raise ConfigurationError(f"dim={self.dim!r} must be a positive whole number or None")
+        if self.idf and not self.sparse:
+            raise ConfigurationError("idf=True needs sparse=True")
+        if self.quantization not in (None, *get_args(Quantization)):
+            raise ConfigurationError(f'quantization={self.quantization!r} must be "int8" or None')
+        if self.quantization is not None and self.dim is None:
+            raise ConfigurationError("quantization is for dense vectors: this store has none")
+        for name, kind in self.fields.items():
+            parse_field(name)
+            if kind not in get_args(FieldType):
+                raise ConfigurationError(f"fields[{name!r}]={kind!r} is not one of {', '.join(get_args(FieldType))}")
+
+    @classmethod
+    def for_embedder(
+        cls,
+        embedder: Embedder,
+        *,
+        fields: Mapping[str, FieldType] | None = None,
+        quantization: Quantization | None = None,
+    ) -> StoreConfig:
+        """Return the configuration of a store for this model's vectors."""
+        return cls(
+            fingerprint=embedder.spec.fingerprint,
+            model=embedder.spec.model,
+            dim=embedder.dim,
+            sparse=embedder.has_sparse,
+            idf=embedder.needs_idf,
+            fields=fields or {},
+            quantization=quantization,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON types."""
+        return {**asdict(self), "fields": dict(self.fields)}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> StoreConfig:
+        """Read what ``to_dict`` gave.
+
+        Args:
+            data: the parsed JSON.
+            where: what to call the store in errors.
+
+        Raises:
+            StoreMismatchError: another schema version, or not a configuration.
+        """
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise StoreMismatchError(
+                f"{where} has schema version {version}, this TwinVec reads {SCHEMA_VERSION}: export it with the "
+                "version that wrote it (`twinvec store export`) and import the file (`twinvec store import`)"
+            )
+        if set(data) != {f.name for f in fields(cls)}:
+            raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
+        return cls(**data)
+
+    def check(self, given: StoreConfig, where: str) -> None:
+        """Refuse to open a store made with ``self`` for vectors described by ``given``.
+
+        Indexed fields and quantization are the store's own affair: ``given`` may leave them out.
+
+        Raises:
+            FingerprintMismatchError: another model.
+            StoreMismatchError: other settings.
+        """
+        if self.fingerprint != given.fingerprint:
+            raise FingerprintMismatchError(
+                where,
+                stored=self.fingerprint,
+                given=given.fingerprint,
+                stored_model=self.model,
+                given_model=given.model,
+            )
+        differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
+        differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
+        differing += ["quantization"] if given.quantization not in (None, self.quantization) else []
+        if differing:
+            pairs = [f"{n}={getattr(self, n)!r} instead of {getattr(given, n)!r}" for n in differing]
+            raise StoreMismatchError(
+                f"{where} was made with {', '.join(pairs)}: leave these out, or copy it into a new store "
+                "(`twinvec store export` and `import`)"
+            )

@@ -1,0 +1,45 @@
+"""Where a store lies, as people write it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twinvec.errors import ConfigurationError
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.memory import MemoryStore
+from twinvec_stores.qdrant import QdrantStore
+from twinvec_stores.store import HybridStore
+
+
+def open_store(
+    location: str | os.PathLike[str],
+    config: StoreConfig | None = None,
+    *,
+    collection: str | None = None,
+    **options: Any,
+) -> HybridStore:
+    """Open a store, or make it.
+
+    Args:
+        location: a folder; the url of a Qdrant server (http:// or https://); or ":memory:".
+        config: what it holds; see ``EmbeddedStore``. ":memory:" needs it.
+        collection: name on the server; default "twinvec".
+        options: more arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
+
+    Raises:
+        ConfigurationError: options that do not fit the location.
+        StoreError: see ``EmbeddedStore`` and ``QdrantStore``.
+    """
+    where = os.fspath(location)
+    if where.startswith(("http://", "https://")):
+        return QdrantStore(where, collection or "twinvec", config, **options)
+    given = [*(["collection"] if collection is not None else []), *options]
+    if given:
+        raise ConfigurationError(f"{', '.join(given)}: only for a Qdrant server (http://... or https://...)")
+    if where == ":memory:":
+        if config is None:
+            raise ConfigurationError('":memory:" is made anew: it needs a StoreConfig')
+        return MemoryStore(config)
+    return EmbeddedStore(where, config)

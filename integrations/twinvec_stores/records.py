@@ -1,0 +1,296 @@
+"""Records: what goes into a store and comes out, validated before any engine sees it.
+
+An engine trusts its caller: a sparse vector of unequal halves or a deeply nested payload leaves Qdrant Edge with a log
+that it cannot read again. So everything is checked here, once, for every engine.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from twinvec.errors import InvalidRecordError
+from twinvec.vectors import Float32, SparseBatch, SparseVector
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.filters import field_values
+
+_NAMESPACE = uuid.UUID("6c3f1f5e-9b53-5d0a-8f0e-6b6f0c7c2a11")
+_MAX_DEPTH = 32
+_MAX_ID_BYTES = 1024
+_MAX_WEIGHT = 1e12  # products and sums of such numbers stay finite in float32
+_UNIT = 1e-5  # rows as near to length 1 as this are kept bit for bit
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One stored record.
+
+    Attributes:
+        id: the caller's id.
+        text: what was embedded.
+        metadata: JSON object; what filters look at.
+        provenance: JSON object of the ingestion: the document and the part of it that the text is, its hash.
+        dense: float32 [dim], where asked for and kept.
+        sparse: sparse row, where asked for and kept.
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    dense: Float32 | None = None
+    sparse: SparseVector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RecordBatch:
+    """Records on their way into a store, in columns.
+
+    Attributes:
+        ids: n strings; of equal ones the last is kept.
+        texts: n strings.
+        dense: float32 [n, dim], where the store keeps dense vectors.
+        sparse: n sparse rows, where the store keeps them.
+        metadata: n JSON objects; None: all empty.
+        provenance: n JSON objects; None: all empty.
+    """
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    dense: Float32 | None = None
+    sparse: SparseBatch | None = None
+    metadata: Sequence[Mapping[str, Any]] | None = None
+    provenance: Sequence[Mapping[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Record]:
+        for i, (id, text) in enumerate(zip(self.ids, self.texts, strict=True)):
+            yield Record(
+                id=id,
+                text=text,
+                metadata=self.metadata[i] if self.metadata is not None else {},
+                provenance=self.provenance[i] if self.provenance is not None else {},
+                dense=self.dense[i] if self.dense is not None else None,
+                sparse=self.sparse[i] if self.sparse is not None else None,
+            )
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> RecordBatch:
+        """Return records, with the vectors they carry, as a batch."""
+        dense = [r.dense for r in records if r.dense is not None]
+        sparse = [r.sparse for r in records if r.sparse is not None]
+        for name, rows in (("dense", dense), ("sparse", sparse)):
+            if rows and len(rows) < len(records):
+                raise InvalidRecordError(
+                    f"{len(records) - len(rows)} of {len(records)} records lack their {name} vector"
+                )
+        return cls(
+            ids=[r.id for r in records],
+            texts=[r.text for r in records],
+            dense=np.stack(dense) if dense else None,
+            sparse=stack_rows(sparse) if sparse else None,
+            metadata=[r.metadata for r in records],
+            provenance=[r.provenance for r in records],
+        )
+
+
+class Hit(NamedTuple):
+    """One result of a query: higher scores are better."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class DenseQuery:
+    """Rank by cosine with this vector, float32 [dim]."""
+
+    vector: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class SparseQuery:
+    """Rank records that share a key with this row by the sum over common keys of weight * weight."""
+
+    vector: SparseVector
+
+
+StoreQuery: TypeAlias = "DenseQuery | SparseQuery"
+
+
+def stack_rows(rows: Sequence[SparseVector]) -> SparseBatch:
+    """Return sparse rows as one batch."""
+    return SparseBatch(
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        np.concatenate([np.zeros(0, np.int32), *(row.indices for row in rows)]),
+        np.concatenate([np.zeros(0, np.float32), *(row.values for row in rows)]),
+    )
+
+
+def point_id(id: str) -> str:
+    """Return the engine's id of a record: uuid5 of the caller's."""
+    return str(uuid.uuid5(_NAMESPACE, id))
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Return the ids as a list.
+
+    Raises:
+        InvalidRecordError: an id that is not a string of 1 to 1024 bytes.
+    """
+    if isinstance(ids, str):
+        raise InvalidRecordError(f"ids must be a list of strings, not the string {ids!r:.60}")
+    for i, id in enumerate(ids):
+        _check_string(id, f"ids[{i}]")
+        if not 0 < len(id.encode()) <= _MAX_ID_BYTES:
+            raise InvalidRecordError(f"ids[{i}] must have 1 to {_MAX_ID_BYTES} bytes, not {len(id.encode())}")
+    return list(ids)
+
+
+def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
+    """Return a batch that no engine can choke on, dense rows of length 1; of equal ids the last is kept.
+
+    Raises:
+        InvalidRecordError: says which record, and what is wrong with it.
+    """
+    ids = check_ids(batch.ids)
+    n = len(ids)
+    texts = list(batch.texts)
+    metadata = [{}] * n if batch.metadata is None else list(batch.metadata)
+    provenance = [{}] * n if batch.provenance is None else list(batch.provenance)
+    for name, column in (("texts", texts), ("metadata", metadata), ("provenance", provenance)):
+        if len(column) != n:
+            raise InvalidRecordError(f"{n} ids but {len(column)} {name}")
+    for id, text, data, origin in zip(ids, texts, metadata, provenance, strict=True):
+        _check_string(text, f"record {id!r}: text")
+        for name, value in (("metadata", data), ("provenance", origin)):
+            if not isinstance(value, Mapping):
+                raise InvalidRecordError(f"record {id!r}: {name} must be a dict, not {type(value).__name__}")
+            _check_json(value, f"record {id!r}: {name}", _MAX_DEPTH)
+        _check_fields(data, config, id)
+    dense = _check_dense(batch.dense, config, ids)
+    sparse = _check_sparse(batch.sparse, config, ids)
+    checked = RecordBatch(ids, texts, dense, sparse, metadata, provenance)
+    last = {id: i for i, id in enumerate(ids)}
+    return checked if len(last) == n else _rows(checked, sorted(last.values()))
+
+
+def check_query(query: StoreQuery, config: StoreConfig) -> StoreQuery:
+    """Return a query that fits the store, a dense one of length 1.
+
+    Raises:
+        InvalidRecordError: it does not fit.
+    """
+    if isinstance(query, DenseQuery):
+        if config.dim is None:
+            raise InvalidRecordError("this store keeps no dense vectors: search with mode='sparse'")
+        rows = _check_dense(np.asarray(query.vector)[None], config, ["query"])
+        assert rows is not None
+        return DenseQuery(rows[0])
+    if isinstance(query, SparseQuery):
+        if not config.sparse:
+            raise InvalidRecordError("this store keeps no sparse vectors: search with mode='dense'")
+        _check_sparse(stack_rows([query.vector]), config, ["query"])
+        return query
+    raise InvalidRecordError(f"expected DenseQuery or SparseQuery, not {type(query).__name__}")
+
+
+def _rows(batch: RecordBatch, rows: list[int]) -> RecordBatch:
+    assert batch.metadata is not None
+    assert batch.provenance is not None
+    return RecordBatch(
+        [batch.ids[i] for i in rows],
+        [batch.texts[i] for i in rows],
+        batch.dense[rows] if batch.dense is not None else None,
+        batch.sparse[rows] if batch.sparse is not None else None,
+        [batch.metadata[i] for i in rows],
+        [batch.provenance[i] for i in rows],
+    )
+
+
+def _check_string(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidRecordError(f"{where} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecordError(f"{where} is not valid Unicode (lone surrogate at {error.start})") from None
+
+
+def _check_json(value: Any, where: str, depth: int) -> None:
+    if depth == 0:
+        raise InvalidRecordError(f"{where} is nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, str):
+        _check_string(value, where)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_string(key, f"{where}: key {key!r:.60}")
+            _check_json(inner, f"{where}[{key!r:.60}]", depth - 1)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_json(inner, where, depth - 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRecordError(f"{where} is {value}, which JSON cannot hold")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InvalidRecordError(f"{where} is {value}, outside of 64 bits: keep it as a string")
+    elif value is not None:
+        raise InvalidRecordError(f"{where} is a {type(value).__name__}: only JSON types can be stored")
+
+
+def _check_fields(metadata: Mapping[str, Any], config: StoreConfig, id: str) -> None:
+    for name, kind in config.fields.items():
+        for value in field_values(metadata, name):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            fits = {
+                "keyword": isinstance(value, str),
+                "bool": isinstance(value, bool),
+                "integer": number and isinstance(value, int),
+                "float": number,
+            }[kind]
+            if not fits:
+                raise InvalidRecordError(
+                    f"record {id!r}: metadata field {name} is declared as {kind}, but holds {value!r:.60}"
+                )
+
+
+def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32 | None:
+    if (dense is None) != (config.dim is None):
+        raise InvalidRecordError("dense vectors are missing" if dense is None else "this store keeps no dense vectors")
+    if dense is None:
+        return None
+    rows = np.asarray(dense, dtype=np.float32)
+    if rows.shape != (len(ids), config.dim):
+        raise InvalidRecordError(f"dense has shape {list(rows.shape)}, the store needs [{len(ids)}, {config.dim}]")
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    for i in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
+        raise InvalidRecordError(f"{ids[i]!r}: its dense vector is zero, or holds NaN or infinity")
+    off = np.abs(norms - 1) > _UNIT
+    if off.any():
+        rows = rows.copy()
+        rows[off] = (rows[off] / norms[off, None]).astype(np.float32)
+    return rows
+
+
+def _check_sparse(sparse: SparseBatch | None, config: StoreConfig, ids: Sequence[str]) -> SparseBatch | None:
+    if (sparse is None) == config.sparse:
+        raise InvalidRecordError(
+            "sparse vectors are missing" if config.sparse else "this store keeps no sparse vectors"
+        )
+    if sparse is None:
+        return None
+    if not isinstance(sparse, SparseBatch) or len(sparse) != len(ids):
+        raise InvalidRecordError(f"sparse must be a SparseBatch of {len(ids)} rows")
+    heavy = sparse.values > _MAX_WEIGHT
+    if heavy.any():
+        row = int(np.searchsorted(sparse.indptr, np.flatnonzero(heavy)[0], side="right")) - 1
+        raise InvalidRecordError(f"{ids[row]!r}: a sparse weight is above {_MAX_WEIGHT:g}")
+    return sparse
