@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twinvec.errors import ConfigurationError
 
@@ -19,12 +19,14 @@ class Settings:
         offline: TWINVEC_OFFLINE=1: never ask the hub, use what is cached (HF_HUB_OFFLINE=1 does the same).
         token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen by device when unset. A higher
             budget fills a bigger device, a lower one saves memory.
+        qdrant_api_key: TWINVEC_QDRANT_API_KEY: for a Qdrant server, where no key is passed.
     """
 
     device: str = "auto"
     cache_dir: str | None = None
     offline: bool = False
     token_budget: int | None = None
+    qdrant_api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -44,4 +46,5 @@ class Settings:
             cache_dir=env.get("TWINVEC_CACHE_DIR") or None,
             offline=offline in ("1", "true"),
             token_budget=int(budget) if budget is not None else None,
+            qdrant_api_key=env.get("TWINVEC_QDRANT_API_KEY") or None,
         )

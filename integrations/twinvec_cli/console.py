@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -58,6 +58,18 @@ def note(message: str) -> None:
     """Say what is going on, to a person: only where stderr is a terminal."""
     if sys.stderr.isatty():
         _line(message)
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Give a function that rewrites one line on stderr, where that is a terminal, and take the line away at the end."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
 
 
 def _line(message: str) -> None:

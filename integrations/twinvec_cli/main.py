@@ -12,6 +12,8 @@ from twinvec_cli.console import Commands
 from twinvec_cli.demo import demo
 from twinvec_cli.embed import embed
 from twinvec_cli.models import models
+from twinvec_cli.search import search
+from twinvec_cli.store import store
 from twinvec_cli.verify import verify
 
 app = typer.Typer(
@@ -21,8 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, embed, verify, demo):
+for command in (models, embed, search, verify, demo):
     app.command()(command)
+app.add_typer(store, name="store")
 
 
 def _print_version(asked: bool) -> None:

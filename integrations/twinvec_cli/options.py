@@ -31,3 +31,12 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code", help="Run the checkpoint's own code; a hub id needs a full commit as --revision."
     ),
 ]
+
+Store = Annotated[
+    str,
+    typer.Argument(metavar="STORE", help="A folder, or the url of a Qdrant server (http...).", show_default=False),
+]
+Collection = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.", show_default=False),
+]

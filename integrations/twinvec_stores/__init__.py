@@ -7,10 +7,11 @@ from twinvec_stores.forms import from_langchain, from_llama_index
 from twinvec_stores.fusion import Fusion
 from twinvec_stores.index import Explanation, HybridIndex, Result, SearchOptions
 from twinvec_stores.memory import MemoryStore
-from twinvec_stores.opening import open_store
+from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.qdrant import QdrantStore
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
 from twinvec_stores.store import HybridStore, StoreInfo
+from twinvec_stores.transfer import copy_store, export_store, import_store
 
 __all__ = [
     "And",
@@ -39,7 +40,11 @@ __all__ = [
     "SparseQuery",
     "StoreConfig",
     "StoreInfo",
+    "copy_store",
+    "export_store",
     "from_langchain",
     "from_llama_index",
+    "import_store",
+    "load_embedder",
     "open_store",
 ]

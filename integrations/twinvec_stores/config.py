@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
+from twinvec.prompts import Task
 from twinvec_stores.filters import parse_field
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class StoreConfig:
     Attributes:
         fingerprint: ``ModelSpec.fingerprint`` of the model whose vectors are kept.
         model: that model's name, for people.
+        document_prompt: what stood before every document when it was embedded.
+        recipe: what ``load_embedder`` makes the model from again; never compared. Holds no code and no secrets.
         dim: dense dimensions; None where only sparse vectors are kept.
         sparse: sparse vectors are kept.
         idf: document frequencies are kept too, and queries multiply by their idf (BM25).
@@ -36,6 +40,8 @@ class StoreConfig:
 
     fingerprint: str
     model: str = "unknown"
+    document_prompt: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     dim: int | None = None
     sparse: bool = True
     idf: bool = False
@@ -71,6 +77,8 @@ class StoreConfig:
         return cls(
             fingerprint=embedder.spec.fingerprint,
             model=embedder.spec.model,
+            document_prompt=embedder.prompt_for("document"),
+            recipe=_recipe(embedder),
             dim=embedder.dim,
             sparse=embedder.has_sparse,
             idf=embedder.needs_idf,
@@ -80,7 +88,7 @@ class StoreConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON types."""
-        return {**asdict(self), "fields": dict(self.fields)}
+        return {**asdict(self), "fields": dict(self.fields), "recipe": dict(self.recipe)}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> StoreConfig:
@@ -120,7 +128,7 @@ class StoreConfig:
                 stored_model=self.model,
                 given_model=given.model,
             )
-        differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
+        differing = [n for n in ("document_prompt", "dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
         differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
         differing += ["quantization"] if given.quantization not in (None, self.quantization) else []
         if differing:
@@ -129,3 +137,13 @@ class StoreConfig:
                 f"{where} was made with {', '.join(pairs)}: leave these out, or copy it into a new store "
                 "(`twinvec store export` and `import`)"
             )
+
+
+def _recipe(embedder: Embedder) -> dict[str, Any]:
+    spec = asdict(embedder.spec)
+    del spec["trust_remote_code"]  # whoever opens the store decides on that
+    for name in ("model", "sparse"):
+        if spec[name] is not None and Path(spec[name]).exists():
+            spec[name] = str(Path(spec[name]).resolve())
+    task = embedder.task
+    return {"spec": spec, "prompts": dict(embedder.prompts), "task": asdict(task) if isinstance(task, Task) else task}

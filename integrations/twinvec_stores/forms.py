@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import FilterError
 from twinvec_stores.filters import And, Eq, Exists, Filter, In, Ne, Not, Or, Range, parse_field
@@ -46,13 +46,14 @@ def from_llama_index(filters: MetadataFilters) -> Filter:
 
 
 def _llama_index_part(part: MetadataFilter | MetadataFilters) -> Filter:
-    if hasattr(part, "filters"):
+    from llama_index.core.vector_stores.types import MetadataFilters
+
+    if isinstance(part, MetadataFilters):
         return from_llama_index(part)
-    leaf = cast("MetadataFilter", part)
-    make = _LLAMA_INDEX.get(leaf.operator.value)
+    make = _LLAMA_INDEX.get(part.operator.value)
     if make is None:
-        raise FilterError(f"{leaf.key}: the operator {leaf.operator.name} is not supported by this store")
-    return make(_field(leaf.key), leaf.value)
+        raise FilterError(f"{part.key}: the operator {part.operator.name} is not supported by this store")
+    return make(_field(part.key), part.value)
 
 
 def _langchain_part(key: str, value: Any) -> Filter:

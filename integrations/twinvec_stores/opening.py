@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twinvec.errors import ConfigurationError
+from twinvec import Embedder, ModelSpec, Task
+from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.embedded import EmbeddedStore
 from twinvec_stores.memory import MemoryStore
@@ -43,3 +44,27 @@ def open_store(
             raise ConfigurationError('":memory:" is made anew: it needs a StoreConfig')
         return MemoryStore(config)
     return EmbeddedStore(where, config)
+
+
+def load_embedder(store: HybridStore, *, trust_remote_code: bool = False, **options: Any) -> Embedder:
+    """Load the model whose vectors a store holds, as it was when the store was made.
+
+    Args:
+        store: made with ``StoreConfig.for_embedder``.
+        trust_remote_code: see ``ModelSpec``; a store never decides that.
+        options: arguments of ``Embedder`` that do not change vectors: device, cache_dir, token, offline ...
+
+    Raises:
+        StoreMismatchError: the store does not tell its model.
+        CheckpointError: the model is not there any more, or has other content.
+    """
+    recipe = dict(store.config.recipe)
+    try:
+        spec = ModelSpec(**recipe["spec"], trust_remote_code=trust_remote_code)
+        prompts, task = recipe["prompts"] or None, recipe["task"]
+    except (KeyError, TypeError):
+        raise StoreMismatchError(
+            f"{store!r} does not tell how its model is loaded: pass the Embedder that it was made with"
+        ) from None
+    task = Task(**task) if isinstance(task, dict) else task
+    return Embedder(spec, prompts=prompts, task=task, **options)

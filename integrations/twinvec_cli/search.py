@@ -1,0 +1,194 @@
+"""`twinvec search`: ranked records for queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinvec.errors import ConfigurationError, FilterError
+from twinvec_cli.console import note
+from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twinvec_stores import Result
+
+
+class Mode(str, Enum):
+    """Which halves are searched."""
+
+    HYBRID = "hybrid"
+    DENSE = "dense"
+    SPARSE = "sparse"
+
+
+class FusionMethod(str, Enum):
+    """How both rankings become one."""
+
+    RELATIVE = "relative"
+    RRF = "rrf"
+    WEIGHTED = "weighted"
+    DBSF = "dbsf"
+
+
+_QUERY = "What to look for; a single - reads one query a line from stdin."
+_FILTER = """Only records that match, as JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
+_MMR = "Diverse results: the weight of relevance, from 0 to 1 (0.5 is usual)."
+
+
+def search(
+    location: Store,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help=_QUERY, show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Results per query.")] = 5,
+    mode: Annotated[
+        Mode | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse. Default: all the store has.")
+    ] = None,
+    fusion: Annotated[
+        FusionMethod | None, typer.Option(metavar="NAME", help="relative, rrf, weighted or dbsf; for hybrid.")
+    ] = None,
+    dense_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the dense half.")] = None,
+    sparse_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the sparse half.")] = None,
+    filter: Annotated[str | None, typer.Option(metavar="JSON", help=_FILTER, show_default=False)] = None,
+    threshold: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
+    mmr: Annotated[float | None, typer.Option(metavar="X", help=_MMR)] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, without the graph.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show both scores, ranks and the common terms.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+    task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
+    collection: Collection = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Search a store with the model that it was made with.
+
+    Examples:
+
+    [bold]twinvec search index/ "how do I sort a list?"[/bold]
+
+    [bold]twinvec search index/ "столица России" -k 3 --mode hybrid --explain[/bold]
+
+    [bold]twinvec search http://localhost:6333 - --json < questions.txt > found.jsonl[/bold]
+    """
+    from twinvec_stores import HybridIndex, load_embedder, open_store
+
+    options: dict[str, Any] = {
+        "k": k,
+        "mode": mode.value if mode is not None else None,
+        "fusion": _fusion(fusion, dense_weight, sparse_weight),
+        "filter": _filter(filter),
+        "score_threshold": threshold,
+        "mmr": mmr,
+        "exact": exact,
+        "explain": explain,
+    }
+    queries = _queries(query)
+    with open_store(location, collection=collection) as store:
+        note(f"Loading {store.config.model} ...")
+        with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
+            found = HybridIndex(embedder, store).search_many(queries, task=task, **options)
+    for text, results in zip(queries, found, strict=True):
+        if as_json:
+            typer.echo(json.dumps({"query": text, "results": [_facts(r) for r in results]}, ensure_ascii=False))
+        else:
+            _print(text, results, explain=explain)
+
+
+def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weight: float | None) -> Any:
+    from twinvec_stores import Fusion
+
+    given = {
+        "method": method.value if method is not None else None,
+        "dense_weight": dense_weight,
+        "sparse_weight": sparse_weight,
+    }
+    return Fusion(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _filter(text: str | None) -> Any:
+    if text is None:
+        return None
+    from twinvec_stores import from_langchain
+
+    try:
+        form = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FilterError(f"--filter: not JSON ({error})") from None
+    return from_langchain(form)
+
+
+def _queries(query: str) -> list[str]:
+    if query != "-":
+        return [query]
+    lines = typer.get_text_stream("stdin").read().splitlines()
+    queries = [line for line in lines if line.strip()]
+    if not queries:
+        raise ConfigurationError("no queries on stdin: give one a line")
+    return queries
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    record = result.record
+    facts: dict[str, Any] = {"id": record.id, "score": result.score, "text": record.text, "metadata": record.metadata}
+    if record.provenance:
+        facts["provenance"] = record.provenance
+    if (why := result.explanation) is not None:
+        facts["explanation"] = {
+            "dense_score": why.dense_score,
+            "sparse_score": why.sparse_score,
+            "dense_rank": why.dense_rank,
+            "sparse_rank": why.sparse_rank,
+            "terms": [list(term) for term in why.terms],
+        }
+    return facts
+
+
+def _print(query: str, results: Sequence[Result], *, explain: bool) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not results:
+        console.print(f"{query}: nothing found", markup=False, highlight=False)
+        return
+    console.print(_table(query, results, explain=explain))
+
+
+def _table(query: str, results: Sequence[Result], *, explain: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(query, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True
+    )
+    table.add_column("Score", justify="right", no_wrap=True)
+    table.add_column("Record", ratio=1, overflow="fold")
+    if explain:
+        table.add_column("Why", overflow="fold", max_width=34)
+    for result in results:
+        body = Text.assemble((result.record.id, "bold"), "\n", _snippet(result.record.text))
+        table.add_row(f"{result.score:.3f}", body, *([_why(result)] if explain else []))
+    return table
+
+
+def _snippet(text: str, length: int = 220) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 4] + " ..."
+
+
+def _why(result: Result) -> str:
+    why = result.explanation
+    assert why is not None
+    lines = []
+    for half, score, rank in (
+        ("dense", why.dense_score, why.dense_rank),
+        ("sparse", why.sparse_score, why.sparse_rank),
+    ):
+        if score is not None:
+            lines.append(f"{half} {score:.3f}" + (f", rank {rank}" if rank is not None else ""))
+    lines += [f'"{term}" {a:.2f} x {b:.2f}' for term, a, b in why.terms[:5]]
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""`twinvec store`: what a store holds, its maintenance, and its way to another place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinvec_cli.console import note, progress_line, warn
+from twinvec_cli.options import Collection, Store
+
+if TYPE_CHECKING:
+    from twinvec_stores import StoreInfo
+
+store = typer.Typer(no_args_is_help=True, help="Look at a store, optimize it, export and import it.")
+
+_FILE = "FILE.jsonl, or FILE.jsonl.gz for a compressed one."
+
+
+@store.command()
+def info(
+    location: Store,
+    collection: Collection = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a store holds: records, model, indexed fields, size."""
+    from twinvec_stores import open_store
+
+    with open_store(location, collection=collection) as opened:
+        facts = opened.info()
+    if as_json:
+        typer.echo(json.dumps({**_facts(facts), "config": facts.config.to_dict()}, indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    for name, value in _readable(facts).items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    Console().print(table)
+
+
+@store.command()
+def optimize(location: Store, collection: Collection = None) -> None:
+    """Build the graph for fast dense search, and tidy up after many writes.
+
+    Worth its seconds to minutes above some ten thousand records. Nothing is lost when it is interrupted.
+    """
+    from twinvec_stores import open_store
+
+    with open_store(location, collection=collection) as opened:
+        before = opened.info()
+        with progress_line() as show:
+            opened.optimize(
+                lambda seconds, written: show(f"Optimizing: {seconds:.0f} s, {_megabytes(written)} written")
+            )
+        after = opened.info()
+    graph = {True: "with a graph", False: "searched exactly, too small for a graph", None: "optimized"}[after.has_graph]
+    typer.echo(f"{after.records} records, {graph}; {_megabytes(before.bytes)} before, {_megabytes(after.bytes)} after")
+
+
+@store.command()
+def export(
+    location: Store,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
+    collection: Collection = None,
+) -> None:
+    """Write a store to a file, vectors included; whole or not at all."""
+    from twinvec_stores import export_store, open_store
+
+    with open_store(location, collection=collection) as opened:
+        total = opened.count()
+        with progress_line() as show:
+            n = export_store(opened, file, lambda done: show(f"Exporting: {done} of {total}"))
+    typer.echo(f"{n} records written to {file}")
+
+
+@store.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
+    location: Store,
+    collection: Collection = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="int8, for a store that is made anew.", show_default=False)
+    ] = None,
+) -> None:
+    """Read an exported file into a store, which is made where there is none.
+
+    This is the way from a folder to a server, and to other settings.
+    """
+    from dataclasses import replace
+
+    from twinvec_stores import import_store, open_store, read_export
+
+    config, _ = read_export(file)
+    if quantization is not None:
+        config = replace(config, quantization=quantization)  # type: ignore[arg-type]  # checked by StoreConfig
+    with open_store(location, config, collection=collection) as opened:
+        with progress_line() as show:
+            n = import_store(file, opened, lambda done: show(f"Importing: {done}"))
+        total = opened.count()
+    typer.echo(f"{n} records read from {file}; {location} has {total}")
+    if config.dim is not None and total > 20_000:
+        note(f"Dense search becomes faster with: twinvec store optimize {location}")
+    if total < n:
+        warn(f"{n - total} ids were there more than once")
+
+
+def _facts(info: StoreInfo) -> dict[str, object]:
+    names = ("engine", "location", "records", "has_graph", "segments", "bytes")
+    return {name: getattr(info, name) for name in names}
+
+
+def _readable(info: StoreInfo) -> dict[str, str]:
+    config = info.config
+    halves = [f"dense, {config.dim} dimensions"] if config.dim is not None else []
+    halves += [("sparse, BM25" if config.idf else "sparse")] if config.sparse else []
+    search = {True: "graph (HNSW)", False: "exact", None: "the server's choice"}[info.has_graph]
+    return {
+        "Engine": info.engine,
+        "Where": info.location,
+        "Records": f"{info.records:,}",
+        "Model": config.model,
+        "Vectors": "; ".join(halves) + (f"; {config.quantization}" if config.quantization else ""),
+        "Dense search": search,
+        "Indexed fields": ", ".join(f"{name} ({kind})" for name, kind in config.fields.items()) or "none",
+        "On disk": _megabytes(info.bytes) if info.bytes is not None else "on the server",
+        "Fingerprint": config.fingerprint,
+        "Schema version": str(config.schema_version),
+    }
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown size" if size is None else f"{size / 1e6:.1f} MB"

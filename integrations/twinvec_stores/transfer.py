@@ -1,0 +1,192 @@
+"""Stores as files, and from one engine to another: the way to a new schema, other settings, or a cluster.
+
+The file is JSON lines: a header with the StoreConfig, one record a line (vectors as base64 of little-endian arrays, so
+that they come back bit for bit), and a last line with the number of records, without which a file counts as cut off.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from twinvec.errors import StoreMismatchError
+from twinvec.vectors import SparseVector
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.store import HybridStore
+
+_FORMAT = "twinvec-store"
+_PAGE = 512
+
+Progress = Callable[[int], None]
+
+
+def copy_store(source: HybridStore, target: HybridStore, progress: Progress | None = None) -> int:
+    """Write every record of a store, with its vectors, into another one.
+
+    Args:
+        source: stays as it is.
+        target: made for the same model; records with known ids are replaced.
+        progress: called with the number of records written so far.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        FingerprintMismatchError: the target holds another model's vectors.
+    """
+    target.config.check(_without_settings(source.config), repr(target))
+    return _write(
+        target, (record for page in source.scroll_all(limit=_PAGE, with_vectors=True) for record in page), progress
+    )
+
+
+def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Progress | None = None) -> int:
+    """Write a store to a file, whole or not at all; ``.gz`` at the end of its name compresses it.
+
+    Returns:
+        The number of records.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.new")
+    n = 0
+    try:
+        with _open(temporary, "wt", compress=final.suffix == ".gz") as file:
+            file.write(json.dumps({"format": _FORMAT, "config": store.config.to_dict()}) + "\n")
+            for page in store.scroll_all(limit=_PAGE, with_vectors=True):
+                file.writelines(json.dumps(_to_json(record)) + "\n" for record in page)
+                n += len(page)
+                if progress is not None:
+                    progress(n)
+            file.write(json.dumps({"records": n}) + "\n")
+        temporary.replace(final)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    return n
+
+
+def read_export(path: str | os.PathLike[str]) -> tuple[StoreConfig, Iterator[Record]]:
+    """Open an exported file: its configuration, and its records as they are read.
+
+    Raises:
+        StoreMismatchError: not such a file; while reading, a damaged or cut one.
+    """
+    name = os.fspath(path)
+    lines = _lines(Path(path))
+    header = _parse(next(lines, ""), name, 1)
+    if header.get("format") != _FORMAT:
+        raise StoreMismatchError(f"{name} was not written by `twinvec store export`")
+    return StoreConfig.from_dict(header.get("config"), name), _records(lines, name)
+
+
+def import_store(path: str | os.PathLike[str], store: HybridStore, progress: Progress | None = None) -> int:
+    """Write the records of an exported file into a store; those with known ids are replaced.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        FingerprintMismatchError: the store holds another model's vectors.
+        StoreMismatchError: a damaged file; the records before the damage are stored.
+    """
+    config, records = read_export(path)
+    store.config.check(_without_settings(config), repr(store))
+    return _write(store, records, progress)
+
+
+def _write(store: HybridStore, records: Iterator[Record], progress: Progress | None) -> int:
+    n = 0
+    while page := list(islice(records, _PAGE)):
+        store.upsert(RecordBatch.of(page))
+        n += len(page)
+        if progress is not None:
+            progress(n)
+    store.flush()
+    return n
+
+
+def _without_settings(config: StoreConfig) -> StoreConfig:
+    return StoreConfig.from_dict({**config.to_dict(), "fields": {}, "quantization": None}, "the source")
+
+
+def _open(path: Path, mode: Literal["rt", "wt"], *, compress: bool) -> TextIO:
+    if compress:
+        return gzip.open(path, mode, encoding="utf-8", compresslevel=3)
+    return open(path, mode, encoding="utf-8")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with _open(path, "rt", compress=path.suffix == ".gz") as file:
+            yield from file
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise StoreMismatchError(f"{path} is damaged or cut off: {error}") from None
+
+
+def _records(lines: Iterator[str], name: str) -> Iterator[Record]:
+    n = 0
+    for number, line in enumerate(lines, 2):
+        row = _parse(line, name, number)
+        if set(row) == {"records"}:
+            if row["records"] != n:
+                raise StoreMismatchError(f"{name} holds {n} records instead of {row['records']}: export it again")
+            return
+        try:
+            yield _from_json(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreMismatchError(f"{name}, line {number}: not a record ({error!r})") from None
+        n += 1
+    raise StoreMismatchError(f"{name} is cut off after {n} records: export it again")
+
+
+def _parse(line: str, name: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StoreMismatchError(f"{name}, line {number}: not JSON ({error}): the file is damaged or cut off") from None
+    if not isinstance(row, dict):
+        raise StoreMismatchError(f"{name}, line {number}: not an object")
+    return row
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id, "text": record.text, "metadata": record.metadata}
+    if record.provenance:
+        row["provenance"] = record.provenance
+    if record.dense is not None:
+        row["dense"] = _encode(record.dense, "<f4")
+    if record.sparse is not None:
+        row["sparse"] = [_encode(record.sparse.indices, "<i4"), _encode(record.sparse.values, "<f4")]
+    return row
+
+
+def _from_json(row: dict[str, Any]) -> Record:
+    sparse = row.get("sparse")
+    return Record(
+        id=row["id"],
+        text=row["text"],
+        metadata=row["metadata"],
+        provenance=row.get("provenance", {}),
+        dense=_decode(row["dense"], "<f4").astype(np.float32) if "dense" in row else None,
+        sparse=SparseVector(_decode(sparse[0], "<i4").astype(np.int32), _decode(sparse[1], "<f4").astype(np.float32))
+        if sparse is not None
+        else None,
+    )
+
+
+def _encode(array: Any, dtype: str) -> str:
+    return base64.b64encode(array.astype(dtype).tobytes()).decode("ascii")
+
+
+def _decode(text: str, dtype: str) -> Any:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype)

@@ -1,0 +1,65 @@
+"""LangChain's dict filters mean what LangChain's users mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twinvec.errors import FilterError
+from twinvec_stores import And, Eq, Exists, Filter, In, Ne, Not, Or, Range, from_langchain
+from twinvec_stores.filters import matches
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"source": "faq"}, Eq("source", "faq")),
+        ({"source": "faq", "year": 2020}, And(Eq("source", "faq"), Eq("year", 2020))),
+        ({"year": {"$gt": 2019, "$lte": 2024}}, And(Range("year", gt=2019), Range("year", lte=2024))),
+        ({"year": {"$gte": 1}}, Range("year", gte=1)),
+        ({"year": {"$lt": 1.5}}, Range("year", lt=1.5)),
+        ({"year": {"$between": [1, 2]}}, Range("year", gte=1, lte=2)),
+        ({"a": {"$eq": True}}, Eq("a", True)),
+        ({"a": {"$ne": "x"}}, Ne("a", "x")),
+        ({"a": {"$in": ["x", 1]}}, In("a", ["x", 1])),
+        ({"a": {"$nin": ["x"]}}, Not(In("a", ["x"]))),
+        ({"a": {"$exists": True}}, Exists("a")),
+        ({"a": {"$exists": False}}, Not(Exists("a"))),
+        ({"$and": [{"a": 1}, {"$or": [{"b": 2}, {"c": 3}]}]}, And(Eq("a", 1), Or(Eq("b", 2), Eq("c", 3)))),
+        ({"$not": {"a": 1}}, Not(Eq("a", 1))),
+        ({"loc.lines.from": 3}, Eq("loc.lines.from", 3)),
+        ({"a key [x]": 1}, Eq('"a key [x]"', 1)),
+        ({}, And()),
+    ],
+)
+def test_translation(form: dict[str, Any], expected: Filter) -> None:
+    assert from_langchain(form) == expected
+
+
+def test_the_whole_decides() -> None:
+    condition = from_langchain({"$or": [{"year": {"$gte": 2000, "$lt": 2010}}, {"tag": {"$in": ["a", "b"]}}]})
+    assert matches(condition, "x", {"year": 2009})
+    assert matches(condition, "x", {"year": 1, "tag": ["c", "b"]})
+    assert not matches(condition, "x", {"year": 2010, "tag": "c"})
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("source", "must be a dict"),
+        ({"a": ["x", "y"]}, r"\$in"),
+        ({"a": {"$like": "x%"}}, r"\$like"),
+        ({"$nor": []}, r"\$nor"),
+        ({"a": None}, "Exists"),
+        ({"a": {"$between": [1]}}, "low, high"),
+        ({"a": {"$in": "abc"}}, "list"),
+        ({"a": {"$gt": "2020-01-01"}}, "number"),
+        ({"a": {"$exists": 1}}, "true or false"),
+        ({"$and": {"a": 1}}, "list"),
+        ({"a": {"b": 1}}, "'b'"),
+    ],
+)
+def test_other_forms_are_refused_with_the_reason(form: Any, message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        from_langchain(form)
