@@ -145,7 +145,7 @@ def test_a_million_characters_are_cut_with_a_warning(gte_folder: Path) -> None:
         ({"sparse_keys": "words"}, "surface"),
         ({"on_overflow": "ignore"}, "truncate"),
         ({"token_budget": 0}, "at least 1"),
-        ({"sparse": "bm25"}, "bm25"),
+        ({"sparse": "bm25:klingon"}, "klingon"),
         ({"revision": "main"}, "is a folder"),
         ({"prompts": {"query": 3}}, "names to strings"),
     ],

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+import numpy as np
+
+from twinvec.bm25 import Bm25
 from twinvec.errors import InvalidTextError
-from twinvec.prompts import Task
+from twinvec.prompts import Role, Task
+from twinvec.settings import Settings
 from twinvec.spec import ModelSpec
-from twinvec.vectors import EmbeddingBatch
+from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from twinvec.core import InferenceCore
     from twinvec.families import Description
-    from twinvec.jobs import Job, Request
+    from twinvec.jobs import Request
     from twinvec.loading import Source
+
+_BM25_WINDOW = 64  # texts, some milliseconds
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,29 @@ class Wanted:
     dense: bool
     sparse: bool | None
     timeout: float | None
+
+
+class Job(Protocol):
+    """The texts of one call on their way through one model; ``twinvec.jobs.Job`` and ``Bm25Job`` are such."""
+
+    future: Future[EmbeddingBatch]
+    on_progress: Callable[[int], object] | None
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """What one model does for a call.
+
+    Attributes:
+        job: not yet started.
+        start: starts it, never blocks, and returns its future.
+    """
+
+    job: Job
+    start: Callable[[], Future[EmbeddingBatch]]
 
 
 @dataclass(frozen=True)
@@ -55,18 +87,108 @@ class View:
         core.memo.max_bytes = max(core.memo.max_bytes, memo_bytes)
         return cls(core, opened.spec, opened.description)
 
-    def job(self, texts: list[str], request: Callable[..., Request], **options: Any) -> tuple[InferenceCore, Job]:
+    def half(self, texts: list[str], request: Callable[..., Request], **options: Any) -> Half:
         """Make a job for this view's core."""
         from twinvec.jobs import Job
 
-        tokenizer = self.core.model.tokenizer
-        return self.core, Job(texts, request(tokenizer, max_length=self.spec.max_length, **options))
+        job = Job(texts, request(self.core.model.tokenizer, max_length=self.spec.max_length, **options))
+        return Half(job, functools.partial(self.core.submit, job))
 
     def close(self, *, drain: bool = False) -> None:
         """Give the share back; the last one closes the core."""
         from twinvec.shared import SHARED
 
         SHARED.release(self.core, drain=drain)
+
+
+def open_views(spec: ModelSpec, options: Mapping[str, Any], token: str | None) -> list[View]:
+    """Open the model, and the second one where ``spec.sparse`` names one; ``options`` are an Embedder's."""
+    from twinvec.loading import Source, names_other_checkpoint
+
+    settings = Settings.from_env()
+    source = Source(
+        cache_dir=options["cache_dir"] or settings.cache_dir,
+        token=token,
+        offline=settings.offline if options["offline"] is None else options["offline"],
+    )
+    view = functools.partial(
+        View.open,
+        device=options["device"] if options["device"] != "auto" else settings.device,
+        source=source,
+        budget=options["token_budget"] or settings.token_budget,
+        memo_bytes=options["memo_bytes"],
+    )
+    if (bm25 := Bm25.parse(spec.sparse)) is not None:
+        bm25.prepare()
+        return [view(replace(spec, sparse=None))]
+    if not names_other_checkpoint(spec.sparse):
+        return [view(spec)]
+    dense_digest, _, sparse_digest = (spec.digest or "").partition("+")
+    main = view(replace(spec, sparse=None, digest=dense_digest or None))
+    other = ModelSpec(
+        model=str(spec.sparse),
+        dtype=spec.dtype,
+        sparse="head",
+        sparse_keys=spec.sparse_keys,
+        reproducible=spec.reproducible,
+        digest=sparse_digest or None,
+    )
+    try:
+        return [main, view(other)]
+    except BaseException:
+        main.close()
+        raise
+
+
+class Bm25Job:
+    """Texts on their way to BM25 rows, a window at a time, so that callers take turns and a cancelled one stops."""
+
+    def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
+        self.future: Future[EmbeddingBatch] = Future()
+        self.on_progress: Callable[[int], object] | None = None
+        self._bm25, self._role, self._texts, self._urgent = bm25, role, texts, urgent
+        self._rows: list[SparseBatch] = []
+        self._lengths: list[Int32] = []
+        self._done = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def start(self) -> Future[EmbeddingBatch]:
+        """Go on, on a thread beside the caller's and the device's."""
+        _bm25_thread(self._urgent).submit(self._advance)
+        return self.future
+
+    def _advance(self) -> None:
+        try:
+            if self.future.done():
+                return
+            window = self._texts[self._done : self._done + _BM25_WINDOW]
+            rows, lengths = self._bm25.weigh(self._role, window)
+            self._rows.append(rows)
+            self._lengths.append(lengths)
+            self._done += len(window)
+            if self.on_progress is not None:
+                self.on_progress(len(window))
+            if self._done < len(self):
+                self.start()
+                return
+            counts = np.concatenate(self._lengths)
+            batch = EmbeddingBatch(None, SparseBatch.concatenate(self._rows), counts, np.zeros(len(self), np.bool_))
+            with contextlib.suppress(InvalidStateError):  # cancelled in this moment
+                self.future.set_result(batch)
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):
+                self.future.set_exception(error)
+
+
+@functools.cache
+def _bm25_thread(urgent: bool) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix=f"twinvec-bm25-{'query' if urgent else 'bulk'}")
+
+
+if hasattr(os, "register_at_fork"):  # the threads do not come along
+    os.register_at_fork(after_in_child=_bm25_thread.cache_clear)
 
 
 def close_later(views: list[View]) -> None:
@@ -99,11 +221,11 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     return checked
 
 
-def show_progress_of(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[NoReturn]:
+def show_progress_of(jobs: list[Job], title: str) -> tqdm[NoReturn]:
     """Draw a bar that counts a text when all models have it."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(total=len(jobs[0][1]), unit="text", desc=title)
+    bar = tqdm(total=len(jobs[0]), unit="text", desc=title)
     finished, lock = [0] * len(jobs), threading.Lock()
 
     def advance(number: int, texts: int) -> None:
@@ -111,14 +233,14 @@ def show_progress_of(jobs: list[tuple[InferenceCore, Job]], title: str) -> tqdm[
             finished[number] += texts
             bar.update(min(finished) - bar.n)
 
-    for number, (_, job) in enumerate(jobs):
+    for number, job in enumerate(jobs):
         job.on_progress = functools.partial(advance, number)
     return bar
 
 
-def cancel(jobs: list[tuple[InferenceCore, Job]]) -> None:
+def cancel(jobs: list[Job]) -> None:
     """Let go of the work that nobody else waits for."""
-    for _, job in jobs:
+    for job in jobs:
         job.future.cancel()
 
 

@@ -16,16 +16,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from twinvec.calls import View, Wanted, cancel, check_texts, close_later, merge, show_progress_of
+from twinvec.bm25 import Bm25
+from twinvec.calls import (
+    Bm25Job,
+    Half,
+    Wanted,
+    cancel,
+    check_texts,
+    close_later,
+    merge,
+    open_views,
+    show_progress_of,
+)
 from twinvec.errors import ConfigurationError, DeadlineError, PromptError, TruncationWarning
 from twinvec.prompts import Role, Task
-from twinvec.settings import Settings
 from twinvec.spec import ModelSpec, SparseKeys
-from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
 if TYPE_CHECKING:
-    from twinvec.core import InferenceCore
-    from twinvec.jobs import Cache, Job
+    from twinvec.jobs import Cache
 
 OnOverflow = Literal["truncate", "error"]
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
@@ -132,11 +141,12 @@ class Embedder:
             "memo_bytes": memo_bytes,
             "cache": cache,
         }
-        self._view, self._sparse_view = self._load(spec, token)
+        self._views = open_views(spec, self._options, token)
+        self._view = self._views[0]
+        self._bm25 = Bm25.parse(spec.sparse)
         self._closed = False
         # a collected Embedder gives its share back like a closed one
-        views = [view for view in (self._view, self._sparse_view) if view is not None]
-        self._finalizer = weakref.finalize(self, close_later, views)
+        self._finalizer = weakref.finalize(self, close_later, self._views)
         self._finalizer.atexit = False
         description = self._view.description
         self._prompts = description.prompts.override(prompts) if prompts else description.prompts
@@ -161,7 +171,8 @@ class Embedder:
             texts: any number of strings; an empty text is embedded as the model's special tokens.
             task: only a symmetric task changes documents; see ``embed_queries``.
             prompt: put exactly this before every text instead of the model's prompt.
-            dense: compute the dense half.
+            dense: compute the dense half. Without it, ``sparse="bm25"`` needs no forward pass, cuts nothing, and
+                ``token_counts`` are terms.
             sparse: compute the sparse half; None: where the model has one.
             timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
             show_progress: draw a progress bar on stderr.
@@ -252,7 +263,7 @@ class Embedder:
             float32 [pairs].
 
         Raises:
-            ConfigurationError: a weight other than 0 for a half that the model does not have.
+            ConfigurationError: a weight other than 0 for a half that the model does not have, or for BM25.
         """
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2:
@@ -261,6 +272,8 @@ class Embedder:
         for half, wanted, has in (("dense", dense, self.dim is not None), ("sparse", sparse, self.has_sparse)):
             if wanted and not has:
                 raise ConfigurationError(f"this model has no {half} half: pass {half}_weight=0")
+        if sparse and self.needs_idf:
+            raise ConfigurationError("BM25 scores need the idf of a store's documents: pass sparse_weight=0")
         queries = self.embed_queries([q for q, _ in pairs], task=task, dense=dense, sparse=sparse)
         documents = self.embed_documents([d for _, d in pairs], task=task, dense=dense, sparse=sparse)
         scores = np.zeros(len(pairs), dtype=np.float32)
@@ -273,19 +286,36 @@ class Embedder:
     def token_weights(self, sparse: SparseBatch) -> list[dict[str, float]]:
         """Return each sparse row as ``{token text: weight}``, heaviest first.
 
-        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``.
+        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. BM25's are
+        stemmed words, of which a process remembers those that it met lately; others are "#" and the id.
         """
-        tokenizer = (self._sparse_view or self._view).core.model.tokenizer
+        tokenizer = self._views[-1].core.model.tokenizer
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
+        text_of = texts.__getitem__ if self._bm25 is None else self._bm25.term
         rows = []
         for row in sparse:
             heaviest = np.argsort(-row.values, kind="stable")
-            rows.append({texts[row.indices[i]]: float(row.values[i]) for i in heaviest})
+            rows.append({text_of(int(row.indices[i])): float(row.values[i]) for i in heaviest})
         return rows
 
     def prompt_for(self, role: Role | str, task: Task | str | None = None) -> str:
         """Return the exact prefix that ``embed_queries`` or ``embed_documents`` will use."""
         return self._prompts.prefix(role, task if task is not None else self._options["task"])
+
+    def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
+        """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
+
+        Of the dense model's tokenizer; without prompt and special tokens, and nothing is cut.
+
+        Raises:
+            InvalidTextError: a text that is not valid Unicode.
+        """
+        return self._view.core.model.tokenizer.offsets(check_texts(texts))
+
+    def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
+        """Return how many tokens of a text fit beside its prompt and the special tokens."""
+        prompt = self.prompt_for(role, task)
+        return self.max_length - self._view.core.model.tokenizer.overhead(prompt)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and choices of the model, which all its users in the process share.
@@ -297,7 +327,7 @@ class Embedder:
         ``device_memory`` (bytes held on CUDA devices). Choices: ``device``, ``dtype``, ``attention`` ("varlen",
         "flash", "sdpa" or "padded"). A second, sparse model adds to the counters.
         """
-        cores = [view.core for view in (self._view, self._sparse_view) if view is not None]
+        cores = [view.core for view in self._views]
         encoders = [encoder for core in cores for encoder in core.model.encoders]
         first = cores[0].model.encoder
         return {
@@ -326,14 +356,12 @@ class Embedder:
     @property
     def healthy(self) -> bool:
         """Return whether calls can be answered: not closed, and a device works."""
-        views = [view for view in (self._view, self._sparse_view) if view is not None]
-        return not self._closed and all(view.core.healthy for view in views)
+        return not self._closed and all(view.core.healthy for view in self._views)
 
     def restart(self) -> None:
         """Build the model again after ``DeviceLostError``, for all its users."""
-        for view in (self._view, self._sparse_view):
-            if view is not None:
-                view.core.restart()
+        for view in self._views:
+            view.core.restart()
 
     @property
     def dim(self) -> int | None:
@@ -352,6 +380,22 @@ class Embedder:
         return self.spec.sparse is not None
 
     @property
+    def needs_idf(self) -> bool:
+        """Return whether a store must multiply the sparse weights of queries with its idf: True for BM25."""
+        return self._bm25 is not None
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Return the prompts that were laid over the checkpoint's."""
+        return dict(self._options["prompts"] or {})
+
+    @property
+    def task(self) -> Task | str | None:
+        """Return the default task."""
+        task: Task | str | None = self._options["task"]
+        return task
+
+    @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
         return self._view.description.family
@@ -364,9 +408,8 @@ class Embedder:
         """
         self._closed = True
         if self._finalizer.detach() is not None:
-            for view in (self._view, self._sparse_view):
-                if view is not None:
-                    view.close(drain=drain)
+            for view in self._views:
+                view.close(drain=drain)
 
     def __enter__(self) -> Embedder:
         return self
@@ -386,42 +429,7 @@ class Embedder:
             f"device='{encoder.device}', dtype={self.spec.dtype!r})"
         )
 
-    def _load(self, spec: ModelSpec, token: str | None) -> tuple[View, View | None]:
-        from twinvec.loading import Source, names_other_checkpoint
-
-        settings = Settings.from_env()
-        options = self._options
-        device = options["device"] if options["device"] != "auto" else settings.device
-        source = Source(
-            cache_dir=options["cache_dir"] or settings.cache_dir,
-            token=token,
-            offline=settings.offline if options["offline"] is None else options["offline"],
-        )
-        budget = options["token_budget"] or settings.token_budget
-        view = functools.partial(
-            View.open, device=device, source=source, budget=budget, memo_bytes=options["memo_bytes"]
-        )
-        if not names_other_checkpoint(spec.sparse):
-            return view(spec), None
-        if spec.sparse == "bm25":
-            raise ConfigurationError('sparse="bm25" is computed from a store\'s statistics, not by an Embedder yet')
-        dense_digest, _, sparse_digest = (spec.digest or "").partition("+")
-        main = view(replace(spec, sparse=None, digest=dense_digest or None))
-        other = ModelSpec(
-            model=str(spec.sparse),
-            dtype=spec.dtype,
-            sparse="head",
-            sparse_keys=spec.sparse_keys,
-            reproducible=spec.reproducible,
-            digest=sparse_digest or None,
-        )
-        try:
-            return main, view(other)
-        except BaseException:
-            main.close()
-            raise
-
-    def _jobs(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[tuple[InferenceCore, Job]]:
+    def _halves(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[Half]:
         from twinvec.jobs import Request
 
         if self._closed:
@@ -431,7 +439,8 @@ class Embedder:
         sparse = self.has_sparse if wanted.sparse is None else wanted.sparse
         if sparse and not self.has_sparse:
             raise ConfigurationError(
-                f"{self.spec.model} has no sparse half: pass sparse= a head file or a SPLADE checkpoint to Embedder"
+                f'{self.spec.model} has no sparse half: make the Embedder with sparse="bm25", a head file or a SPLADE '
+                "checkpoint"
             )
         if not (dense or sparse):
             raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
@@ -439,43 +448,50 @@ class Embedder:
             raise PromptError("pass task= or prompt=, not both")
         prefix = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
         check_texts([prefix], "prompt")
+        urgent = role is Role.QUERY and len(checked) <= _INTERACTIVE
         request = functools.partial(
             Request,
-            urgent=role is Role.QUERY and len(checked) <= _INTERACTIVE,
+            urgent=urgent,
             fail_on_overflow=self._options["on_overflow"] == "error",
             fail_on_overload=self._options["on_overload"] == "error",
             memo=self._options["memo_bytes"] > 0,
             cache=self._options["cache"],
         )
-        main, other = self._view, self._sparse_view
         dim, keys = (self.dim if dense else None), (self.spec.sparse_keys if sparse else None)
-        if other is None:
-            return [main.job(checked, request, prompt=prefix, dim=dim, keys=keys)]
-        jobs = [main.job(checked, request, prompt=prefix, dim=dim, keys=None)] if dense else []
-        if sparse:  # a SPLADE model knows no prompts, and its own limit is not the dense model's
+        if self._bm25 is None and len(self._views) == 1:
+            return [self._view.half(checked, request, prompt=prefix, dim=dim, keys=keys)]
+        halves = [self._view.half(checked, request, prompt=prefix, dim=dim, keys=None)] if dense else []
+        # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
+        if sparse and self._bm25 is not None:
+            job = Bm25Job(self._bm25, role, checked, urgent=urgent)
+            halves.append(Half(job, job.start))
+        elif sparse:
             request = functools.partial(request, fail_on_overflow=False)
-            jobs.append(other.job(checked, request, prompt="", dim=None, keys=keys))
-        return jobs
+            halves.append(self._views[1].half(checked, request, prompt="", dim=None, keys=keys))
+        return halves
 
     def _resolved(self) -> ModelSpec:
         spec = self._view.spec
-        if self._sparse_view is None:
+        if self._bm25 is not None:
+            return replace(spec, sparse=str(self._bm25))
+        if len(self._views) == 1:
             return spec
-        other = self._sparse_view.spec
+        other = self._views[1].spec
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
     def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
-        jobs = self._jobs(role, texts, wanted)
+        halves = self._halves(role, texts, wanted)
+        jobs = [half.job for half in halves]
         bar = show_progress_of(jobs, f"Embedding {role.value}s") if show_progress else None
         deadline = None if wanted.timeout is None else time.monotonic() + wanted.timeout
         futures = []
         try:
-            futures = [core.submit(job) for core, job in jobs]
+            futures = [half.start() for half in halves]
             left = [None if deadline is None else deadline - time.monotonic() for _ in futures]
             batch = merge([future.result(wait) for future, wait in zip(futures, left, strict=True)])
         except (TimeoutError, FutureTimeoutError):
             cancel(jobs)
-            raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s") from None
+            raise DeadlineError(f"{len(jobs[0])} texts were not embedded within {wanted.timeout} s") from None
         except BaseException:
             cancel(jobs)
             raise
@@ -486,14 +502,15 @@ class Embedder:
         return batch
 
     async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
-        jobs = self._jobs(role, texts, wanted)
+        halves = self._halves(role, texts, wanted)
+        jobs = [half.job for half in halves]
         futures: list[asyncio.Future[EmbeddingBatch]] = []
         try:
-            futures += [asyncio.wrap_future(core.submit(job)) for core, job in jobs]
+            futures += [asyncio.wrap_future(half.start()) for half in halves]
             _, pending = await asyncio.wait(futures, timeout=wanted.timeout, return_when=asyncio.FIRST_EXCEPTION)
             failed = [future for future in futures if future.done() and future.exception() is not None]
             if pending and not failed:
-                raise DeadlineError(f"{len(jobs[0][1])} texts were not embedded within {wanted.timeout} s")
+                raise DeadlineError(f"{len(jobs[0])} texts were not embedded within {wanted.timeout} s")
             batch = merge([future.result() for future in failed or futures])
         except BaseException:
             cancel(jobs)

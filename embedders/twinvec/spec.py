@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from twinvec.bm25 import Bm25
 from twinvec.errors import ConfigurationError
 
 SparseKeys = Literal["surface", "ids"]
@@ -27,8 +28,10 @@ class ModelSpec:
         max_length: tokens per text, prompt and specials included; None for the model's own limit.
         sparse: "auto" (the checkpoint's own head where it has one), "head" (demand it), a head file
             (``.safetensors`` or ``.pt`` with ``weight`` [1, hidden] and ``bias`` [1]), a SPLADE checkpoint,
+            "bm25" or, for example, "bm25:german,k1=0.9" (see ``twinvec.bm25.Bm25``; kept with all its numbers),
             or None.
-        sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids.
+        sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for
+            BM25, which has ids of its own.
         reproducible: one text per forward pass: bitwise the same vector whatever it travels with. Slower.
         trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
         digest: content digest of the loaded files, filled in by ``Embedder.spec``. When given, loading other
@@ -53,10 +56,14 @@ class ModelSpec:
                 object.__setattr__(self, name, os.fspath(value))
             if value == "":
                 raise ConfigurationError(f"{name} must not be an empty string")
+        if (bm25 := Bm25.parse(self.sparse)) is not None:
+            object.__setattr__(self, "sparse", str(bm25))
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.sparse_keys not in ("surface", "ids"):
             raise ConfigurationError(f'sparse_keys={self.sparse_keys!r} is neither "surface" nor "ids"')
+        if bm25 is not None and self.sparse_keys != "surface":
+            raise ConfigurationError(f"sparse_keys={self.sparse_keys!r}: BM25 counts words, not the model's tokens")
         for name in ("dim", "max_length"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -72,6 +79,6 @@ class ModelSpec:
         fields = asdict(self)
         if self.digest is not None:
             del fields["model"], fields["revision"], fields["trust_remote_code"]
-            if fields["sparse"] not in (None, "auto", "head"):
+            if fields["sparse"] not in (None, "auto", "head") and Bm25.parse(self.sparse) is None:
                 fields["sparse"] = "file or checkpoint"  # the digest covers its content
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

@@ -94,6 +94,19 @@ class TextTokenizer:
             encoded.append(TokenizedText(np.array(full, dtype=np.int32), prompt_length, length))
         return encoded
 
+    def offsets(self, texts: Sequence[str]) -> list[Int64]:
+        """Return int64 [tokens, 2] per text: where each token starts and ends in it, in characters.
+
+        Nothing is cut, and special tokens are left out.
+        """
+        encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
+        found = [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encoded]
+        return [_unlowered(o, text) if self._lower_case else o for o, text in zip(found, texts, strict=True)]
+
+    def overhead(self, prompt: str = "") -> int:
+        """Return how many special tokens and tokens of the prompt each text is given."""
+        return len(self._head) + len(self._tail) + (len(self._ids([prompt])[0]) if prompt else 0)
+
     @property
     def vocabulary_size(self) -> int:
         """Return one more than the highest token id."""
@@ -137,9 +150,10 @@ class TextTokenizer:
         return keys
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if self._lower_case:
-            texts = [text.lower() for text in texts]
-        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [e.ids for e in self._tokenizer.encode_batch_fast(self._cased(texts), add_special_tokens=False)]
+
+    def _cased(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self._lower_case else list(texts)
 
     def _outer_specials(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
         probe = self._tokenizer.encode("a", add_special_tokens=True)
@@ -156,6 +170,17 @@ class TextTokenizer:
                 )
             end.append(token)
         return head, tail
+
+
+def _unlowered(offsets: Int64, text: str) -> Int64:
+    """Return offsets in the lower-cased text as offsets in the text: some letters become two ("İ")."""
+    lengths = [len(character.lower()) for character in text]
+    if sum(lengths) == len(text):
+        return offsets
+    origin = np.repeat(np.arange(len(text), dtype=np.int64), lengths)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    inner = np.append(origin, len(text))
+    return np.stack([inner[starts], np.where(ends > starts, inner[ends - 1] + 1, inner[starts])], axis=1)
 
 
 def _special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
