@@ -11,7 +11,7 @@ from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.qdrant import QdrantStore
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
 from twinvec_stores.store import HybridStore, StoreInfo
-from twinvec_stores.transfer import copy_store, export_store, import_store
+from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
 __all__ = [
     "And",
@@ -47,4 +47,5 @@ __all__ = [
     "import_store",
     "load_embedder",
     "open_store",
+    "read_export",
 ]

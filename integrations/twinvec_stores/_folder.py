@@ -28,6 +28,7 @@ from twinvec.errors import (
     StoreLockedError,
     StoreMismatchError,
     StoreNotFoundError,
+    TwinVecError,
 )
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.points import DENSE, SPARSE, TERMS, payload_path
@@ -36,13 +37,24 @@ if TYPE_CHECKING:
     from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, UpdateOperation
 
 _T = TypeVar("_T")
-_CONFIG, _SHARD, _LOCK = "store.json", "shard", "lock"
-_OWN_FILES = {_CONFIG, f"{_CONFIG}.new", _SHARD, f"{_SHARD}.new", _LOCK, "ingest"}
+_CONFIG, _SHARD, _LOCK, _COUNT = "store.json", "shard", "lock", "count"
+_OWN_FILES = {_CONFIG, f"{_CONFIG}.new", _SHARD, f"{_SHARD}.new", _LOCK, _COUNT, "ingest"}
 _POLL_SECONDS = 0.2
+_MAX_LOG = 64 * 2**20  # bytes after which the log is emptied: opening a folder replays it
 _MAX_COUNTS = 100_000
 _RESERVE = 64 * 2**20  # free bytes below which nothing is written: log segments and pages grow in steps
+_CHILD = """
+import sys
+sys.path.append(sys.argv[1])
+from qdrant_edge import EdgeShard
+shard = EdgeShard.load(sys.argv[2])
+shard.optimize()
+shard.close()
+"""
 _open: dict[Path, Folder] = {}
 _opening = threading.RLock()
+if hasattr(os, "register_at_fork"):  # else a child could find it held by a thread that it has not got
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 
 class Folder:
@@ -54,13 +66,16 @@ class Folder:
         self.users = 0
         self._pid = os.getpid()
         self._running = 0
-        self._idle = threading.Condition()
+        self._condition = threading.Condition()
         self._failure: str | None = None
         self._writes = 0
+        self._unflushed = 0
         self._counts: dict[int | None, int] = {}  # records with a sparse key, all for None, as of the last write
-        self._lock = _lock(path, create=config is not None)
+        with self._typed_errors():
+            self._lock = _lock(path, create=config is not None)
         try:
-            self.config = _read_or_make(path, config)
+            with self._typed_errors():
+                self.config = _read_or_make(path, config)
             self._shard: EdgeShard | None = self._load()
         except BaseException:
             self._lock.release()
@@ -88,9 +103,14 @@ class Folder:
 
     def release(self) -> None:
         """Give one use back; the last one flushes and closes."""
+        if self._pid != os.getpid():
+            return
+        if self.users == 1:  # what still runs may take long, and must not keep other folders from being opened
+            with self._alone():
+                pass
         with _opening:
             self.users -= 1
-            if self.users or self._pid != os.getpid():
+            if self.users:
                 return
             _open.pop(self.path, None)
             try:
@@ -124,12 +144,23 @@ class Folder:
             StoreEngineError: the disk has no room for it; nothing was written.
         """
         _need_room(self.path, size)
+        (self.path / _COUNT).unlink(missing_ok=True)
         try:
             self.run(lambda shard: shard.update(operation))
         finally:
             with self._idle:
                 self._writes += 1
                 self._counts.clear()
+                self._unflushed += size
+                full = self._unflushed > _MAX_LOG
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring everything to the disk; see ``run``."""
+        with self._idle:
+            self._unflushed = 0
+        self.run(lambda shard: shard.flush())
 
     def count(self, term: int | None, request: Callable[[], CountRequest]) -> int:
         """Return how many records have a sparse key, or there are: counted once between two writes; see ``run``."""
@@ -155,7 +186,7 @@ class Folder:
             self._usable()
             try:
                 self._close()
-                _run_child(self.path / _SHARD, progress)
+                _run_child(self.path / _SHARD, self._lock, progress)
             finally:
                 self._shard = self._load()
 
@@ -167,6 +198,12 @@ class Folder:
         """Return the bytes on disk."""
         return _size(self.path)
 
+    @property
+    def _idle(self) -> threading.Condition:
+        if self._pid != os.getpid():  # a thread of the parent may have held the lock
+            raise StoreEngineError(f"{self.path} was opened before this process was forked: open it again in the child")
+        return self._condition
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with self._idle:
@@ -174,8 +211,6 @@ class Folder:
             yield
 
     def _usable(self) -> EdgeShard:
-        if self._pid != os.getpid():
-            raise StoreEngineError(f"{self.path} was opened before this process was forked: open it again in the child")
         if self._failure is not None:
             raise StoreEngineError(
                 f"{self.path}: the engine failed before ({self._failure}); close the store, open it again"
@@ -188,21 +223,27 @@ class Folder:
         shard, self._shard = self._shard, None
         if shard is not None:
             with self._typed_errors():
+                n = None if self._failure else shard.count(_everything())
                 shard.close()
+                if n is not None:
+                    (self.path / _COUNT).write_text(str(n), encoding="ascii")
 
     def _load(self) -> EdgeShard:
         from qdrant_edge import EdgeShard
 
-        shutil.rmtree(self.path / _SHARD / "temp_segments", ignore_errors=True)  # of an optimizer that was killed
         _need_room(self.path, 0)
         with self._typed_errors():
-            return EdgeShard.load(str(self.path / _SHARD))
+            shard = EdgeShard.load(str(self.path / _SHARD))
+            _check_count(self.path, shard)
+        # of an optimizer that was killed; not before the engine's own lock shows that none is at work any more
+        shutil.rmtree(self.path / _SHARD / "temp_segments", ignore_errors=True)
+        return shard
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:
         try:
             yield
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, TwinVecError):
             raise
         except Exception as error:
             if "WouldBlock" in str(error):
@@ -228,9 +269,31 @@ def _lock(path: Path, *, create: bool) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise StoreLockedError(
-            f"{path} is open in another process: close it there. For several processes use a Qdrant server (url=)"
+            f"{path} is open in another process, or still being optimized by one that was killed: close it there, or "
+            "wait. For several processes use a Qdrant server (url=)"
         ) from None
     return lock
+
+
+def _check_count(path: Path, shard: EdgeShard) -> None:
+    """Compare with the number of records at the last close: the engine does not notice a part that is gone."""
+    try:
+        expected = int((path / _COUNT).read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):  # the last process was killed
+        return
+    found = shard.count(_everything())
+    if found != expected:
+        shard.close()
+        raise StoreEngineError(
+            f"{path} holds {found} of the {expected} records that it had when it was closed: files are missing or "
+            f"damaged. Restore them; or delete {path / _COUNT} to go on with what is left, and ingest again"
+        )
+
+
+def _everything() -> CountRequest:
+    from qdrant_edge import CountRequest
+
+    return CountRequest(exact=True)
 
 
 def _need_room(path: Path, size: int) -> None:
@@ -285,6 +348,13 @@ def _make(path: Path, config: StoreConfig) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / _CONFIG)
+    for folder in (path, path.parent):
+        with contextlib.suppress(OSError):  # not every system can
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _engine_config(config: StoreConfig) -> EdgeConfig:
@@ -324,11 +394,17 @@ def _refuse_data(path: Path) -> None:
     shutil.rmtree(path / _SHARD)
 
 
-def _run_child(shard: Path, progress: Callable[[float, int], None] | None) -> None:
-    code = "import sys; from qdrant_edge import EdgeShard; s = EdgeShard.load(sys.argv[1]); s.optimize(); s.close()"
+def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], None] | None) -> None:
+    import qdrant_edge
+
+    packages = Path(qdrant_edge.__file__).parents[1]
     start = time.monotonic()
     child = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-c", code, str(shard)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard)],
+        stdin=lock._context.lock_file_fd,  # so the folder stays locked when this process is killed and the child is not
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         while True:

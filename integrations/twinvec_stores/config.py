@@ -109,7 +109,10 @@ class StoreConfig:
             )
         if set(data) != {f.name for f in fields(cls)}:
             raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
-        return cls(**data)
+        try:
+            return cls(**data)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise StoreMismatchError(f"{where}: its configuration is damaged: {error}") from None
 
     def check(self, given: StoreConfig, where: str) -> None:
         """Refuse to open a store made with ``self`` for vectors described by ``given``.

@@ -62,7 +62,7 @@ class EmbeddedStore(HybridStore):
 
     def flush(self) -> None:
         """Return when everything written so far survives a loss of power."""
-        self._run(lambda shard: shard.flush())
+        self._open().flush()
 
     def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
         """Build the graph for fast dense search (above some 10 MB of vectors), and merge what writes left behind.

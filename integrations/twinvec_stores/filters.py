@@ -1,7 +1,7 @@
 """Filters over metadata: one neutral form for every engine, and what each means on a JSON value.
 
-A field that holds a list matches where any of its elements does. Numbers are compared as numbers (1 == 1.0), and a
-bool is no number. A missing field matches nothing but ``Ne`` and ``Not``.
+A field that holds a list matches where any of its elements does. Numbers are compared as numbers (1 == 1.0), floats at
+15 significant digits, and a bool is no number. A missing field matches nothing but ``Ne`` and ``Not``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twinvec.errors import FilterError
 
 Scalar: TypeAlias = "str | int | float | bool"
 _SEGMENT = re.compile(r'"([^"\\]*)"|([^."\[\]\\]+)')
+_MAX_DEPTH = 32  # Qdrant Edge writes a deeper filter into its log, but cannot read it again
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class In:
 
     def __init__(self, field: str, values: Iterable[Scalar]) -> None:
         parse_field(field)
-        if isinstance(values, str) or not isinstance(values, Iterable):
+        if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
             raise FilterError(f"In({field!r}, ...) needs a list of values, not {values!r:.60}")
         object.__setattr__(self, "field", field)
         object.__setattr__(self, "values", tuple(check_scalar(v, field) for v in values))
@@ -72,10 +73,10 @@ class Range:
         if not self.bounds():
             raise FilterError(f"Range({self.field!r}) needs at least one of gt, gte, lt, lte")
         for name, bound in self.bounds().items():
-            if isinstance(bound, bool) or not isinstance(bound, (int, float)) or math.isnan(bound):
+            if not _is_finite(bound):
                 raise FilterError(
-                    f"Range({self.field!r}, {name}={bound!r:.60}): a bound must be a number; keep dates as numbers, "
-                    "for example as seconds since 1970"
+                    f"Range({self.field!r}, {name}={bound!r:.60}): a bound must be a finite number; keep dates as "
+                    "numbers, for example as seconds since 1970"
                 )
 
     def bounds(self) -> dict[str, float]:
@@ -101,7 +102,12 @@ class HasId:
     ids: tuple[str, ...]
 
     def __init__(self, ids: Iterable[str]) -> None:
+        if isinstance(ids, (str, Mapping)) or not isinstance(ids, Iterable):
+            raise FilterError(f"HasId needs a list of ids, not {ids!r:.60}")
         object.__setattr__(self, "ids", tuple(ids))
+        for id in self.ids:
+            if not isinstance(id, str) or not _is_unicode(id):
+                raise FilterError(f"HasId: {id!r:.60} is not an id")
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def parse_field(field: str) -> tuple[str, ...]:
     Raises:
         FilterError: not a field.
     """
-    if isinstance(field, str):
+    if isinstance(field, str) and _is_unicode(field):
         keys, at = [], 0
         while match := _SEGMENT.match(field, at):
             keys.append(match[1] if match[1] is not None else match[2])
@@ -158,7 +164,7 @@ def parse_field(field: str) -> tuple[str, ...]:
 
 def check_scalar(value: Any, field: str) -> Scalar:
     """Return a value that can be compared with."""
-    if isinstance(value, (bool, str)):
+    if isinstance(value, bool) or (isinstance(value, str) and _is_unicode(value)):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
@@ -172,10 +178,12 @@ def check_filter(value: Any) -> Filter:
     """Return the value if it is a filter.
 
     Raises:
-        FilterError: it is not.
+        FilterError: it is not, or it is nested too deep.
     """
     if not isinstance(value, (Eq, Ne, In, Range, Exists, HasId, And, Or, Not)):
         raise FilterError(f"expected a filter of twinvec_stores.filters, not {type(value).__name__}")
+    if _depth(value) > _MAX_DEPTH:
+        raise FilterError(f"a filter is nested more than {_MAX_DEPTH} deep")
     return value
 
 
@@ -202,6 +210,22 @@ def field_values(metadata: Mapping[str, Any], field: str) -> list[Any]:
     return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
+def _depth(filter: Filter) -> int:
+    inner = filter.filters if isinstance(filter, (And, Or)) else (filter.filter,) if isinstance(filter, Not) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_finite(bound: Any) -> bool:
+    try:
+        return isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)
+    except OverflowError:  # a whole number beyond float64
+        return False
+
+
 def _value(metadata: Mapping[str, Any], field: str) -> Any:
     value: Any = metadata
     for key in parse_field(field):
@@ -223,7 +247,7 @@ def _equal(value: Any, wanted: Scalar) -> bool:
         return isinstance(value, str) and value == wanted
     if is_wide(wanted):
         return isinstance(value, int) and value == wanted
-    return float(value) == wanted
+    return comparable(value) == comparable(wanted)
 
 
 def is_wide(value: Scalar) -> bool:
@@ -234,10 +258,15 @@ def is_wide(value: Scalar) -> bool:
 def _within(value: Any, bounds: Range) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    number = float(value)
+    number = comparable(value)
     return (
-        (bounds.gt is None or number > bounds.gt)
-        and (bounds.gte is None or number >= bounds.gte)
-        and (bounds.lt is None or number < bounds.lt)
-        and (bounds.lte is None or number <= bounds.lte)
+        (bounds.gt is None or number > comparable(bounds.gt))
+        and (bounds.gte is None or number >= comparable(bounds.gte))
+        and (bounds.lt is None or number < comparable(bounds.lt))
+        and (bounds.lte is None or number <= comparable(bounds.lte))
     )
+
+
+def comparable(number: float) -> float:
+    """Return what a number is compared as: engines keep 15 significant digits of a float for certain."""
+    return float(f"{number:.15g}") if isinstance(number, float) else float(number)

@@ -68,6 +68,8 @@ class SearchOptions:
         mode: "hybrid", "dense" or "sparse"; None: hybrid where the store has both halves.
         fusion: how "hybrid" joins them: a Fusion, or a method's name with its default weights.
         fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
+        dense_k: candidates of the dense half, where it is to have others than ``fetch_k``; may be less than k.
+        sparse_k: the same of the sparse half.
         filter: only records that match.
         score_threshold: only results with at least this score.
         mmr: None, or the weight of relevance against diversity, from 0 to 1 (maximal marginal relevance by dense
@@ -80,6 +82,8 @@ class SearchOptions:
     mode: Mode | None = None
     fusion: Fusion | Method = field(default_factory=Fusion)
     fetch_k: int | None = None
+    dense_k: int | None = None
+    sparse_k: int | None = None
     filter: Filter | None = None
     score_threshold: float | None = None
     mmr: float | None = None
@@ -87,7 +91,9 @@ class SearchOptions:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        check_limit(self.k)
+        for limit in (self.k, self.dense_k, self.sparse_k):
+            if limit is not None:
+                check_limit(limit)
         if self.fetch_k is not None and check_limit(self.fetch_k) < self.k:
             raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
         if self.mode not in (None, "hybrid", "dense", "sparse"):
@@ -99,8 +105,14 @@ class SearchOptions:
 
     @property
     def candidates(self) -> int:
-        """Return how many candidates each half fetches."""
+        """Return how many candidates each half has where nothing else is said of it."""
         return self.fetch_k if self.fetch_k is not None else max(100, 10 * self.k)
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """Return how many candidates the dense and the sparse half have."""
+        dense = self.candidates if self.dense_k is None else self.dense_k
+        return dense, self.candidates if self.sparse_k is None else self.sparse_k
 
     def parts(self, config: StoreConfig, *, dense: bool = True, sparse: bool = True) -> tuple[bool, bool]:
         """Return whether to ask the dense and the sparse half.
@@ -153,6 +165,7 @@ class HybridIndex:
         *,
         ids: Sequence[str] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        task: Task | str | None = None,
         show_progress: bool = False,
     ) -> list[str]:
         """Embed documents, one forward pass for both halves, and store them.
@@ -161,13 +174,14 @@ class HybridIndex:
             texts: the documents.
             ids: of equal length; known ids are replaced. None: random ones.
             metadata: JSON objects, of equal length.
+            task: only a symmetric task changes documents.
             show_progress: draw a progress bar.
 
         Returns:
             The ids.
         """
         names = _new_ids(texts) if ids is None else list(ids)
-        batch = self.embedder.embed_documents(texts, show_progress=show_progress)
+        batch = self.embedder.embed_documents(texts, task=task, show_progress=show_progress)
         self.store.upsert(_records(names, texts, metadata, batch))
         return names
 
@@ -177,10 +191,11 @@ class HybridIndex:
         *,
         ids: Sequence[str] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        task: Task | str | None = None,
     ) -> list[str]:
         """See ``add``."""
         names = _new_ids(texts) if ids is None else list(ids)
-        batch = await self.embedder.aembed_documents(texts)
+        batch = await self.embedder.aembed_documents(texts, task=task)
         await self.store.aupsert(_records(names, texts, metadata, batch))
         return names
 
@@ -343,15 +358,16 @@ class _Search:
         rankings = iter(
             await self.outside.search(
                 [half for query in queries for half in query.halves()],
-                limit=options.candidates,
+                limit=max(options.halves),
                 filter=options.filter,
                 exact=options.exact,
             )
         )
+        dense_k, sparse_k = options.halves
         results = []
         for query in queries:
-            dense = next(rankings) if query.dense is not None else []
-            sparse = next(rankings) if query.sparse is not None else []
+            dense = next(rankings)[:dense_k] if query.dense is not None else []
+            sparse = next(rankings)[:sparse_k] if query.sparse is not None else []
             results.append(await self._results(_Found(query, dense, sparse, await self._joined(query, dense, sparse))))
         return results
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from twinvec import Embedder, ModelSpec, Task
 from twinvec.errors import ConfigurationError, StoreMismatchError
+from twinvec.settings import Settings
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.embedded import EmbeddedStore
 from twinvec_stores.memory import MemoryStore
@@ -27,7 +28,8 @@ def open_store(
         location: a folder; the url of a Qdrant server (http:// or https://); or ":memory:".
         config: what it holds; see ``EmbeddedStore``. ":memory:" needs it.
         collection: name on the server; default "twinvec".
-        options: more arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
+        options: more arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
+            collection_options ...
 
     Raises:
         ConfigurationError: options that do not fit the location.
@@ -35,6 +37,7 @@ def open_store(
     """
     where = os.fspath(location)
     if where.startswith(("http://", "https://")):
+        options.setdefault("api_key", Settings.from_env().qdrant_api_key)
         return QdrantStore(where, collection or "twinvec", config, **options)
     given = [*(["collection"] if collection is not None else []), *options]
     if given:

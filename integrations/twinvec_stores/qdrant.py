@@ -100,6 +100,8 @@ class QdrantStore(HybridStore):
             raise ConfigurationError("pass url= or client=, one of them")
         if client is not None and (api_key is not None or client_options):
             raise ConfigurationError("api_key and client_options are for url=; the given client has its own")
+        if both := sorted({"url", "api_key", "prefer_grpc", "timeout"} & set(client_options or {})):
+            raise ConfigurationError(f"client_options: {', '.join(both)} are arguments of their own")
         if url is not None and api_key is not None:
             _refuse_open_key(url)
         self.collection = collection
@@ -129,11 +131,14 @@ class QdrantStore(HybridStore):
 
     def flush(self) -> None:
         """Do nothing: the server's log has every write that has returned."""
+        self._usable()
 
     def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
         """Wait until the server has optimized: it does so by itself, in the background."""
         start = time.monotonic()
-        while str(self._collection_info().status.value) not in ("green", "grey"):
+        while (status := str(self._collection_info().status.value)) not in ("green", "grey"):
+            if status == "red":
+                raise StoreEngineError(f"collection {self.collection}: the server reports status red; see its log")
             if progress is not None:
                 progress(time.monotonic() - start, 0)
             time.sleep(_POLL_SECONDS)
@@ -147,10 +152,13 @@ class QdrantStore(HybridStore):
 
     async def aclose(self) -> None:
         """See ``close``."""
-        for client in list(self._async.values()):
-            await client.close()
-        self._async.clear()
-        self.close()
+        client = self._async.pop(asyncio.get_running_loop(), None)
+        self._async.clear()  # a client of another loop cannot be closed from this one
+        try:
+            if client is not None:
+                await client.close()
+        finally:
+            self.close()
 
     def info(self) -> StoreInfo:
         """Return what the collection holds."""
@@ -318,8 +326,10 @@ class QdrantStore(HybridStore):
         if loop not in self._async:
             from qdrant_client import AsyncQdrantClient
 
-            with self._typed_errors():
-                self._async[loop] = AsyncQdrantClient(**self._options)
+            for other in [other for other in self._async if other.is_closed()]:
+                self._async.pop(other, None)
+            with self._typed_errors():  # its check of the server's version would block the loop
+                self._async[loop] = AsyncQdrantClient(**{"check_compatibility": False, **self._options})
         return self._async[loop]
 
     def _usable(self) -> QdrantClient:
@@ -417,5 +427,5 @@ def _refuse_open_key(url: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message:.500}" if message else type(error).__name__

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -91,11 +91,13 @@ class RecordBatch:
                 raise InvalidRecordError(
                     f"{len(records) - len(rows)} of {len(records)} records lack their {name} vector"
                 )
+        if len({np.shape(row) for row in dense}) > 1:
+            raise InvalidRecordError("dense vectors of different dimensions")
         return cls(
             ids=[r.id for r in records],
             texts=[r.text for r in records],
             dense=np.stack(dense) if dense else None,
-            sparse=stack_rows(sparse) if sparse else None,
+            sparse=_stacked(sparse, "sparse") if sparse else None,
             metadata=[r.metadata for r in records],
             provenance=[r.provenance for r in records],
         )
@@ -145,36 +147,37 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     Raises:
         InvalidRecordError: an id that is not a string of 1 to 1024 bytes.
     """
-    if isinstance(ids, str):
-        raise InvalidRecordError(f"ids must be a list of strings, not the string {ids!r:.60}")
-    for i, id in enumerate(ids):
+    checked = _column(ids, "ids")
+    for i, id in enumerate(checked):
         _check_string(id, f"ids[{i}]")
         if not 0 < len(id.encode()) <= _MAX_ID_BYTES:
             raise InvalidRecordError(f"ids[{i}] must have 1 to {_MAX_ID_BYTES} bytes, not {len(id.encode())}")
-    return list(ids)
+    return checked
 
 
 def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
     """Return a batch that no engine can choke on, dense rows of length 1; of equal ids the last is kept.
 
+    Metadata and provenance are copied, as plain JSON types; vectors may be views into the caller's.
+
     Raises:
         InvalidRecordError: says which record, and what is wrong with it.
     """
+    if not isinstance(batch, RecordBatch):
+        raise InvalidRecordError(f"expected a RecordBatch, not {type(batch).__name__}; see RecordBatch.of")
     ids = check_ids(batch.ids)
     n = len(ids)
-    texts = list(batch.texts)
-    metadata = [{}] * n if batch.metadata is None else list(batch.metadata)
-    provenance = [{}] * n if batch.provenance is None else list(batch.provenance)
+    texts = _column(batch.texts, "texts")
+    metadata = [{}] * n if batch.metadata is None else _column(batch.metadata, "metadata")
+    provenance = [{}] * n if batch.provenance is None else _column(batch.provenance, "provenance")
     for name, column in (("texts", texts), ("metadata", metadata), ("provenance", provenance)):
         if len(column) != n:
             raise InvalidRecordError(f"{n} ids but {len(column)} {name}")
-    for id, text, data, origin in zip(ids, texts, metadata, provenance, strict=True):
-        _check_string(text, f"record {id!r}: text")
-        for name, value in (("metadata", data), ("provenance", origin)):
-            if not isinstance(value, Mapping):
-                raise InvalidRecordError(f"record {id!r}: {name} must be a dict, not {type(value).__name__}")
-            _check_json(value, f"record {id!r}: {name}", _MAX_DEPTH)
-        _check_fields(data, config, id)
+    for i, id in enumerate(ids):
+        _check_string(texts[i], f"record {id!r}: text")
+        metadata[i] = _object(metadata[i], f"record {id!r}: metadata")
+        provenance[i] = _object(provenance[i], f"record {id!r}: provenance")
+        _check_fields(metadata[i], config, id)
     dense = _check_dense(batch.dense, config, ids)
     sparse = _check_sparse(batch.sparse, config, ids)
     checked = RecordBatch(ids, texts, dense, sparse, metadata, provenance)
@@ -191,14 +194,15 @@ def check_query(query: StoreQuery, config: StoreConfig) -> StoreQuery:
     if isinstance(query, DenseQuery):
         if config.dim is None:
             raise InvalidRecordError("this store keeps no dense vectors: search with mode='sparse'")
-        rows = _check_dense(np.asarray(query.vector)[None], config, ["query"])
-        assert rows is not None
-        return DenseQuery(rows[0])
+        dense = _check_dense([query.vector], config, ["query"])
+        assert dense is not None
+        return DenseQuery(dense[0])
     if isinstance(query, SparseQuery):
         if not config.sparse:
             raise InvalidRecordError("this store keeps no sparse vectors: search with mode='dense'")
-        _check_sparse(stack_rows([query.vector]), config, ["query"])
-        return query
+        sparse = _check_sparse(_stacked([query.vector], "query"), config, ["query"])
+        assert sparse is not None
+        return SparseQuery(sparse[0])
     raise InvalidRecordError(f"expected DenseQuery or SparseQuery, not {type(query).__name__}")
 
 
@@ -215,6 +219,22 @@ def _rows(batch: RecordBatch, rows: list[int]) -> RecordBatch:
     )
 
 
+def _column(values: Any, name: str) -> list[Any]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InvalidRecordError(f"{name} must be a list, not {values!r:.60}")
+    return list(values)
+
+
+def _stacked(rows: Sequence[SparseVector], where: str) -> SparseBatch:
+    for row in rows:
+        if not isinstance(row, SparseVector):
+            raise InvalidRecordError(f"{where}: expected a SparseVector, not {type(row).__name__}")
+    try:
+        return stack_rows(rows)
+    except (TypeError, ValueError) as error:
+        raise InvalidRecordError(f"{where}: {error}") from None
+
+
 def _check_string(value: Any, where: str) -> None:
     if not isinstance(value, str):
         raise InvalidRecordError(f"{where} must be a string, not {type(value).__name__}")
@@ -224,26 +244,39 @@ def _check_string(value: Any, where: str) -> None:
         raise InvalidRecordError(f"{where} is not valid Unicode (lone surrogate at {error.start})") from None
 
 
-def _check_json(value: Any, where: str, depth: int) -> None:
-    if depth == 0:
-        raise InvalidRecordError(f"{where} is nested more than {_MAX_DEPTH} deep")
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRecordError(f"{where} must be a dict, not {type(value).__name__}")
+    plain: dict[str, Any] = _plain(value, where, _MAX_DEPTH)
+    return plain
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    """Return a copy in plain JSON types: engines refuse subclasses and other mappings in ways of their own."""
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, str):
         _check_string(value, where)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_string(key, f"{where}: key {key!r:.60}")
-            _check_json(inner, f"{where}[{key!r:.60}]", depth - 1)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_json(inner, where, depth - 1)
-    elif isinstance(value, float):
+        return str.__str__(value)
+    if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidRecordError(f"{where} is {value}, which JSON cannot hold")
-    elif isinstance(value, int):
+        return float(value)
+    if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise InvalidRecordError(f"{where} is {value}, outside of 64 bits: keep it as a string")
-    elif value is not None:
+            raise InvalidRecordError(f"{where} is a whole number outside of 64 bits: keep it as a string")
+        return int(value)
+    if not isinstance(value, (Mapping, list, tuple)):
         raise InvalidRecordError(f"{where} is a {type(value).__name__}: only JSON types can be stored")
+    if depth == 0:
+        raise InvalidRecordError(f"{where:.200} is nested more than {_MAX_DEPTH} deep")
+    if not isinstance(value, Mapping):
+        return [_plain(inner, where, depth - 1) for inner in value]
+    plain = {}
+    for key, inner in value.items():
+        _check_string(key, f"{where}: key {key!r:.60}")
+        plain[str.__str__(key)] = _plain(inner, f"{where}[{key!r:.60}]", depth - 1)
+    return plain
 
 
 def _check_fields(metadata: Mapping[str, Any], config: StoreConfig, id: str) -> None:
@@ -267,7 +300,14 @@ def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32
         raise InvalidRecordError("dense vectors are missing" if dense is None else "this store keeps no dense vectors")
     if dense is None:
         return None
-    rows = np.asarray(dense, dtype=np.float32)
+    try:
+        given = np.asarray(dense)
+    except ValueError:  # rows of different lengths
+        given = np.empty(0, object)
+    if given.dtype.kind not in "fiu":
+        raise InvalidRecordError(f"dense must be an array of numbers [{len(ids)}, {config.dim}], not of {given.dtype}")
+    with np.errstate(over="ignore"):
+        rows = np.asarray(given, dtype=np.float32)
     if rows.shape != (len(ids), config.dim):
         raise InvalidRecordError(f"dense has shape {list(rows.shape)}, the store needs [{len(ids)}, {config.dim}]")
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
@@ -289,6 +329,10 @@ def _check_sparse(sparse: SparseBatch | None, config: StoreConfig, ids: Sequence
         return None
     if not isinstance(sparse, SparseBatch) or len(sparse) != len(ids):
         raise InvalidRecordError(f"sparse must be a SparseBatch of {len(ids)} rows")
+    try:
+        sparse = SparseBatch(sparse.indptr, sparse.indices, sparse.values)  # its arrays may have been written to
+    except ValueError as error:
+        raise InvalidRecordError(f"sparse: {error}") from None
     heavy = sparse.values > _MAX_WEIGHT
     if heavy.any():
         row = int(np.searchsorted(sparse.indptr, np.flatnonzero(heavy)[0], side="right")) - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
@@ -179,6 +179,18 @@ class HybridStore(ABC):
         """See ``scroll``."""
         return await asyncio.to_thread(self.scroll, cursor, limit=limit, filter=filter, with_vectors=with_vectors)
 
+    async def ascroll_all(
+        self, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
+    ) -> AsyncIterator[list[Record]]:
+        """See ``scroll_all``."""
+        cursor = None
+        while True:
+            page, cursor = await self.ascroll(cursor, limit=limit, filter=filter, with_vectors=with_vectors)
+            if page:
+                yield page
+            if cursor is None:
+                return
+
     async def asearch(
         self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
     ) -> list[list[Hit]]:
@@ -196,6 +208,10 @@ class HybridStore(ABC):
     async def aflush(self) -> None:
         """See ``flush``."""
         await asyncio.to_thread(self.flush)
+
+    async def aoptimize(self, progress: Callable[[float, int], None] | None = None) -> None:
+        """See ``optimize``; ``progress`` is called in a thread."""
+        await asyncio.to_thread(self.optimize, progress)
 
     async def aclose(self) -> None:
         """See ``close``."""
