@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-concurrency soak clean
+.PHONY: help demo test lint bench bench-concurrency bench-stores soak kill-ingest clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ bench: $(VENV)/.bench $(VENV)/.demo ## throughput beside sentence-transformers a
 
 bench-concurrency: $(VENV)/.bench $(VENV)/.demo ## single queries from 1, 8, 64 callers, and beside a bulk job
 	$(BIN)/python benchmarks/concurrency.py
+
+bench-stores: $(VENV)/.bench $(VENV)/.demo ## ingest and query rates of stores, beside qdrant-client's local mode and milvus-lite
+	$(BIN)/python benchmarks/stores.py
 
 soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
 	$(BIN)/python tests/soak.py --minutes 10
