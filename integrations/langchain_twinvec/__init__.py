@@ -1,0 +1,37 @@
+"""LangChain classes over one shared model: embeddings, sparse embeddings, hybrid vector store, hybrid retriever.
+
+Importing this package imports neither torch nor another integration; ``TwinVecSparseEmbeddings`` and
+``TwinVecMilvusSparseEmbeddings`` import langchain-qdrant and langchain-milvus, where installed, when first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_twinvec.embeddings import TwinVecEmbeddings
+from langchain_twinvec.retrievers import HybridRetriever
+from langchain_twinvec.takeover import DifferenceWarning
+from langchain_twinvec.vectorstores import TwinVecVectorStore
+
+if TYPE_CHECKING:
+    from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
+    from langchain_twinvec.sparse import TwinVecSparseEmbeddings
+
+__all__ = [
+    "DifferenceWarning",
+    "HybridRetriever",
+    "TwinVecEmbeddings",
+    "TwinVecMilvusSparseEmbeddings",
+    "TwinVecSparseEmbeddings",
+    "TwinVecVectorStore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TwinVecSparseEmbeddings":
+        from langchain_twinvec.sparse import TwinVecSparseEmbeddings
+
+        return TwinVecSparseEmbeddings
+    if name == "TwinVecMilvusSparseEmbeddings":
+        from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
+
+        return TwinVecMilvusSparseEmbeddings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""TwinVecEmbeddings: LangChain's embeddings interface over an Embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from langchain_core.embeddings import Embeddings
+from typing_extensions import Self
+
+from langchain_twinvec.base import TwinVecModel, in_turns
+from langchain_twinvec.takeover import take_over
+from twinvec import EmbeddingBatch
+from twinvec.errors import ConfigurationError
+from twinvec.vectors import Float32
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+    from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
+    from langchain_twinvec.sparse import TwinVecSparseEmbeddings
+
+
+class TwinVecEmbeddings(TwinVecModel, Embeddings):
+    """Dense vectors of length 1 as lists of Python floats; for arrays use ``embedder`` itself.
+
+    Queries get the query prompt the model was trained with and documents get the document prompt; texts reach the model
+    unchanged. The async methods wait for the shared queue without a thread, so that concurrent calls share forward
+    passes; cancelling them frees the work. See ``TwinVecModel`` for the arguments.
+
+    Example:
+        >>> embeddings = TwinVecEmbeddings(model="Alibaba-NLP/gte-multilingual-base", dim=256)
+        >>> len(embeddings.embed_query("capital of France"))
+        256
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return a vector per document."""
+        self._need_dense()
+        batch = self.embedder.embed_documents(texts, task=self.task, sparse=False, show_progress=self.show_progress)
+        return _lists(_dense(batch))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a query."""
+        self._need_dense()
+        return _lists(_dense(self.embedder.embed_queries([text], task=self.task, sparse=False)))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """See ``embed_documents``; draws no progress bar."""
+        self._need_dense()
+        dense = _dense(await self.embedder.aembed_documents(texts, task=self.task, sparse=False))
+        return await in_turns(_lists, dense)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """See ``embed_query``."""
+        self._need_dense()
+        batch = await self.embedder.aembed_queries([text], task=self.task, sparse=False)
+        return _lists(_dense(batch))[0]
+
+    @overload
+    def sparse(self, store: Literal["qdrant"] = "qdrant") -> TwinVecSparseEmbeddings: ...
+    @overload
+    def sparse(self, store: Literal["milvus"]) -> TwinVecMilvusSparseEmbeddings: ...
+    def sparse(
+        self, store: Literal["qdrant", "milvus"] = "qdrant"
+    ) -> TwinVecSparseEmbeddings | TwinVecMilvusSparseEmbeddings:
+        """Return the sparse side of the same Embedder, for stores that ask for it separately.
+
+        A store that embeds the same texts densely and then sparsely costs one forward pass.
+
+        Args:
+            store: whose interface it has: langchain-qdrant's ``SparseEmbeddings``, or langchain-milvus'
+                ``BaseSparseEmbedding``.
+
+        Raises:
+            ConfigurationError: the model has no sparse half.
+        """
+        if store not in ("qdrant", "milvus"):
+            raise ConfigurationError(f'store={store!r} is neither "qdrant" nor "milvus"')
+        options: dict[str, Any] = {
+            "embedder": self.embedder,
+            "task": self.task,
+            "show_progress": self.show_progress,
+        }
+        if store == "milvus":
+            from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
+
+            return TwinVecMilvusSparseEmbeddings(**options)
+        from langchain_twinvec.sparse import TwinVecSparseEmbeddings
+
+        return TwinVecSparseEmbeddings(**options)
+
+    @classmethod
+    def from_huggingface(cls, source: HuggingFaceEmbeddings | Mapping[str, Any], /, **options: Any) -> Self:
+        """Take over a configuration of ``HuggingFaceEmbeddings``.
+
+        Prompts, revision, device, dtype, dimensions and folders are translated. Batch sizes have no counterpart, as
+        batches are packed by tokens. What that class would have ignored or destroyed is right here, so that some
+        vectors differ from those in an existing index; a ``DifferenceWarning`` says each thing once.
+
+        Args:
+            source: such an object, or a dict of its arguments.
+            options: more arguments of this class, which go before the translated ones.
+
+        Raises:
+            ConfigurationError: an argument that is unknown or has no counterpart.
+        """
+        return take_over(cls, source, options)
+
+    def _need_dense(self) -> None:
+        if self.embedder.dim is None:
+            raise ConfigurationError(f"{self.embedder.spec.model} has no dense half: use sparse()")
+
+
+def _dense(batch: EmbeddingBatch) -> Float32:
+    assert batch.dense is not None
+    return batch.dense
+
+
+def _lists(rows: Float32) -> list[list[float]]:
+    lists: list[list[float]] = rows.tolist()
+    return lists

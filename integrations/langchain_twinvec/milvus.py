@@ -1,0 +1,39 @@
+"""The sparse half as langchain-milvus asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from langchain_twinvec.base import TwinVecSparseModel, in_turns
+from twinvec import SparseBatch
+
+if TYPE_CHECKING:
+    from langchain_milvus.utils.sparse import BaseSparseEmbedding
+else:
+    try:
+        from langchain_milvus.utils.sparse import BaseSparseEmbedding
+    except ImportError:
+        BaseSparseEmbedding = object
+
+
+class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
+    """Sparse vectors for ``Milvus(embedding_function=[dense, sparse])``; made by ``embeddings.sparse("milvus")``.
+
+    Rows are ``{key: weight}``. See ``TwinVecModel`` for the arguments.
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """Return a sparse row per document."""
+        return self._documents(texts).to_dicts()
+
+    def embed_query(self, query: str) -> dict[int, float]:
+        """Return the sparse row of a query."""
+        return self._query(query).to_dicts()[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """See ``embed_documents``; draws no progress bar."""
+        return await in_turns(SparseBatch.to_dicts, await self._adocuments(texts))
+
+    async def aembed_query(self, query: str) -> dict[int, float]:
+        """See ``embed_query``."""
+        return (await self._aquery(query)).to_dicts()[0]

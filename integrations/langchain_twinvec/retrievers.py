@@ -1,0 +1,237 @@
+"""HybridRetriever: LangChain's retriever interface over a TwinVecVectorStore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from langchain_core.retrievers import LangSmithRetrieverParams
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from langchain_core.vectorstores import VectorStoreRetriever
+from pydantic import ConfigDict, SkipValidation, model_validator
+from typing_extensions import Self
+
+from langchain_twinvec.base import not_serialized
+from langchain_twinvec.searching import Scored
+from langchain_twinvec.vectorstores import TwinVecVectorStore
+from twinvec import Task
+from twinvec_stores import Fusion
+from twinvec_stores.fusion import Method
+from twinvec_stores.index import Mode
+
+if TYPE_CHECKING:
+    from langchain_twinvec.searching import FilterForm
+else:
+    FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
+
+_CALL = ("k", "fetch_k", "mode", "fusion", "filter", "score_threshold", "task", "mmr", "explain", "exact")
+_DEFAULT_MMR = 0.5
+
+
+class HybridRetriever(VectorStoreRetriever):
+    """Finds documents in a TwinVecVectorStore; ``batch`` and ``abatch`` take one forward pass for all queries.
+
+    The fields can also be given to ``invoke``, ``batch`` and their async twins, and made configurable. LangChain's
+    ``search_kwargs`` are taken over into the fields, ``lambda_mult`` as ``mmr``.
+
+    Attributes:
+        vectorstore: where to look.
+        k: documents per query.
+        fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
+        mode: "hybrid", "dense" or "sparse"; None: the store's default.
+        fusion: a Fusion with its weights, or the name of a method; None: the store's default.
+        filter: a dict such as ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``.
+        score_threshold: only documents with at least this score; with ``search_type="similarity_score_threshold"``,
+            with at least this relevance from 0 to 1.
+        task: what the queries are for, instead of the embeddings' own.
+        mmr: weight of relevance against diversity, from 0 to 1; None: no diversity.
+        explain: say in ``document.metadata["_twinvec"]`` why it was found; see ``TwinVecVectorStore``.
+        exact: compare with every dense vector instead of walking a graph.
+        search_type: LangChain's "similarity", "mmr" (the same as ``mmr=0.5``) or "similarity_score_threshold".
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    vectorstore: TwinVecVectorStore
+    k: int = 4
+    fetch_k: int | None = None
+    mode: Mode | None = None
+    fusion: SkipValidation[Fusion | Method | None] = None
+    filter: FilterForm = None
+    score_threshold: float | None = None
+    task: Task | str | None = None
+    mmr: float | None = None
+    explain: bool = False
+    exact: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def validate_search_type(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Check ``search_type`` and move ``search_kwargs`` into the fields; replaces the base's check."""
+        kind = values.get("search_type", "similarity")
+        if kind not in cls.allowed_search_types:
+            raise ValueError(f"search_type={kind!r} is not one of {', '.join(cls.allowed_search_types)}")
+        given = _renamed(values.get("search_kwargs") or {})
+        if unknown := sorted(set(given) - set(_CALL)):
+            raise ValueError(f"search_kwargs: {unknown[0]!r} is not one of {', '.join(_CALL)}, lambda_mult")
+        values = {**values, **given, "search_kwargs": {}}
+        threshold = values.get("score_threshold")
+        if kind == "similarity_score_threshold" and (threshold is None or not 0 <= threshold <= 1):
+            raise ValueError(f"search_type={kind!r} needs score_threshold from 0 to 1, not {threshold!r}")
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        arguments, _ = self._arguments({})
+        self.vectorstore.check_arguments(**arguments)
+        return self
+
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """Search for all inputs with one forward pass; each is a run of its own for callbacks and traces.
+
+        Args:
+            inputs: queries.
+            config: for all, or one for each; ``max_concurrency`` means nothing here.
+            return_exceptions: put errors in the places of the queries that cause them.
+            kwargs: fields of the retriever, for this call.
+        """
+        if not inputs:
+            return []
+        configs = get_config_list(config, len(inputs))
+        runs = [
+            CallbackManager.configure(**self._callbacks(each, kwargs)).on_retriever_start(None, text, **self._run(each))
+            for text, each in zip(inputs, configs, strict=True)
+        ]
+        try:
+            outputs: list[Any] = self._find(inputs, kwargs)
+        except BaseException as error:
+            if not (return_exceptions and isinstance(error, Exception)):
+                for run in runs:
+                    run.on_retriever_error(error)
+                raise
+            outputs = [self._find_or_error(text, kwargs) for text in inputs]
+        for run, output in zip(runs, outputs, strict=True):
+            (run.on_retriever_error if isinstance(output, Exception) else run.on_retriever_end)(output)
+        return outputs
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """See ``batch``."""
+        if not inputs:
+            return []
+        configs = get_config_list(config, len(inputs))
+        managers = [AsyncCallbackManager.configure(**self._callbacks(each, kwargs)) for each in configs]
+        runs = await asyncio.gather(
+            *(
+                manager.on_retriever_start(None, text, **self._run(each))
+                for manager, text, each in zip(managers, inputs, configs, strict=True)
+            )
+        )
+        try:
+            outputs: list[Any] = await self._afind(inputs, kwargs)
+        except BaseException as error:
+            if not (return_exceptions and isinstance(error, Exception)):
+                await asyncio.gather(*(run.on_retriever_error(error) for run in runs))
+                raise
+            outputs = await asyncio.gather(*(self._afind_or_error(text, kwargs) for text in inputs))
+        await asyncio.gather(
+            *(
+                (run.on_retriever_error if isinstance(output, Exception) else run.on_retriever_end)(output)
+                for run, output in zip(runs, outputs, strict=True)
+            )
+        )
+        return outputs
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what ``dumps`` writes: that, and why, a retriever cannot be rebuilt."""
+        return not_serialized(self, "it holds an open store; make it again with store.as_retriever(...)")
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        return self._find([query], kwargs)[0]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        return (await self._afind([query], kwargs))[0]
+
+    def _find(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
+        arguments, threshold = self._arguments(given)
+        return self._kept(self.vectorstore.similarity_search_many(queries, **arguments), arguments, threshold)
+
+    async def _afind(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
+        arguments, threshold = self._arguments(given)
+        return self._kept(await self.vectorstore.asimilarity_search_many(queries, **arguments), arguments, threshold)
+
+    def _find_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
+        try:
+            return self._find([query], given)[0]
+        except Exception as error:
+            return error
+
+    async def _afind_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
+        try:
+            return (await self._afind([query], given))[0]
+        except Exception as error:
+            return error
+
+    def _arguments(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+        """Return the store's arguments, and the relevance that documents must have."""
+        arguments = {name: getattr(self, name) for name in _CALL} | _renamed(self.search_kwargs) | _renamed(given)
+        if self.search_type == "mmr" and arguments["mmr"] is None:
+            arguments["mmr"] = _DEFAULT_MMR
+        by_relevance = self.search_type == "similarity_score_threshold"
+        return arguments, arguments.pop("score_threshold") if by_relevance else None
+
+    def _kept(self, found: list[Scored], arguments: Mapping[str, Any], threshold: float | None) -> list[list[Document]]:
+        if threshold is None:
+            return [[document for document, _ in each] for each in found]
+        relevance = self.vectorstore.relevance_function(**arguments)
+        return [[document for document, score in each if relevance(score) >= threshold] for each in found]
+
+    def _callbacks(self, config: RunnableConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of ``CallbackManager.configure``, as ``BaseRetriever.invoke`` gives them."""
+        return {
+            "inheritable_callbacks": config.get("callbacks"),
+            "local_callbacks": None,
+            "inheritable_tags": config.get("tags"),
+            "local_tags": self.tags,
+            "inheritable_metadata": {**(config.get("metadata") or {}), **self._get_ls_params(**given)},
+            "local_metadata": self.metadata,
+        }
+
+    def _run(self, config: RunnableConfig) -> dict[str, Any]:
+        return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        model = self.vectorstore.embeddings.embedder.spec.model
+        return {**super()._get_ls_params(**kwargs), "ls_embedding_model": model}
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with LangChain's ``lambda_mult`` under our name."""
+    return {"mmr" if name == "lambda_mult" else name: value for name, value in given.items()}

@@ -1,0 +1,52 @@
+"""The sparse half as langchain-qdrant asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from langchain_twinvec.base import TwinVecSparseModel, in_turns
+from twinvec import SparseBatch
+
+if TYPE_CHECKING:
+    from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
+else:
+    try:
+        from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
+    except ImportError:
+        from pydantic import BaseModel
+
+        SparseEmbeddings = object
+
+        class SparseVector(BaseModel, extra="forbid"):
+            """Stands in for langchain-qdrant's where that is not installed."""
+
+            indices: list[int]
+            values: list[float]
+
+
+class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
+    """Sparse vectors for ``QdrantVectorStore(sparse_embedding=...)``; made by ``TwinVecEmbeddings.sparse``.
+
+    Indices are unique and never special tokens. With ``sparse="bm25"`` the collection must apply the idf:
+    ``sparse_vector_params={"modifier": models.Modifier.IDF}``. See ``TwinVecModel`` for the arguments.
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
+        """Return a sparse vector per document."""
+        return _vectors(self._documents(texts))
+
+    def embed_query(self, text: str) -> SparseVector:
+        """Return the sparse vector of a query."""
+        return _vectors(self._query(text))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
+        """See ``embed_documents``; draws no progress bar."""
+        return await in_turns(_vectors, await self._adocuments(texts))
+
+    async def aembed_query(self, text: str) -> SparseVector:
+        """See ``embed_query``."""
+        return _vectors(await self._aquery(text))[0]
+
+
+def _vectors(batch: SparseBatch) -> list[SparseVector]:
+    return [SparseVector(indices=row.indices.tolist(), values=row.values.tolist()) for row in batch]

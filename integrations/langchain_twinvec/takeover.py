@@ -1,0 +1,200 @@
+"""From HuggingFaceEmbeddings to TwinVecEmbeddings: the arguments translated, the differences said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import SecretStr
+
+from twinvec import Role
+from twinvec.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from langchain_twinvec.base import TwinVecModel
+
+_Model = TypeVar("_Model", bound="TwinVecModel")
+
+_LINE_BREAKS = (
+    "line breaks reach the model: HuggingFaceEmbeddings put spaces in their places, so documents with line breaks have "
+    "other vectors in an index made with it"
+)
+# arguments of SentenceTransformer and its encode() that change no vector, or that packed batches make needless
+_NEEDLESS = {"similarity_fn_name", "model_card_data"}
+_NEEDLESS_IN_ENCODE = {"batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor"}
+_READ_IN_ENCODE = {"prompt", "prompt_name", "normalize_embeddings", "truncate_dim", "device"}
+_FIXED_IN_ENCODE = {"precision": "float32", "output_value": "sentence_embedding"}
+
+
+class DifferenceWarning(UserWarning):
+    """HuggingFaceEmbeddings ignored or destroyed something that is right here: some vectors differ from its."""
+
+
+@dataclass
+class Source:
+    """The arguments of HuggingFaceEmbeddings."""
+
+    model_name: str = "sentence-transformers/all-mpnet-base-v2"
+    cache_folder: str | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    encode_kwargs: dict[str, Any] = field(default_factory=dict)
+    query_encode_kwargs: dict[str, Any] = field(default_factory=dict)
+    multi_process: bool = False
+    show_progress: bool = False
+
+    @classmethod
+    def read(cls, source: Any) -> Source:
+        """Read an object of that class, or a dict of its arguments."""
+        names = [each.name for each in fields(cls)]
+        if not isinstance(source, Mapping):
+            if missing := [name for name in names if not hasattr(source, name)]:
+                raise TypeError(
+                    f"expected HuggingFaceEmbeddings or a dict of its arguments, not {type(source).__name__}, which "
+                    f"has no {missing[0]}"
+                )
+            return cls(**{name: getattr(source, name) for name in names})
+        given = {"model_name" if name == "model" else name: value for name, value in source.items()}
+        _refuse(set(given) - set(names), "HuggingFaceEmbeddings")
+        return cls(**given)
+
+    def queries(self) -> Mapping[str, Any]:
+        """Return what encode() gets for queries."""
+        return self.query_encode_kwargs or self.encode_kwargs
+
+
+def take_over(cls: type[_Model], source: Any, options: Mapping[str, Any]) -> _Model:
+    """Return a model with a peer's configuration; see ``TwinVecEmbeddings.from_huggingface``."""
+    peer = Source.read(source)
+    _check_encode(peer)
+    options = {"model": peer.model_name, "show_progress": peer.show_progress, **_of_model(peer), **options}
+    made = cls(**options)
+    differences = [_LINE_BREAKS, *_about_lengths(peer), *_about_processes(peer)]
+    if "prompts" not in options:
+        prompts, about_roles = _prompts(peer, made)
+        made = cls(**options, prompts=prompts) if prompts else made  # shares the loaded model
+        differences += [*about_roles, *_about_own_prompts(peer, made)]
+    for difference in differences:
+        warnings.warn(difference, DifferenceWarning, stacklevel=3)
+    return made
+
+
+def _of_model(peer: Source) -> dict[str, Any]:
+    given = {name: value for name, value in peer.model_kwargs.items() if name not in _NEEDLESS}
+    inner = dict(given.pop("model_kwargs", None) or {})
+    tokenizer = {**(given.pop("tokenizer_kwargs", None) or {}), **(given.pop("processor_kwargs", None) or {})}
+    if (backend := given.pop("backend", "torch")) not in ("torch", "ipex"):
+        raise ConfigurationError(f"model_kwargs: backend={backend!r} has no counterpart in TwinVec")
+    for name in ("prompts", "default_prompt_name"):  # see _prompts
+        given.pop(name, None)
+    inner.pop("attn_implementation", None)
+    token = given.pop("token", None)
+    dtype = inner.pop("torch_dtype", None) or inner.pop("dtype", None)
+    dims = (given.pop("truncate_dim", None), *(each.get("truncate_dim") for each in _encode_kwargs(peer)))
+    translated = {
+        "device": given.pop("device", None) or peer.encode_kwargs.get("device"),
+        "revision": given.pop("revision", None),
+        "trust_remote_code": given.pop("trust_remote_code", None),
+        "offline": given.pop("local_files_only", None) or None,
+        "cache_dir": given.pop("cache_folder", None) or peer.cache_folder,
+        "dim": _the_one(dims, "truncate_dim"),
+        "max_length": tokenizer.pop("model_max_length", None),
+        "dtype": str(dtype).removeprefix("torch.") if dtype is not None else None,
+        "token": token if isinstance(token, str | SecretStr) else None,
+    }
+    _refuse(given, "model_kwargs")
+    _refuse(inner, "model_kwargs of model_kwargs")
+    _refuse(tokenizer, "processor_kwargs of model_kwargs")
+    return {name: value for name, value in translated.items() if value is not None}
+
+
+def _check_encode(peer: Source) -> None:
+    for where, given in zip(("encode_kwargs", "query_encode_kwargs"), _encode_kwargs(peer), strict=True):
+        for name, only in _FIXED_IN_ENCODE.items():
+            if given.get(name, only) != only:
+                raise ConfigurationError(f"{where}: {name}={given[name]!r} has no counterpart in TwinVec")
+        _refuse(set(given) - _READ_IN_ENCODE - _NEEDLESS_IN_ENCODE - set(_FIXED_IN_ENCODE), where)
+
+
+def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str]]:
+    """Return prompts by name, roles included, and what is different about them."""
+    prompts = dict(peer.model_kwargs.get("prompts") or {})
+    found, said = {}, []
+    for role, given in ((Role.QUERY, peer.queries()), (Role.DOCUMENT, peer.encode_kwargs)):
+        name = None if given.get("prompt") is not None else _prompt_name(peer, given)
+        text = given.get("prompt")
+        if name is not None:
+            text = prompts[name] if name in prompts else made.embedder.prompt_for(role, name)
+        if text is None:
+            continue
+        if name is not None and (meant := _role_of(name)) not in (None, role):
+            said.append(
+                f"the prompt {name!r} goes before each {meant.value} only: HuggingFaceEmbeddings put it before each "
+                f"{role.value} too; where that was meant, pass prompts={{{role.value!r}: {text!r}}}"
+            )
+        else:
+            found[role] = text
+    if not peer.query_encode_kwargs and len(found) == 2:
+        said.append(
+            f"the prompt {found[Role.QUERY]!r} goes before queries and documents alike, as with HuggingFaceEmbeddings; "
+            'to tell them apart, pass prompts={"query": ..., "document": ...}'
+        )
+    return {**prompts, **{role.value: text for role, text in found.items()}}, said
+
+
+def _about_own_prompts(peer: Source, made: TwinVecModel) -> Iterable[str]:
+    for role, given in ((Role.QUERY, peer.queries()), (Role.DOCUMENT, peer.encode_kwargs)):
+        own = made.embedder.prompt_for(role)
+        if own and given.get("prompt") is None and _prompt_name(peer, given) is None:
+            yield (
+                f"the model's prompt {own!r} goes before each {role.value}: HuggingFaceEmbeddings never applies it by "
+                "itself"
+            )
+
+
+def _about_lengths(peer: Source) -> Iterable[str]:
+    normalized = [each.get("normalize_embeddings") for each in _encode_kwargs(peer) if each] or [None]
+    cut = "truncate_dim" in peer.model_kwargs or any("truncate_dim" in each for each in _encode_kwargs(peer))
+    if False in normalized:
+        yield "all vectors have length 1, whatever normalize_embeddings says; their directions are the same"
+    elif cut and None in normalized:
+        yield "vectors have length 1 after truncate_dim too: HuggingFaceEmbeddings returned shorter ones"
+
+
+def _about_processes(peer: Source) -> Iterable[str]:
+    if peer.multi_process:
+        ignored = sorted({name for each in _encode_kwargs(peer) for name in each})
+        dropped = f" and ignored {', '.join(ignored)}" if ignored else ""
+        yield (
+            f"one model serves all calls: with multi_process, HuggingFaceEmbeddings started processes for each call"
+            f'{dropped}; for several devices pass device="cuda:0,cuda:1"'
+        )
+
+
+def _encode_kwargs(peer: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    return peer.encode_kwargs, peer.query_encode_kwargs
+
+
+def _prompt_name(peer: Source, given: Mapping[str, Any]) -> str | None:
+    name: str | None = given.get("prompt_name") or peer.model_kwargs.get("default_prompt_name")
+    return name
+
+
+def _role_of(name: str) -> Role | None:
+    if "query" in name.lower():
+        return Role.QUERY
+    documents = ("document", "passage", "corpus", "text")
+    return Role.DOCUMENT if any(word in name.lower() for word in documents) else None
+
+
+def _the_one(values: Iterable[Any], name: str) -> Any:
+    given = {value for value in values if value is not None}
+    if len(given) > 1:
+        raise ConfigurationError(f"{name} is said more than once: {', '.join(map(str, sorted(given)))}")
+    return given.pop() if given else None
+
+
+def _refuse(unknown: Iterable[str], where: str) -> None:
+    if names := sorted(unknown):
+        raise ConfigurationError(f"{where}: {', '.join(names)} has no counterpart in TwinVec")

@@ -1,0 +1,340 @@
+"""TwinVecVectorStore: LangChain's vector store interface over a HybridIndex."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from typing_extensions import Self
+
+from langchain_twinvec.embeddings import TwinVecEmbeddings
+from langchain_twinvec.searching import FilterForm, SearchableStore, as_filter, to_document
+from twinvec.errors import ConfigurationError, InvalidRecordError
+from twinvec_stores import (
+    And,
+    Filter,
+    Fusion,
+    HybridIndex,
+    HybridStore,
+    MemoryStore,
+    Result,
+    SearchOptions,
+    StoreConfig,
+    open_store,
+)
+from twinvec_stores.config import FieldType, Quantization
+from twinvec_stores.fusion import Method
+from twinvec_stores.index import Mode
+
+if TYPE_CHECKING:
+    from langchain_twinvec.retrievers import HybridRetriever
+
+_AT_ONCE = 4096  # documents embedded before they are written
+
+
+class TwinVecVectorStore(SearchableStore):
+    """Documents with dense and sparse vectors, found by both halves or by one.
+
+    Every text costs one forward pass for both halves. Documents whose ids are known are replaced. The async methods
+    never block the event loop, and concurrent ones share forward passes.
+
+    Search methods take these keyword arguments besides LangChain's: ``filter`` (a dict as LangChain's stores share it,
+    ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``), ``task`` (instead of the embeddings' own), and the
+    fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``, ``score_threshold``, ``mmr``,
+    ``explain``, ``exact``. With ``explain=True``, ``document.metadata["_twinvec"]`` says why a document was found:
+    ``score``, ``dense_score``, ``sparse_score``, ``dense_rank``, ``sparse_rank`` and ``terms`` (see
+    ``twinvec_stores.Explanation``), and ``provenance`` where it came from a file.
+
+    Attributes:
+        index: the HybridIndex below; ``index.store`` is the store.
+
+    Example:
+        >>> store = TwinVecVectorStore.from_texts(["Paris is the capital of France."], embeddings, path="index/")
+        >>> store.similarity_search("capital of France", k=1)[0].page_content
+        'Paris is the capital of France.'
+    """
+
+    def __init__(
+        self,
+        embedding: Embeddings,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        store: HybridStore | None = None,
+        collection: str | None = None,
+        fields: Mapping[str, FieldType] | None = None,
+        quantization: Quantization | None = None,
+        mode: Mode | None = None,
+        fusion: Fusion | Method | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a store, or make one.
+
+        Args:
+            embedding: a TwinVecEmbeddings.
+            path: a folder, for the embedded engine.
+            url: a Qdrant server or cluster.
+            store: a store that is open already. None of the three: in memory.
+            collection: name on the server; default "twinvec".
+            fields: metadata fields to index, with their types ("keyword", "integer", "float", "bool").
+            quantization: "int8" keeps a compressed copy of the dense vectors for the first pass.
+            mode: default of searches: "hybrid", "dense" or "sparse"; None: hybrid where the model has both halves.
+            fusion: default of searches: a Fusion, or the name of a method; None: ``Fusion()``.
+            options: with ``url``, more arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
+
+        Raises:
+            ConfigurationError: arguments that do not fit together, or another kind of embeddings.
+            FingerprintMismatchError: the store holds another model's vectors.
+            StoreError: it cannot be opened.
+        """
+        if not isinstance(embedding, TwinVecEmbeddings):
+            raise ConfigurationError(
+                f"TwinVecVectorStore needs TwinVecEmbeddings, which give both halves at once, not "
+                f"{type(embedding).__name__}; HuggingFaceEmbeddings become such by TwinVecEmbeddings.from_huggingface"
+            )
+        self._embeddings = embedding
+        self._defaults: dict[str, Any] = {
+            name: value for name, value in (("mode", mode), ("fusion", fusion)) if value is not None
+        }
+        config = StoreConfig.for_embedder(
+            embedding.embedder, fields=fields, quantization=quantization, task=embedding.task
+        )
+        SearchOptions(**self._defaults).parts(config)
+        if store is None:
+            store = _open(path, url, config, collection, options)
+        elif given := [n for n, v in (("path", path), ("url", url), ("collection", collection), *options.items()) if v]:
+            raise ConfigurationError(f"{', '.join(given)}: already said by store=")
+        store.config.check(config, repr(store))
+        self.index = HybridIndex(embedding.embedder, store, task=embedding.task)
+
+    @classmethod
+    def from_existing(
+        cls,
+        embedding: Embeddings,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        collection: str | None = None,
+        mode: Mode | None = None,
+        fusion: Fusion | Method | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open a store that is there already, and make none; see the constructor for the arguments.
+
+        Raises:
+            StoreNotFoundError: nothing is there.
+        """
+        if path is None and url is None:
+            raise ConfigurationError("from_existing needs path= or url=")
+        store = _open(path, url, None, collection, options)
+        try:
+            return cls(embedding, store=store, mode=mode, fusion=fusion)
+        except BaseException:
+            store.close()
+            raise
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Open a store, or make one, and add texts; ``kwargs`` are the constructor's."""
+        made = cls(embedding, **kwargs)
+        try:
+            made.add_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            if "store" not in kwargs:
+                made.close()
+            raise
+        return made
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """See ``from_texts``."""
+        made = await asyncio.to_thread(cls, embedding, **kwargs)
+        try:
+            await made.aadd_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            if "store" not in kwargs:
+                made.close()
+            raise
+        return made
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int = _AT_ONCE,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed texts and store them, one forward pass for both halves.
+
+        Args:
+            texts: any number of strings.
+            metadatas: JSON objects, of equal length.
+            ids: of equal length; known ones are replaced. None, also for single texts: a random one.
+            batch_size: texts that are embedded before they are written; what is written stays when a later text fails.
+            kwargs: none.
+
+        Returns:
+            The ids.
+        """
+        _refuse(kwargs)
+        added: list[str] = []
+        for batch in _batches(texts, metadatas, ids, batch_size):
+            progress = self._embeddings.show_progress
+            added += self.index.add(**batch, show_progress=progress)
+        return added
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int = _AT_ONCE,
+        **kwargs: Any,
+    ) -> list[str]:
+        """See ``add_texts``; draws no progress bar."""
+        _refuse(kwargs)
+        added: list[str] = []
+        for batch in _batches(texts, metadatas, ids, batch_size):
+            added += await self.index.aadd(**batch)
+        return added
+
+    def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
+        """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
+        _refuse(kwargs)
+        self.index.store.delete(ids, filter=_doomed(ids, filter))
+        return True
+
+    async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
+        """See ``delete``."""
+        _refuse(kwargs)
+        await self.index.store.adelete(ids, filter=_doomed(ids, filter))
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
+        return [to_document(Result(record, 0.0)) for record in self.index.store.get(ids)]
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """See ``get_by_ids``."""
+        return [to_document(Result(record, 0.0)) for record in await self.index.store.aget(ids)]
+
+    def as_retriever(self, **kwargs: Any) -> HybridRetriever:
+        """Return a retriever; ``kwargs`` are its fields: ``k``, ``fusion``, ``filter`` ..., or LangChain's
+        ``search_type`` and ``search_kwargs``.
+        """
+        from langchain_twinvec.retrievers import HybridRetriever
+
+        tags = kwargs.pop("tags", None) or self._get_retriever_tags()
+        return HybridRetriever(vectorstore=self, tags=tags, **kwargs)
+
+    def close(self) -> None:
+        """Close the store; the embeddings stay open."""
+        self.index.close()
+
+    async def aclose(self) -> None:
+        """See ``close``."""
+        await self.index.store.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return copy.copy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.index.store, MemoryStore):
+            raise TypeError("a store in memory cannot be pickled: it lives in this process; use path= or url=")
+        return self.__dict__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.index.store!r})"
+
+
+def _open(
+    path: str | os.PathLike[str] | None,
+    url: str | None,
+    config: StoreConfig | None,
+    collection: str | None,
+    options: Mapping[str, Any],
+) -> HybridStore:
+    if path is not None and url is not None:
+        raise ConfigurationError("pass path= or url=, not both")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"url={url!r} must begin with http:// or https://; a folder is path=")
+    where = path if path is not None else url if url is not None else ":memory:"
+    return open_store(where, config, collection=collection, **options)
+
+
+def _batches(
+    texts: Iterable[str],
+    metadatas: Sequence[Mapping[str, Any] | None] | None,
+    ids: Sequence[str | None] | None,
+    size: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield arguments of ``HybridIndex.add``."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings, not one string: pass [text]")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigurationError(f"batch_size={size!r} must be a whole number of at least 1")
+    rows = list(texts)
+    for name, column in (("metadatas", metadatas), ("ids", ids)):
+        if column is not None and len(column) != len(rows):
+            raise InvalidRecordError(f"{len(rows)} texts but {len(column)} {name}")
+    names = [str(uuid.uuid4()) if id is None else id for id in ids or [None] * len(rows)]
+    data = [each or {} for each in metadatas or [None] * len(rows)]
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        yield {"texts": rows[part], "ids": names[part], "metadata": data[part]}
+
+
+def _doomed(ids: Sequence[str] | None, form: FilterForm) -> Filter | None:
+    return And() if ids is None and form is None else as_filter(form)
+
+
+def _refuse(unknown: Mapping[str, Any]) -> None:
+    if unknown:
+        raise TypeError(f"unknown argument {next(iter(unknown))!r}")
