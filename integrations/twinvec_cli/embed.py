@@ -49,7 +49,7 @@ _TASK = "An instruction, or the name of one, for models trained with them."
 _PROMPT = "Put exactly this before each text, in place of the model's prompt."
 _OVERFLOW = "truncate or error: what to do with longer texts."
 _SPARSE = "Demand the sparse half, or leave it out. Default: where the model has one."
-_SOURCE = "A lexical head file (.safetensors, .pt) or a SPLADE checkpoint for the sparse half."
+_SOURCE = "A lexical head file (.safetensors, .pt), a SPLADE checkpoint, or bm25 for the sparse half."
 _DTYPE = "auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16."
 
 

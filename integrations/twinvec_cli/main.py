@@ -11,6 +11,7 @@ from twinvec import __version__
 from twinvec_cli.console import Commands
 from twinvec_cli.demo import demo
 from twinvec_cli.embed import embed
+from twinvec_cli.ingest import ingest
 from twinvec_cli.models import models
 from twinvec_cli.search import search
 from twinvec_cli.store import store
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, embed, search, verify, demo):
+for command in (models, embed, ingest, search, verify, demo):
     app.command()(command)
 app.add_typer(store, name="store")
 

@@ -6,6 +6,7 @@ from twinvec_stores.filters import And, Eq, Exists, Filter, HasId, In, Ne, Not, 
 from twinvec_stores.forms import from_langchain, from_llama_index
 from twinvec_stores.fusion import Fusion
 from twinvec_stores.index import Explanation, HybridIndex, Result, SearchOptions
+from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
 from twinvec_stores.memory import MemoryStore
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.qdrant import QdrantStore
@@ -16,10 +17,12 @@ from twinvec_stores.transfer import copy_store, export_store, import_store, read
 __all__ = [
     "And",
     "DenseQuery",
+    "Document",
     "EmbeddedStore",
     "Eq",
     "Exists",
     "Explanation",
+    "Failure",
     "Filter",
     "Fusion",
     "HasId",
@@ -27,6 +30,7 @@ __all__ = [
     "HybridIndex",
     "HybridStore",
     "In",
+    "IngestReport",
     "MemoryStore",
     "Ne",
     "Not",
@@ -40,11 +44,13 @@ __all__ = [
     "SparseQuery",
     "StoreConfig",
     "StoreInfo",
+    "aingest",
     "copy_store",
     "export_store",
     "from_langchain",
     "from_llama_index",
     "import_store",
+    "ingest",
     "load_embedder",
     "open_store",
     "read_export",

@@ -144,9 +144,15 @@ class Folder:
             StoreEngineError: the disk has no room for it; nothing was written.
         """
         _need_room(self.path, size)
-        (self.path / _COUNT).unlink(missing_ok=True)
+
+        def apply(shard: EdgeShard) -> None:
+            if (self.path / _COUNT).exists():
+                (self.path / _COUNT).unlink(missing_ok=True)
+                _sync(self.path)
+            shard.update(operation)
+
         try:
-            self.run(lambda shard: shard.update(operation))
+            self.run(apply)
         finally:
             with self._idle:
                 self._writes += 1
@@ -348,13 +354,18 @@ def _make(path: Path, config: StoreConfig) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / _CONFIG)
-    for folder in (path, path.parent):
-        with contextlib.suppress(OSError):  # not every system can
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring to the disk which files a folder has."""
+    with contextlib.suppress(OSError):  # not every system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _engine_config(config: StoreConfig) -> EdgeConfig:

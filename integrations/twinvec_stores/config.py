@@ -72,13 +72,14 @@ class StoreConfig:
         *,
         fields: Mapping[str, FieldType] | None = None,
         quantization: Quantization | None = None,
+        task: Task | str | None = None,
     ) -> StoreConfig:
-        """Return the configuration of a store for this model's vectors."""
+        """Return the configuration of a store for this model's vectors; ``task``: instead of the embedder's own."""
         return cls(
             fingerprint=embedder.spec.fingerprint,
             model=embedder.spec.model,
-            document_prompt=embedder.prompt_for("document"),
-            recipe=_recipe(embedder),
+            document_prompt=embedder.prompt_for("document", task),
+            recipe=_recipe(embedder, embedder.task if task is None else task),
             dim=embedder.dim,
             sparse=embedder.has_sparse,
             idf=embedder.needs_idf,
@@ -131,7 +132,13 @@ class StoreConfig:
                 stored_model=self.model,
                 given_model=given.model,
             )
-        differing = [n for n in ("document_prompt", "dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
+        if self.document_prompt != given.document_prompt:
+            raise StoreMismatchError(
+                f"the documents of {where} were embedded with the prompt {self.document_prompt!r}, new ones would be "
+                f"with {given.document_prompt!r}: open it with the task and prompts it was made with, or ingest into a "
+                "new store"
+            )
+        differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
         differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
         differing += ["quantization"] if given.quantization not in (None, self.quantization) else []
         if differing:
@@ -142,11 +149,10 @@ class StoreConfig:
             )
 
 
-def _recipe(embedder: Embedder) -> dict[str, Any]:
+def _recipe(embedder: Embedder, task: Task | str | None) -> dict[str, Any]:
     spec = asdict(embedder.spec)
     del spec["trust_remote_code"]  # whoever opens the store decides on that
     for name in ("model", "sparse"):
         if spec[name] is not None and Path(spec[name]).exists():
             spec[name] = str(Path(spec[name]).resolve())
-    task = embedder.task
     return {"spec": spec, "prompts": dict(embedder.prompts), "task": asdict(task) if isinstance(task, Task) else task}

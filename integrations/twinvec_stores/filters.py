@@ -269,4 +269,5 @@ def _within(value: Any, bounds: Range) -> bool:
 
 def comparable(number: float) -> float:
     """Return what a number is compared as: engines keep 15 significant digits of a float for certain."""
-    return float(f"{number:.15g}") if isinstance(number, float) else float(number)
+    rounded = float(f"{number:.15g}") if isinstance(number, float) else float(number)
+    return rounded if math.isfinite(rounded) else number  # the largest floats would be rounded to infinity

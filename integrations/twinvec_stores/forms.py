@@ -33,16 +33,18 @@ def from_langchain(form: Mapping[str, Any]) -> Filter:
 def from_llama_index(filters: MetadataFilters) -> Filter:
     """Translate LlamaIndex's MetadataFilters, nested ones too.
 
-    CONTAINS, ANY and ALL look at the elements of a list; TEXT_MATCH has no counterpart here.
+    CONTAINS, ANY and ALL look at the elements of a list; TEXT_MATCH has no counterpart here. NE and NIN match nodes
+    without the field. A key with dots is a key of the (flat) metadata, or a path into nested objects. No filters match
+    everything.
 
     Raises:
         FilterError: an operator that cannot be translated.
     """
     parts = [_llama_index_part(part) for part in filters.filters]
     condition = filters.condition.value if filters.condition is not None else "and"
-    if condition == "not":
-        return Not(Or(*parts))
-    return Or(*parts) if condition == "or" else And(*parts)
+    if condition == "and" or not parts:
+        return And(*parts)
+    return Not(Or(*parts)) if condition == "not" else Or(*parts)
 
 
 def _llama_index_part(part: MetadataFilter | MetadataFilters) -> Filter:
@@ -50,10 +52,14 @@ def _llama_index_part(part: MetadataFilter | MetadataFilters) -> Filter:
 
     if isinstance(part, MetadataFilters):
         return from_llama_index(part)
-    make = _LLAMA_INDEX.get(part.operator.value)
+    operator = part.operator.value
+    make = _LLAMA_INDEX.get(operator) or _LLAMA_INDEX_NEGATED.get(operator)
     if make is None:
-        raise FilterError(f"{part.key}: the operator {part.operator.name} is not supported by this store")
-    return make(_field(part.key), part.value)
+        known = ", ".join([*_LLAMA_INDEX, *_LLAMA_INDEX_NEGATED])
+        raise FilterError(f"{part.key}: the operator {part.operator.name} is not one of this store's: {known}")
+    fields = dict.fromkeys((_field(part.key), f'"{part.key}"' if "." in part.key else _field(part.key)))
+    found = Or(*(make(field, part.value) for field in fields))
+    return Not(found) if operator in _LLAMA_INDEX_NEGATED else found
 
 
 def _langchain_part(key: str, value: Any) -> Filter:
@@ -122,15 +128,17 @@ _LANGCHAIN: dict[str, _Make] = {
 }
 _LLAMA_INDEX: dict[str, _Make] = {
     "==": Eq,
-    "!=": Ne,
     ">": _RANGES["gt"],
     ">=": _RANGES["gte"],
     "<": _RANGES["lt"],
     "<=": _RANGES["lte"],
     "in": In,
-    "nin": _not_in,
     "any": In,
     "all": _all,
     "contains": Eq,
-    "is_empty": lambda field, _: Not(Exists(field)),
+}
+_LLAMA_INDEX_NEGATED: dict[str, _Make] = {
+    "!=": Eq,
+    "nin": In,
+    "is_empty": lambda field, _: Exists(field),
 }

@@ -149,15 +149,22 @@ class HybridIndex:
         'Paris is the capital of France.'
     """
 
-    def __init__(self, embedder: Embedder, store: HybridStore) -> None:
+    def __init__(self, embedder: Embedder, store: HybridStore, *, task: Task | str | None = None) -> None:
         """Bring both together.
+
+        Args:
+            embedder: the model.
+            store: made with ``StoreConfig.for_embedder``.
+            task: what the index is for, in place of the embedder's own: an instruction, for models trained with them.
 
         Raises:
             FingerprintMismatchError: the store holds another model's vectors.
+            StoreMismatchError: its documents were embedded with another prompt.
         """
-        store.config.check(StoreConfig.for_embedder(embedder), repr(store))
+        store.config.check(StoreConfig.for_embedder(embedder, task=task), repr(store))
         self.embedder = embedder
         self.store = store
+        self.task = task
 
     def add(
         self,
@@ -165,7 +172,6 @@ class HybridIndex:
         *,
         ids: Sequence[str] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
-        task: Task | str | None = None,
         show_progress: bool = False,
     ) -> list[str]:
         """Embed documents, one forward pass for both halves, and store them.
@@ -174,14 +180,13 @@ class HybridIndex:
             texts: the documents.
             ids: of equal length; known ids are replaced. None: random ones.
             metadata: JSON objects, of equal length.
-            task: only a symmetric task changes documents.
             show_progress: draw a progress bar.
 
         Returns:
             The ids.
         """
         names = _new_ids(texts) if ids is None else list(ids)
-        batch = self.embedder.embed_documents(texts, task=task, show_progress=show_progress)
+        batch = self.embedder.embed_documents(texts, task=self.task, show_progress=show_progress)
         self.store.upsert(_records(names, texts, metadata, batch))
         return names
 
@@ -191,11 +196,10 @@ class HybridIndex:
         *,
         ids: Sequence[str] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
-        task: Task | str | None = None,
     ) -> list[str]:
         """See ``add``."""
         names = _new_ids(texts) if ids is None else list(ids)
-        batch = await self.embedder.aembed_documents(texts, task=task)
+        batch = await self.embedder.aembed_documents(texts, task=self.task)
         await self.store.aupsert(_records(names, texts, metadata, batch))
         return names
 
@@ -204,7 +208,7 @@ class HybridIndex:
 
         Args:
             query: what is looked for.
-            task: instruction, for models trained with them.
+            task: instruction in place of the index's own, for models trained with them.
             options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, mmr,
                 explain, exact.
         """
@@ -214,7 +218,9 @@ class HybridIndex:
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Any
     ) -> list[list[Result]]:
         """Search for several queries with one forward pass; see ``search``."""
-        return _finish(_Search(_Blocking(self), SearchOptions(**options)).texts(queries, task))
+        return _finish(
+            _Search(_Blocking(self), SearchOptions(**options)).texts(queries, self.task if task is None else task)
+        )
 
     def search_vectors(
         self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Any
@@ -230,7 +236,9 @@ class HybridIndex:
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Any
     ) -> list[list[Result]]:
         """See ``search_many``."""
-        return await _Search(_Awaiting(self), SearchOptions(**options)).texts(queries, task)
+        return await _Search(_Awaiting(self), SearchOptions(**options)).texts(
+            queries, self.task if task is None else task
+        )
 
     async def asearch_vectors(
         self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Any

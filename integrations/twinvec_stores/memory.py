@@ -45,6 +45,9 @@ class MemoryStore(HybridStore):
         """Return what the store holds."""
         return StoreInfo("memory", "this process", self.count(), False, None, None, self.config)
 
+    def __repr__(self) -> str:
+        return f"MemoryStore(model={self.config.model!r}, dim={self.config.dim})"
+
     def _all(self) -> dict[str, Record]:
         if self._records is None:
             raise StoreClosedError("this MemoryStore is closed; its records are gone")

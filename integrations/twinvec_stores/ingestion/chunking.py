@@ -1,0 +1,211 @@
+"""Chunking by the model's own tokens: exact parts of a text that together are the whole of it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from twinvec.errors import ConfigurationError
+from twinvec.vectors import Int64
+
+if TYPE_CHECKING:
+    from twinvec import Embedder
+
+_SECTION = 100_000  # characters tokenised at once: a token's record takes a hundred bytes, and sections run in parallel
+_CHECKED = 64  # chunks checked at once
+_LOOK = 16  # characters around a place that tell what it is
+_GAP = re.compile(r"\s+|[。！？]+[」』”’）]*")
+_CLOSERS = "\"'”’»)]"
+_JOINER = "\u200d"
+_EXTENDING = _JOINER + "".join(map(chr, range(0x1F3FB, 0x1F400)))  # and the skin tones
+_FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
+
+
+class Span(NamedTuple):
+    """A part of a text: ``text[start:end]``."""
+
+    start: int
+    end: int
+
+
+class Chunker:
+    """Splits texts into chunks of at most ``chunk_tokens`` tokens.
+
+    A chunk ends at a paragraph, else a sentence, a line or a word, where one ends within its last quarter. It never
+    splits a character: a single one with more tokens than allowed is a chunk of its own.
+    """
+
+    def __init__(self, embedder: Embedder, chunk_tokens: int, overlap_tokens: int = 0) -> None:
+        """Check the numbers.
+
+        Args:
+            embedder: whose tokens count.
+            chunk_tokens: tokens of a chunk's own text, without prompt and special tokens.
+            overlap_tokens: how many of them, at most, a chunk repeats from the one before.
+
+        Raises:
+            ConfigurationError: numbers that make no sense, or chunks that the model would cut.
+        """
+        room = embedder.token_room("document")
+        for name, value, least in (("chunk_tokens", chunk_tokens, 1), ("overlap_tokens", overlap_tokens, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+        if chunk_tokens > room:
+            raise ConfigurationError(
+                f"chunk_tokens={chunk_tokens}: the model takes {embedder.max_length} tokens, and {room} of them are "
+                "left beside the prompt and the special tokens"
+            )
+        if overlap_tokens >= chunk_tokens:
+            raise ConfigurationError(f"overlap_tokens={overlap_tokens} must be less than chunk_tokens={chunk_tokens}")
+        self._embedder = embedder
+        self._limit, self._overlap = chunk_tokens, overlap_tokens
+        self._prompt = embedder.prompt_for("document")
+        self._prompt_tokens = len(embedder.token_offsets([self._prompt])[0])
+
+    def split(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Return the chunks of each text: they cover it, and both their starts and their ends rise."""
+        sections = [_sections(text) for text in texts]
+        parts = [text[s.start : s.end] for text, spans in zip(texts, sections, strict=True) for s in spans]
+        offsets = iter(self._embedder.token_offsets(parts))
+        found = []
+        for text, spans in zip(texts, sections, strict=True):
+            cuts = _Cuts(text, np.concatenate([next(offsets) + span.start for span in spans]))
+            whole = cuts.tokens[-1] <= self._limit and len(spans) == 1 and not self._prompt
+            found.append([Span(0, len(text))] if whole else self._split(cuts))
+        return found
+
+    def _split(self, cuts: _Cuts) -> list[Span]:
+        """Propose chunks, and keep those with as few tokens by themselves as they have within the text.
+
+        In writing without spaces a cut may change how its neighbours are tokenised: then a chunk is tried shorter.
+        """
+        chunks: list[tuple[int, int]] = []
+        limit, ahead = self._limit, _CHECKED
+        while not chunks or chunks[-1][1] < cuts.last:
+            proposed = chunks[-1:]
+            while len(proposed) < ahead + len(chunks[-1:]) and (not proposed or proposed[-1][1] < cuts.last):
+                proposed.append(cuts.following(proposed[-1] if proposed else None, limit, self._overlap))
+            proposed = proposed[len(chunks[-1:]) :]
+            excess = [n - self._limit for n in self._count(cuts.text_of(chunk) for chunk in proposed)]
+            fitting = next((i for i, n in enumerate(excess) if n > 0), len(excess))
+            if fitting == 0 and limit > 1:
+                limit, ahead = max(limit - excess[0], 1), 1
+                continue
+            chunks += proposed[: max(fitting, 1)]  # the least there can be is kept even if it does not fit
+            limit, ahead = self._limit, _CHECKED if fitting == len(proposed) else 1
+        return [Span(int(cuts.chars[a]), int(cuts.chars[b])) for a, b in chunks]
+
+    def _count(self, texts: Iterable[str]) -> list[int]:
+        offsets = self._embedder.token_offsets(self._prompt + text for text in texts)
+        return [len(tokens) - self._prompt_tokens for tokens in offsets]
+
+
+class _Cuts:
+    """Where a text may be cut: between two tokens that share no character.
+
+    Attributes:
+        text: the whole of it.
+        chars: int64, rising from 0 to the text's length.
+        tokens: int64, how many tokens come before each of them.
+        last: the number of the last cut.
+    """
+
+    def __init__(self, text: str, offsets: Int64) -> None:
+        self.text = text
+        starts, ends = offsets[1:, 0], np.maximum.accumulate(offsets[:, 1])
+        between = np.flatnonzero((starts >= ends[:-1]) & (starts > 0) & (starts < len(text)))
+        chars = starts[between]
+        # tokens without a character of their own stay with what comes before them
+        distinct = np.append(chars[1:] > chars[:-1], True)[: len(chars)]
+        self.chars: Int64 = np.concatenate([[0], chars[distinct], [len(text)]])
+        self.tokens: Int64 = np.concatenate([[0], between[distinct] + 1, [len(offsets)]])
+        self.last = len(self.chars) - 1
+
+    def text_of(self, chunk: tuple[int, int]) -> str:
+        """Return the text between two cuts."""
+        return self.text[self.chars[chunk[0]] : self.chars[chunk[1]]]
+
+    def following(self, previous: tuple[int, int] | None, limit: int, overlap: int) -> tuple[int, int]:
+        """Return the cuts of the next chunk: at most ``limit`` tokens, or one step beyond the previous end."""
+        start = 0 if previous is None else self._start(previous, limit, overlap)
+        least = 1 if previous is None else previous[1] + 1
+        most = max(self._before(self.tokens[start] + limit), least)
+        if most == self.last:
+            return start, most
+        return start, self._end(least, max(self._after(self.tokens[start] + limit - limit // 4), least), most)
+
+    def _start(self, previous: tuple[int, int], limit: int, overlap: int) -> int:
+        """Return the first cut in reach, or one at the start of a word soon after it."""
+        end = previous[1]
+        # what comes after the previous end has to fit, too
+        reach = max(self.tokens[end] - overlap, self.tokens[end + 1] - limit)
+        first = min(max(self._after(reach), previous[0] + 1), end)
+        for cut in range(first, min(self._before(reach + overlap // 2), end) + 1):
+            if self.text[self.chars[cut] - 1].isspace() or self.text[self.chars[cut]].isspace():
+                return cut
+        return next((cut for cut in range(first, end) if not _joined(self.text, int(self.chars[cut]))), end)
+
+    def _end(self, least: int, low: int, most: int) -> int:
+        """Return the best cut from ``low`` to ``most``; where there is none, the last one between two characters."""
+        best = (0, most)
+        first, last = max(int(self.chars[low]) - _LOOK, 0), int(self.chars[most])
+        for gap in _GAP.finditer(self.text, first, last + _LOOK):
+            cut = bisect_right(self.chars, min(gap.end(), last), low, most + 1) - 1
+            inside = cut >= low and self.chars[cut] >= (gap.start() if gap[0][0].isspace() else gap.end())
+            if inside and not _joined(self.text, int(self.chars[cut])):
+                best = max(best, (self._rank(gap), cut))
+        if best[0] == 0:
+            return next(
+                (cut for cut in range(most, least - 1, -1) if not _joined(self.text, int(self.chars[cut]))), most
+            )
+        return best[1]
+
+    def _rank(self, gap: re.Match[str]) -> int:
+        """Return 4 for the end of a paragraph, 3 of a sentence, 2 of a line, 1 of a word."""
+        lines = gap[0].count("\n")
+        before = self.text[max(gap.start() - _LOOK, 0) : gap.start()].rstrip(_CLOSERS)
+        if lines > 1:
+            return 4
+        if not gap[0][0].isspace() or before.endswith((".", "!", "?", "…", "。", "！", "？")):
+            return 3
+        return 1 + lines
+
+    def _before(self, tokens: int) -> int:
+        """Return the last cut with at most so many tokens before it."""
+        return bisect_right(self.tokens, tokens) - 1
+
+    def _after(self, tokens: int) -> int:
+        """Return the first cut with at least so many tokens before it."""
+        return bisect_left(self.tokens, tokens)
+
+
+def _sections(text: str) -> list[Span]:
+    """Return parts that are tokenised by themselves, cut before a space where there is one."""
+    spans, start = [], 0
+    while len(text) - start > _SECTION:
+        low, end = start + _SECTION // 2, start + _SECTION
+        end = max(text.rfind(" ", low, end), text.rfind("\n", low, end), -1)
+        if end < 0:
+            candidates = range(start + _SECTION, low, -1)
+            end = next((at for at in candidates if not _joined(text, at)), start + _SECTION)
+        spans.append(Span(start, end))
+        start = end
+    return [*spans, Span(start, len(text))]
+
+
+def _joined(text: str, at: int) -> bool:
+    """Return whether a reader sees one character across this place: accents, emoji sequences, flags, jamo."""
+    before, after = text[at - 1], text[at]
+    if after < "\u0300":
+        return before == "\r" and after == "\n"
+    if unicodedata.category(after)[0] == "M" or after in _EXTENDING or before == _JOINER:
+        return True
+    if before in _FLAGS and after in _FLAGS:
+        run = text[max(at - _LOOK, 0) : at]
+        return (len(run) - len(run.rstrip(_FLAGS))) % 2 == 1
+    return "\u1160" <= after <= "\u11ff"

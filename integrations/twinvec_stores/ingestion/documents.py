@@ -1,0 +1,142 @@
+"""Documents: what the rows of a source become, checked before anything is embedded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from twinvec.errors import ConfigurationError, InvalidRecordError
+from twinvec.vectors import SparseBatch
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.records import RecordBatch, check_batch
+
+MAX_ID_BYTES = 1000  # the number of a chunk still fits behind it
+_NO_VECTOR = SparseBatch(np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document to ingest.
+
+    Attributes:
+        id: its name, 1 to 1000 bytes; None: made from text and metadata, so that an equal document has an equal id.
+        text: what is embedded, in whole or in chunks.
+        metadata: JSON object; what filters look at. Every chunk carries it.
+    """
+
+    id: str | None
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BadRowError(Exception):
+    """A row that gives no document.
+
+    Attributes:
+        id: the document's id, where it could be read.
+    """
+
+    def __init__(self, reason: str, id: str | None = None) -> None:
+        super().__init__(reason)
+        self.id = id
+
+
+class Parser:
+    """Makes documents of rows.
+
+    A row is a string, a Document, or a mapping: its ``text_field`` is the text; its ``id_field`` the id (a string or
+    a whole number; for the default "id" also "_id", as in BEIR, or none); everything else is metadata, with the
+    object "metadata" merged in.
+    """
+
+    def __init__(
+        self, text_field: str, id_field: str, metadata_fields: Sequence[str] | None, config: StoreConfig
+    ) -> None:
+        if isinstance(metadata_fields, str):
+            raise ConfigurationError(f"metadata_fields must be a list of names, not the string {metadata_fields!r}")
+        self._text, self._id = text_field, id_field
+        self._wanted = None if metadata_fields is None else frozenset(metadata_fields)
+        # what the store demands of records, less the vectors that are not there yet
+        self._config = replace(config, dim=None, sparse=True, idf=False, quantization=None)
+
+    def parse(self, row: Any) -> Document:
+        """Return the document of a row, as the store will take it.
+
+        Raises:
+            BadRowError: says what is wrong with it.
+        """
+        document = Document(None, row) if isinstance(row, str) else row
+        if isinstance(row, Mapping):
+            document = self._of_mapping(row)
+        if not isinstance(document, Document):
+            raise BadRowError(f"a {type(row).__name__} is no document: give strings, dicts or Documents")
+        id = _check_id(document.id)
+        if not isinstance(document.text, str):
+            raise BadRowError(f"the text must be a string, not {type(document.text).__name__}", id)
+        if not document.text.strip():
+            raise BadRowError("the text is empty", id)
+        metadata = self._checked(id, document.text, document.metadata)
+        return Document(id or content_hash(document.text, metadata), document.text, metadata)
+
+    def _of_mapping(self, row: Mapping[str, Any]) -> Document:
+        rest = dict(row)
+        id = rest.pop(self._id, None)
+        if id is None:
+            id = rest.pop("_id", None) if self._id == "id" else None
+        if id is None and self._id != "id":
+            raise BadRowError(f"no field {self._id!r} for the id (its fields: {_names(row)}); see id_field")
+        if self._text not in rest:
+            raise BadRowError(f"no field {self._text!r} (its fields: {_names(row)}); see text_field", _check_id(id))
+        text = rest.pop(self._text)
+        if isinstance(nested := rest.get("metadata"), Mapping):
+            del rest["metadata"]
+            rest = {**nested, **rest}
+        return Document(id, text, rest)
+
+    def _checked(self, id: str | None, text: str, metadata: Any) -> Mapping[str, Any]:
+        """Return metadata in plain JSON types."""
+        if self._wanted is not None and isinstance(metadata, Mapping):
+            metadata = {key: value for key, value in metadata.items() if key in self._wanted}
+        name = id or "-"
+        try:
+            checked = check_batch(RecordBatch([name], [text], None, _NO_VECTOR, [metadata]), self._config).metadata
+        except InvalidRecordError as error:
+            raise BadRowError(str(error).removeprefix(f"record {name!r}: "), id) from None
+        assert checked is not None
+        return checked[0]
+
+
+def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
+    """Return 32 hex digits of a text, its metadata, and what else decides its records."""
+    content = json.dumps([text, metadata, *recipe], sort_keys=True, separators=(",", ":"))
+    return blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def digest(id: str) -> bytes:
+    """Return 16 bytes that stand for a document's id."""
+    return blake2b(id.encode(), digest_size=16).digest()
+
+
+def _check_id(id: Any) -> str | None:
+    if id is None:
+        return None
+    if isinstance(id, int) and not isinstance(id, bool):
+        id = str(id)
+    if not isinstance(id, str):
+        raise BadRowError(f"the id must be a string or a whole number, not {type(id).__name__}")
+    try:
+        size = len(id.encode())
+    except UnicodeEncodeError:
+        raise BadRowError("the id is not valid Unicode") from None
+    if not 0 < size <= MAX_ID_BYTES:
+        raise BadRowError(f"the id must have 1 to {MAX_ID_BYTES} bytes, not {size}")
+    return id
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row))

@@ -1,0 +1,112 @@
+"""The embedder at work beside a reader and a writer: several windows at once, cancellable, one bad text at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinvec.errors import InvalidTextError, NonFiniteError, OutOfMemoryError, TextTooLongError, TruncationWarning
+from twinvec_stores.ingestion.windows import Item
+from twinvec_stores.ingestion.writing import Embedded
+
+if TYPE_CHECKING:
+    from twinvec import Embedder
+
+_OF_ONE_TEXT = (InvalidTextError, NonFiniteError, OutOfMemoryError, TextTooLongError)
+_POSITION = re.compile(r"texts\[(\d+)\]")
+
+
+class EmbeddingThread:
+    """An event loop of its own, on which windows are embedded."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        """Prepare to embed."""
+        self._embedder = embedder
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
+        self._running: set[Future[list[Embedded]]] = set()
+        self._thread = threading.Thread(target=self._run, name="twinvec-ingest-embed", daemon=True)
+
+    def submit(self, items: Sequence[Item]) -> Future[list[Embedded]]:
+        """Start to embed documents; those that cannot be embedded fail, and the result is without them."""
+        future = asyncio.run_coroutine_threadsafe(self._embed(items), self._loop.result())
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    def cancel(self) -> None:
+        """Cancel all that is on its way."""
+        for future in list(self._running):
+            future.cancel()
+
+    def __enter__(self) -> EmbeddingThread:
+        self._thread.start()
+        self._loop.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.result().call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        # the report counts what was cut; filters belong to all threads, so this one, for calls from here, just stays
+        warnings.filterwarnings("ignore", category=TruncationWarning, module=re.escape(__name__))
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._loop.set_result(asyncio.get_running_loop())
+        await self._stop.wait()  # whatever still runs then is cancelled by asyncio.run
+
+    async def _embed(self, items: Sequence[Item]) -> list[Embedded]:
+        done: list[Embedded] = []
+        left = [items]
+        while left:
+            group = left.pop()
+            try:
+                batch = await self._embedder.aembed_documents(part for item in group for part in item.parts)
+            except _OF_ONE_TEXT as error:
+                bad = _culprit(error, group)
+                if bad is None:
+                    raise
+                # halves: where many texts are bad, not everything is tried again for each of them
+                rest = bad + 1 + (len(group) - bad) // 2
+                left += [part for part in (group[rest:], group[bad + 1 : rest], group[:bad]) if part]
+                continue
+            done += _without_zeros(Embedded(group, batch))
+        return done
+
+
+def _culprit(error: Exception, items: Sequence[Item]) -> int | None:
+    """Let the document fail that an error names; return its position."""
+    named = _POSITION.search(str(error))
+    if named is None:
+        return None
+    owners = [(i, chunk) for i, item in enumerate(items) for chunk in range(len(item.spans))]
+    position, chunk = owners[int(named[1])]
+    item = items[position]
+    name = "the text" if len(item.spans) == 1 else f"chunk {chunk}"
+    item.fail(_POSITION.sub(name, str(error)))
+    return position
+
+
+def _without_zeros(embedded: Embedded) -> list[Embedded]:
+    """Let documents fail that got a vector of zeros, which has no direction."""
+    dense = embedded.batch.dense
+    if dense is None or dense.any(axis=1).all():
+        return [embedded]
+    owners = np.repeat(np.arange(len(embedded.items)), [len(item.spans) for item in embedded.items])
+    bad = set(owners[~dense.any(axis=1)].tolist())
+    for i in bad:
+        embedded.items[i].fail("the model returned a vector of zeros")
+    kept = [item for i, item in enumerate(embedded.items) if i not in bad]
+    return [Embedded(kept, embedded.batch[~np.isin(owners, list(bad))])] if kept else []

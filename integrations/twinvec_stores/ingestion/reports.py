@@ -1,0 +1,68 @@
+"""IngestReport: what an ingest did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that gave no records.
+
+    Attributes:
+        where: "corpus.jsonl, line 17", or "item 17" of an iterable (from 1).
+        id: the document's id; None where it could not be read.
+        reason: what was wrong.
+    """
+
+    where: str
+    id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did, together with the interrupted runs that it resumed.
+
+    Attributes:
+        new: documents that the store did not have.
+        changed: documents that it had with another text, metadata or chunking.
+        unchanged: documents that were skipped.
+        failed: rows that gave no records; what the store had of their documents is still there.
+        deleted: documents that the source does not have any more, with ``prune``.
+        records: written, one a document or one a chunk.
+        truncated: documents of which the model saw only the beginning.
+        seconds: of work.
+        failures: the first 1000 failed rows.
+        pruned: ``prune`` was done: not where rows could not be read, so that nobody knows whose they were, and not
+            for a source without rows.
+    """
+
+    new: int
+    changed: int
+    unchanged: int
+    failed: int
+    deleted: int
+    records: int
+    truncated: int
+    seconds: float
+    failures: tuple[Failure, ...]
+    pruned: bool
+
+    def __str__(self) -> str:
+        documents = self.new + self.changed + self.unchanged + self.failed
+        rate = documents / self.seconds if self.seconds else 0.0
+        lines = [
+            f"documents  {self.new:,} new, {self.changed:,} changed, {self.unchanged:,} unchanged, "
+            f"{self.failed:,} failed, {self.deleted:,} deleted",
+            f"records    {self.records:,} written",
+            f"time       {self.seconds:,.1f} s, {rate:,.0f} documents/s",
+        ]
+        if self.truncated:
+            lines.append(f"truncated  {self.truncated:,} documents were cut at the model's limit: see chunk_tokens")
+        lines += [f"failed     {f.where}: {f.reason}" for f in self.failures[:_SHOWN]]
+        if self.failed > _SHOWN:
+            lines.append(f"           and {self.failed - _SHOWN:,} more")
+        return "\n".join(lines)

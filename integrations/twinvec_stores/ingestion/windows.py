@@ -1,0 +1,205 @@
+"""From rows to windows: what each document is (new, changed, unchanged), its chunks, and how many travel together."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twinvec_stores.ingestion.checkpoints import Checkpoint, Outcome
+from twinvec_stores.ingestion.chunking import Chunker, Span
+from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash, digest
+from twinvec_stores.ingestion.readers import Row, readable
+from twinvec_stores.ingestion.sources import Source
+from twinvec_stores.records import Record
+from twinvec_stores.store import HybridStore
+
+_REASON = 500  # characters of one in the report
+_CHARACTERS = 250_000  # of a window; a longer document is a window of its own
+
+
+@dataclass(eq=False)
+class Item:
+    """One row on its way into the store.
+
+    Attributes:
+        number: rows before it.
+        where: what a person calls it.
+        end: how much of the source is read with it.
+        outcome: what becomes of it.
+        reason: why it failed.
+        id: the document's id; None where it is not known.
+        digest: of an id that this row took, or that a row which could not be used had.
+        text: the document's text.
+        metadata: the document's metadata.
+        hash: of everything that decides its records.
+        spans: the text's parts, a record each.
+        chunked: records have ids with numbers.
+        known_chunks: how many records the store has under ids of the same kind; more than that are never there.
+        stale: records under ids of the other kind.
+        stored: nothing is left to write.
+        truncated: a part was cut at the model's limit.
+    """
+
+    number: int
+    where: str
+    end: int
+    outcome: Outcome = "new"
+    reason: str = ""
+    id: str | None = None
+    digest: bytes | None = None
+    text: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    hash: str = ""
+    spans: Sequence[Span] = ()
+    chunked: bool = False
+    known_chunks: int = 0
+    stale: list[str] = field(default_factory=list)
+    stored: bool = False
+    truncated: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Return whether its records are to be written."""
+        return self.outcome in ("new", "changed") and not self.stored
+
+    @property
+    def parts(self) -> list[str]:
+        """Return the texts of its records."""
+        return [self.text[span.start : span.end] for span in self.spans]
+
+    def fail(self, reason: str) -> None:
+        """Give it up."""
+        self.outcome, self.reason = "failed", readable(reason)[:_REASON]
+
+    def record_id(self, chunk: int) -> str:
+        """Return the id of one of its records."""
+        return f"{self.id}#{chunk}" if self.chunked else str(self.id)
+
+
+class Reader:
+    """Reads a source from where a checkpoint ended, and compares it with a store."""
+
+    def __init__(
+        self,
+        source: Source,
+        parser: Parser,
+        store: HybridStore,
+        checkpoint: Checkpoint,
+        *,
+        chunker: Chunker | None,
+        recipe: Sequence[Any],
+        batch_size: int,
+        stop: bool,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            source: what to read.
+            parser: makes documents of rows.
+            store: where they will be.
+            checkpoint: where the last run ended, and which ids were taken.
+            chunker: splits texts; None: documents stay whole.
+            recipe: what decides records besides text and metadata.
+            batch_size: records of a window.
+            stop: read nothing after a bad row.
+        """
+        self._source, self._parser, self._store, self._checkpoint = source, parser, store, checkpoint
+        self._chunker, self._recipe, self._batch_size, self._stop = chunker, recipe, batch_size, stop
+        self._done = checkpoint.progress.rows
+
+    def windows(self) -> Generator[list[Item], None, None]:
+        """Yield consecutive rows in windows of at most so many records and characters, or of one document."""
+        page: list[Item] = []
+        characters = 0
+        rows = self._source.rows()
+        try:
+            for number, row in enumerate(rows):
+                if number < self._done:
+                    continue
+                page.append(self._load(number, row))
+                characters += len(page[-1].text)
+                stopped = self._stop and page[-1].outcome == "failed"
+                if len(page) == self._batch_size or characters >= _CHARACTERS or stopped:
+                    yield from self._divide(page)
+                    page, characters = [], 0
+                if stopped:
+                    return
+            yield from self._divide(page)
+        finally:
+            rows.close()
+
+    def _load(self, number: int, row: Row) -> Item:
+        item = Item(number, row.where, row.end, chunked=self._chunker is not None)
+        try:
+            document = self._parser.parse(row.load())
+        except BadRowError as error:
+            item.id = error.id
+            item.digest = None if error.id is None else digest(error.id)
+            item.fail(str(error))
+            return item
+        assert document.id is not None
+        item.id, item.text, item.metadata = document.id, document.text, document.metadata
+        key = digest(document.id)
+        if (taken := self._checkpoint.claim(key, row.where)) is not None:
+            item.fail(f"the id {document.id!r} was read before: {taken}")
+            return item
+        item.digest = key
+        item.hash = content_hash(item.text, item.metadata, *self._recipe)
+        return item
+
+    def _divide(self, page: list[Item]) -> Iterator[list[Item]]:
+        self._compare([item for item in page if item.outcome != "failed"])
+        self._split([item for item in page if item.pending])
+        window: list[Item] = []
+        records = characters = 0
+        for item in page:
+            size, length = len(item.spans), sum(span.end - span.start for span in item.spans)
+            if records and (records + size > self._batch_size or characters + length > _CHARACTERS):
+                yield window
+                window, records, characters = [], 0, 0
+            window.append(item)
+            records, characters = records + size, characters + length
+        if window:
+            yield window
+
+    def _split(self, items: list[Item]) -> None:
+        if self._chunker is None:
+            for item in items:
+                item.spans = [Span(0, len(item.text))]
+            return
+        for item, spans in zip(items, self._chunker.split([item.text for item in items]), strict=True):
+            item.spans = spans
+
+    def _compare(self, items: list[Item]) -> None:
+        """Find out what the store has of each document: the head of its records tells, which is written last."""
+        heads = [id for item in items for id in (str(item.id), f"{item.id}#0")]
+        found = {record.id: record for record in self._store.get(heads)} if heads else {}
+        for item in items:
+            whole, first = found.get(str(item.id)), found.get(f"{item.id}#0")
+            own, other = (first, whole) if item.chunked else (whole, first)
+            owner = None if own is None else own.provenance.get("document")
+            if own is not None and isinstance(owner, str) and owner != item.id:
+                item.fail(f"its record {own.id!r} is a part of another document, {owner!r}")
+                continue
+            if other is not None and other.provenance.get("document") == item.id:
+                item.stale = [other.id] if item.chunked else [f"{item.id}#{i}" for i in range(_chunks(other))]
+            if own is not None:
+                item.known_chunks = _chunks(own)
+            self._judge(item, own)
+
+    def _judge(self, item: Item, own: Record | None) -> None:
+        assert item.digest is not None
+        started = self._checkpoint.started(item.digest)
+        if own is not None and own.provenance.get("hash") == item.hash and not item.stale:
+            item.outcome = "unchanged"
+            if started is not None:  # stored by a run that was killed before it could say so
+                item.outcome, item.truncated, item.stored = started.outcome, started.truncated, True
+        elif started is not None:
+            item.outcome = started.outcome
+        elif own is not None or item.stale:
+            item.outcome = "changed"
+
+
+def _chunks(head: Record) -> int:
+    return int(head.provenance.get("chunks", 1))

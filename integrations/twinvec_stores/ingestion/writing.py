@@ -1,0 +1,110 @@
+"""Writing documents so that a run killed at any point leaves nothing that the next one cannot put right.
+
+The head of a document (its only record, or chunk 0) carries the hash that says: all of it is here. While more than one
+record changes, the head says instead that nothing is certain, and how many chunks there may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twinvec import EmbeddingBatch
+from twinvec_stores.ingestion.checkpoints import Checkpoint, Started
+from twinvec_stores.ingestion.documents import digest
+from twinvec_stores.ingestion.windows import Item
+from twinvec_stores.records import RecordBatch
+from twinvec_stores.store import HybridStore
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Documents and their vectors, a row for each record, in order."""
+
+    items: Sequence[Item]
+    batch: EmbeddingBatch
+
+    def before(self, number: int) -> Embedded:
+        """Return what comes before a row of the source."""
+        items = [item for item in self.items if item.number < number]
+        return Embedded(items, self.batch[: sum(len(item.spans) for item in items)])
+
+
+def write(embedded: Embedded, store: HybridStore, checkpoint: Checkpoint) -> None:
+    """Write the records of documents in place of those that the store has of them."""
+    rows = [(item, chunk) for item in embedded.items for chunk in range(len(item.spans))]
+    cut = embedded.batch.truncated
+    for row, (item, _) in enumerate(rows):
+        item.truncated |= bool(cut[row])
+    checkpoint.start(Started(i.digest, i.outcome, i.truncated) for i in embedded.items if i.digest is not None)
+    heads = [row for row, (_, chunk) in enumerate(rows) if chunk == 0]
+    unsure = [row for row in heads if max(len(rows[row][0].spans), rows[row][0].known_chunks) > 1]
+    body = [row for row, (_, chunk) in enumerate(rows) if chunk > 0]
+    for chosen, certain in ((unsure, False), (body, True)):
+        _upsert(store, embedded.batch, rows, chosen, certain)
+    _delete_stale(store, embedded.items)
+    _upsert(store, embedded.batch, rows, heads, True)
+    for item in embedded.items:
+        item.stored = True
+
+
+def prune(store: HybridStore, checkpoint: Checkpoint) -> None:
+    """Delete the documents that were ingested before and that the source does not have."""
+    for page in store.scroll_all(limit=_PAGE):
+        names = [record.provenance.get("document") for record in page]
+        keys = {name: digest(name) for name in names if isinstance(name, str)}
+        unseen = checkpoint.unseen(keys.values())
+        owners: dict[str, str] = {}
+        for record, name in zip(page, names, strict=True):
+            if isinstance(name, str) and keys[name] in unseen:
+                # with all its chunks at once, so that none is ever left alone
+                owners |= {f"{name}#{i}": name for i in range(record.provenance.get("chunks", 0))}
+                owners[record.id] = name
+        _delete(store, owners)
+
+
+def _upsert(
+    store: HybridStore, batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool
+) -> None:
+    if not chosen:
+        return
+    vectors = batch if len(chosen) == len(rows) else batch[chosen]
+    items = [rows[row] for row in chosen]
+    store.upsert(
+        RecordBatch(
+            ids=[item.record_id(chunk) for item, chunk in items],
+            texts=[item.text[item.spans[chunk].start : item.spans[chunk].end] for item, chunk in items],
+            dense=vectors.dense,
+            sparse=vectors.sparse,
+            metadata=[item.metadata for item, _ in items],
+            provenance=[_provenance(item, chunk, certain) for item, chunk in items],
+        )
+    )
+
+
+def _provenance(item: Item, chunk: int, certain: bool) -> dict[str, Any]:
+    origin: dict[str, Any] = {"document": item.id, "hash": item.hash if certain else None}
+    if item.chunked:
+        chunks = len(item.spans) if certain else max(len(item.spans), item.known_chunks)
+        origin |= {"chunk": chunk, "chunks": chunks, **item.spans[chunk]._asdict()}
+    return origin
+
+
+def _delete_stale(store: HybridStore, items: Sequence[Item]) -> None:
+    owners = {id: str(item.id) for item in items for id in item.stale}
+    for item in items:
+        if item.chunked:
+            surplus = range(len(item.spans), item.known_chunks)
+            owners |= {item.record_id(chunk): str(item.id) for chunk in surplus}
+    _delete(store, owners)
+
+
+def _delete(store: HybridStore, owners: Mapping[str, str]) -> None:
+    """Delete records that still belong to these documents: "a#1" may be a document's own id, too."""
+    found = store.get(list(owners)) if owners else []
+    stale = [record.id for record in found if record.provenance.get("document") == owners[record.id]]
+    if stale:
+        store.delete(stale)

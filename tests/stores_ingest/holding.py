@@ -1,0 +1,45 @@
+"""What a store holds, as plain values that can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twinvec_stores import HybridStore, Record
+
+
+def held(store: HybridStore) -> dict[str, Record]:
+    """Return all records by id, with vectors."""
+    records = [record for page in store.scroll_all(limit=1000, with_vectors=True) for record in page]
+    assert len({record.id for record in records}) == len(records) == store.count()
+    return {record.id: record for record in records}
+
+
+def texts(store: HybridStore) -> dict[str, str]:
+    return {id: record.text for id, record in sorted(held(store).items())}
+
+
+def documents(store: HybridStore) -> set[str]:
+    return {record.provenance["document"] for record in held(store).values()}
+
+
+def assert_equal(actual: HybridStore, expected: HybridStore) -> None:
+    """Compare record by record, vectors to what other companions in a batch may change."""
+    left, right = held(actual), held(expected)
+    assert left.keys() == right.keys()
+    for id, record in left.items():
+        other = right[id]
+        assert plain(record) == plain(other)
+        assert record.dense is not None
+        assert other.dense is not None
+        np.testing.assert_allclose(record.dense, other.dense, atol=1e-5)
+        assert record.sparse is not None
+        assert other.sparse is not None
+        weights, wanted = record.sparse.to_dict(), other.sparse.to_dict()
+        for key in weights.keys() | wanted.keys():
+            assert abs(weights.get(key, 0) - wanted.get(key, 0)) < 1e-4
+
+
+def plain(record: Record) -> dict[str, Any]:
+    return {"text": record.text, "metadata": dict(record.metadata), "provenance": dict(record.provenance)}
