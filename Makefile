@@ -34,6 +34,9 @@ bench-stores: $(VENV)/.bench $(VENV)/.demo ## ingest and query rates of stores, 
 soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
 	$(BIN)/python tests/soak.py --minutes 10
 
+kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, and compare with an uninterrupted one
+	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10
+
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
 

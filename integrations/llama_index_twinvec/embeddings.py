@@ -1,0 +1,148 @@
+"""TwinVecEmbedding: the dense half of a model as LlamaIndex's embedding model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, ClassVar, Literal, TypeVar
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import (
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
+
+from llama_index_twinvec.cache import RoleAwareCache, as_query
+from llama_index_twinvec.model import TwinVecModel, meet
+from llama_index_twinvec.sparse import TwinVecSparseEmbedding
+from llama_index_twinvec.waiting import WaitingRows
+from llama_index_twinvec.workers import reduce_for_worker
+from twinvec import EmbeddingBatch, Role
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _in_the_span_of_the_base_class(method: _F) -> _F:
+    """Keep LlamaIndex from opening a second span of the same name around an override."""
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
+
+
+class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
+    """Dense vectors with the prompts the model was trained on: queries get the query's, documents the document's.
+
+    Texts reach the model byte for byte. Async methods do not block the event loop; concurrent calls share forward
+    passes. ``embeddings_cache`` may be any of LlamaIndex's key-value stores: entries are kept apart by role, prompt and
+    model. Sent to a worker process of ``multiprocessing`` (``IngestionPipeline.run(num_workers=4)``), it embeds in the
+    process it came from: the model is in memory once, and batches texts of all workers.
+
+    Example:
+        >>> embed_model = TwinVecEmbedding(model_name="Alibaba-NLP/gte-multilingual-base", dim=256)
+        >>> len(embed_model.get_query_embedding("capital of France"))
+        256
+    """
+
+    needs: ClassVar[Literal["dense", "sparse"]] = "dense"
+    _waiting: WaitingRows | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make the cache tell roles apart."""
+        super().model_post_init(context)
+        self.embeddings_cache = self.embeddings_cache
+
+    def waiting_rows(self) -> WaitingRows:
+        """Return the sparse rows that come with the dense ones from now on, for a store that will want them."""
+        if self._waiting is None:
+            self._waiting = WaitingRows(self.embedder, self.task)
+        return self._waiting
+
+    def as_sparse(self) -> TwinVecSparseEmbedding:
+        """Return the sparse half of the same model, with the same task: dense and sparse are one forward pass."""
+        sparse = TwinVecSparseEmbedding(embedder=self.embedder, task=self.task, embed_batch_size=self.embed_batch_size)
+        return sparse.taking(self.waiting_rows())
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Return what ``to_dict`` returns, also inside of other components."""
+        return self.to_dict()
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return what traces and callbacks may show of the model."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+            "dim": self.dim,
+            "dtype": self.dtype,
+        }
+
+    @_in_the_span_of_the_base_class
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed a query, with the query's prompt."""
+        with as_query():
+            return super().get_query_embedding(query)
+
+    @_in_the_span_of_the_base_class
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Embed a query without blocking the event loop."""
+        with as_query():
+            return await super().aget_query_embedding(query)
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return _rows(self.embedder.embed_queries([query], task=self.task, sparse=False))[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        await meet()
+        return _rows(await self.embedder.aembed_queries([query], task=self.task, sparse=False))[0]
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._kept(texts, self.embedder.embed_documents(texts, task=self.task, sparse=self._wants_sparse()))
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        await meet()
+        batch = await self.embedder.aembed_documents(texts, task=self.task, sparse=self._wants_sparse())
+        return self._kept(texts, batch)
+
+    def _wants_sparse(self) -> bool:
+        return self._waiting is not None and self.embedder.has_sparse
+
+    def _kept(self, texts: list[str], batch: EmbeddingBatch) -> list[Embedding]:
+        if self._waiting is not None and batch.sparse is not None:
+            self._waiting.put(texts, batch.sparse)
+        return _rows(batch)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "embeddings_cache" and isinstance(value, BaseKVStore):
+            store = value.store if isinstance(value, RoleAwareCache) else value
+            value = RoleAwareCache(store, {role: self._namespace(role) for role in Role})
+        super().__setattr__(name, value)
+
+    def _namespace(self, role: Role) -> str:
+        """Return what decides the dense vectors of a role."""
+        spec = self.embedder.spec
+        dense = replace(spec, sparse=None, sparse_keys="surface", digest=str(spec.digest).partition("+")[0])
+        decides = [dense.fingerprint, self.embedder.prompt_for(role, self.task)]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _rows(batch: EmbeddingBatch) -> list[Embedding]:
+    assert batch.dense is not None
+    rows: list[Embedding] = batch.dense.tolist()
+    return rows
+
+
+# what multiprocessing sends to its workers; a plain pickle still carries the specification
+ForkingPickler.register(TwinVecEmbedding, reduce_for_worker)

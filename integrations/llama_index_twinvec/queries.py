@@ -1,0 +1,129 @@
+"""LlamaIndex's VectorStoreQuery as a search of a HybridIndex."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
+
+from llama_index_twinvec.nodes import REF_DOC_ID
+from twinvec import EmbeddingBatch, SparseBatch
+from twinvec.errors import ConfigurationError
+from twinvec.vectors import Float32
+from twinvec_stores import And, Filter, Fusion, HasId, In, from_llama_index
+
+_MMR_THRESHOLD = 0.5  # LlamaIndex's own default
+_MORE = {"fetch_k", "exact", "score_threshold"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a query asks for.
+
+    Attributes:
+        text: of the query.
+        dense: its dense row, float32 [1, dim], where the index has computed it.
+        lacks_dense, lacks_sparse: the halves that have to be computed from the text.
+        options: fields of ``SearchOptions``.
+    """
+
+    text: str
+    dense: Float32 | None
+    lacks_dense: bool
+    lacks_sparse: bool
+    options: Mapping[str, Any]
+
+    @property
+    def lacks(self) -> bool:
+        """Return whether anything has to be computed."""
+        return self.lacks_dense or self.lacks_sparse
+
+    def vectors(self, batch: EmbeddingBatch | None) -> tuple[Float32 | None, SparseBatch | None]:
+        """Return the dense and the sparse row, after what lacked was computed."""
+        if batch is None:
+            return self.dense, None
+        return (batch.dense if self.lacks_dense else self.dense), batch.sparse
+
+
+def read_query(query: VectorStoreQuery, fusion: Fusion, **more: Any) -> Search:
+    """Translate a query.
+
+    Args:
+        query: LlamaIndex's.
+        fusion: how HYBRID joins both halves; ``alpha`` takes the place of its weights.
+        more: ``vector_store_kwargs``: mmr_threshold (in mode MMR), and fetch_k, exact, score_threshold as in
+            ``SearchOptions``.
+
+    Raises:
+        ConfigurationError: something that cannot be honoured; nothing is passed over in silence.
+        FilterError: a filter that cannot be translated.
+    """
+    options = _mode(query, fusion)
+    if options.get("mmr") is not None:
+        options["mmr"] = more.pop("mmr_threshold", options["mmr"])
+    unknown = [*sorted(set(more) - _MORE), *(n for n in ("output_fields", "embedding_field") if getattr(query, n))]
+    if unknown:
+        raise ConfigurationError(f"{', '.join(unknown)}: unknown to this store in mode {query.mode.name}")
+    dense, sparse = options["mode"] != "sparse", options["mode"] != "dense"
+    given = np.array([query.query_embedding], np.float32) if dense and query.query_embedding is not None else None
+    lacks_dense = dense and given is None
+    if query.query_str is None and (lacks_dense or sparse):
+        raise ConfigurationError(f"mode {query.mode.name} needs query_str, the text of the query")
+    return Search(query.query_str or "", given, lacks_dense, sparse, {**options, **more, "filter": _filter(query)})
+
+
+def matching(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:
+    """Return a filter for nodes with these ids, or that match, or both; None and None: for all."""
+    parts: list[Filter] = [] if node_ids is None else [HasId(node_ids)]
+    return And(*parts, *([] if filters is None else [from_llama_index(filters)]))
+
+
+def deletion(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:
+    """Return what ``delete_nodes`` is to delete.
+
+    Raises:
+        ConfigurationError: nothing was said, which would delete everything.
+    """
+    if node_ids is None and (filters is None or not filters.filters):
+        raise ConfigurationError("delete_nodes needs node_ids or filters; clear() deletes everything")
+    return matching(node_ids, filters)
+
+
+def _mode(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
+    top_k = query.similarity_top_k
+    if query.mode == VectorStoreQueryMode.DEFAULT:
+        return {"mode": "dense", "k": top_k}
+    if query.mode == VectorStoreQueryMode.MMR:
+        threshold = _MMR_THRESHOLD if query.mmr_threshold is None else query.mmr_threshold
+        return {"mode": "dense", "k": top_k, "mmr": threshold}
+    if query.mode == VectorStoreQueryMode.SPARSE:
+        return {"mode": "sparse", "k": top_k if query.sparse_top_k is None else query.sparse_top_k}
+    if query.mode == VectorStoreQueryMode.HYBRID:
+        return _hybrid(query, fusion)
+    raise ConfigurationError(f"mode {query.mode.name} is not one of this store's: DEFAULT, SPARSE, HYBRID, MMR")
+
+
+def _hybrid(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
+    """Return the options of HYBRID, in which ``similarity_top_k`` is the dense half's where hybrid_top_k is given."""
+    alpha, mode = query.alpha, "hybrid"
+    if alpha is not None:
+        if not 0 <= alpha <= 1:
+            raise ConfigurationError(f"alpha={alpha} must be a number from 0 (sparse only) to 1 (dense only)")
+        mode = "sparse" if alpha == 0 else "dense" if alpha == 1 else "hybrid"
+        fusion = replace(fusion, dense_weight=alpha, sparse_weight=1 - alpha)
+    return {
+        "mode": mode,
+        "k": query.similarity_top_k if query.hybrid_top_k is None else query.hybrid_top_k,
+        "dense_k": None if query.hybrid_top_k is None else query.similarity_top_k,
+        "sparse_k": query.sparse_top_k,
+        "fusion": fusion,
+    }
+
+
+def _filter(query: VectorStoreQuery) -> Filter:
+    # VectorStoreIndex sends an empty list for "any"
+    of_nodes = matching(query.node_ids or None, query.filters)
+    return And(of_nodes, In(REF_DOC_ID, query.doc_ids)) if query.doc_ids else of_nodes

@@ -1,0 +1,72 @@
+"""Sparse rows that came with dense ones, until a store asks for them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from twinvec import Embedder, SparseBatch, SparseVector, Task
+from twinvec_stores.records import stack_rows
+
+_MAX_BYTES = 256 * 2**20
+_OVERHEAD = 400  # bytes of objects and dictionary slots per row
+
+
+class WaitingRows:
+    """The sparse rows of documents whose dense rows were asked for first. Thread safe.
+
+    LlamaIndex embeds all nodes of a pipeline before the store sees the first one: more than the core's memo keeps.
+    What a store takes is gone; what nobody takes goes at a limit of 256 MiB, the oldest first.
+    """
+
+    def __init__(self, embedder: Embedder, task: Task | str | None) -> None:
+        """Wait for what this model gives for documents."""
+        self._embedder, self._task = embedder, task
+        self._rows: OrderedDict[str, SparseVector] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def put(self, texts: Sequence[str], rows: SparseBatch) -> None:
+        """Keep the rows of some texts."""
+        with self._lock:
+            for text, row in zip(texts, rows, strict=True):
+                self._drop(text)
+                self._rows[text] = row.copy()
+                self._bytes += _size(text, row)
+            while self._bytes > _MAX_BYTES:
+                self._drop(next(iter(self._rows)))
+
+    def documents(self, texts: Sequence[str]) -> SparseBatch:
+        """Return the sparse rows of documents, computing those that do not wait here."""
+        found = self._take(texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing:
+            rows = self._embedder.embed_documents(missing, task=self._task, dense=False).sparse
+            assert rows is not None
+            found.update(zip(missing, rows, strict=True))
+        return stack_rows([found[text] for text in texts])
+
+    async def adocuments(self, texts: Sequence[str]) -> SparseBatch:
+        """See ``documents``."""
+        found = self._take(texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing:
+            rows = (await self._embedder.aembed_documents(missing, task=self._task, dense=False)).sparse
+            assert rows is not None
+            found.update(zip(missing, rows, strict=True))
+        return stack_rows([found[text] for text in texts])
+
+    def _take(self, texts: Sequence[str]) -> dict[str, SparseVector]:
+        with self._lock:
+            return {text: row for text in texts if (row := self._drop(text)) is not None}
+
+    def _drop(self, text: str) -> SparseVector | None:
+        row = self._rows.pop(text, None)
+        if row is not None:
+            self._bytes -= _size(text, row)
+        return row
+
+
+def _size(text: str, row: SparseVector) -> int:
+    return _OVERHEAD + 4 * len(text) + row.indices.nbytes + row.values.nbytes
