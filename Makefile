@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-concurrency bench-stores soak kill-ingest clean
+.PHONY: help demo test lint bench bench-concurrency bench-stores bench-langchain soak kill-ingest clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ bench-concurrency: $(VENV)/.bench $(VENV)/.demo ## single queries from 1, 8, 64 
 
 bench-stores: $(VENV)/.bench $(VENV)/.demo ## ingest and query rates of stores, beside qdrant-client's local mode and milvus-lite
 	$(BIN)/python benchmarks/stores.py
+
+bench-langchain: $(VENV)/.bench $(VENV)/.demo ## from LangChain documents to a searchable store, beside its own classes
+	$(BIN)/python benchmarks/langchain_ingest.py
 
 soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
 	$(BIN)/python tests/soak.py --minutes 10

@@ -4,8 +4,8 @@
     python benchmarks/quality.py --model e5/ --sparse sparse_linear.safetensors \\
         --prompts '{"query": "query: ", "document": "passage: "}' collections/out/*
 
-A collection is a folder in BEIR layout. Everything is reported on a random half of its queries (seed 0); the weights of
-the default fusion were chosen on the other halves. Intervals are paired bootstraps of nDCG@10: hybrid less the better half.
+A collection is a folder in BEIR layout. All is reported on a random half of its queries (seed 0); the weights of the
+default fusion were chosen on the other halves. Intervals: paired bootstraps of nDCG@10, hybrid less the better half.
 """
 
 from __future__ import annotations

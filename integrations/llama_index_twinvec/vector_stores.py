@@ -112,7 +112,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             raise ConfigurationError(f"{', '.join(given)}: already said by the store")
         super().__init__(stores_text=True)
         self._embedding = embedding
-        self._index = HybridIndex(embedding.embedder, store)
+        self._index = HybridIndex(embedding.embedder, store, task=embedding.task)
         self._fusion = fusion if isinstance(fusion, Fusion) else Fusion(fusion) if fusion else _EVEN
         if store.config.sparse:
             embedding.waiting_rows()
@@ -312,13 +312,13 @@ def _open(
         with contextlib.suppress(StoreNotFoundError):
             store = open_store(location, **options)
             try:
-                store.config.check(StoreConfig.for_embedder(embedding.embedder), repr(store))
+                store.config.check(StoreConfig.for_embedder(embedding.embedder, task=embedding.task), repr(store))
             except StoreMismatchError:
                 store.close()
                 raise
             return store
     fields = {REF_DOC_ID: "keyword", **(fields or {})}
-    config = StoreConfig.for_embedder(embedding.embedder, fields=fields, quantization=quantization)
+    config = StoreConfig.for_embedder(embedding.embedder, fields=fields, quantization=quantization, task=embedding.task)
     return open_store(location, config, **options)
 
 
