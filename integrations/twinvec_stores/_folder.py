@@ -254,7 +254,8 @@ class Folder:
         except Exception as error:
             if "WouldBlock" in str(error):
                 raise StoreLockedError(
-                    f"{self.path} is still being optimized by another process: wait for it"
+                    f"{self.path} is held by a process that optimizes it, or that was forked while it was open: wait "
+                    "for it to end"
                 ) from None
             raise StoreEngineError(f"{self.path}: {error}") from error
         except BaseException as panic:  # pyo3's PanicException is no Exception

@@ -328,7 +328,7 @@ class QdrantStore(HybridStore):
 
             for other in [other for other in self._async if other.is_closed()]:
                 self._async.pop(other, None)
-            with self._typed_errors():  # its check of the server's version would block the loop
+            with self._typed_errors():  # the other client has seen to the server's version
                 self._async[loop] = AsyncQdrantClient(**{"check_compatibility": False, **self._options})
         return self._async[loop]
 
@@ -385,7 +385,7 @@ class QdrantStore(HybridStore):
             "quantization_config": int8 if config.quantization == "int8" else None,
             "metadata": {_METADATA: config.to_dict()},
         }
-        if both := sorted(set(options) & set(arguments)):
+        if both := sorted(set(options) & {"collection_name", *arguments}):
             raise ConfigurationError(
                 f"collection_options: {', '.join(both)} follow from the StoreConfig; leave them out"
             )

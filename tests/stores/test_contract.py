@@ -284,25 +284,25 @@ QUESTIONS = {
 }
 
 
-@settings(STATED, max_examples=60)
+@settings(STATED, max_examples=40)
 @given(queries=st.lists(DENSE_QUERIES | SPARSE_QUERIES, max_size=4), **QUESTIONS)
 def test_the_same_answers_as_the_oracle(make: Make, **questions: Any) -> None:
     check_story(make(BOTH), **questions)
 
 
-@settings(STATED, max_examples=20)
+@settings(STATED, max_examples=12)
 @given(queries=st.lists(DENSE_QUERIES | SPARSE_QUERIES, max_size=4), **QUESTIONS)
 def test_async_methods_give_the_same_answers(make_async: Make, **questions: Any) -> None:
     check_story(make_async(BOTH), **questions)
 
 
-@settings(STATED, max_examples=15)
+@settings(STATED, max_examples=10)
 @given(queries=st.lists(DENSE_QUERIES, max_size=2), **QUESTIONS)
 def test_a_store_without_sparse_vectors(make: Make, **questions: Any) -> None:
     check_story(make(DENSE), **questions)
 
 
-@settings(STATED, max_examples=15)
+@settings(STATED, max_examples=10)
 @given(queries=st.lists(SPARSE_QUERIES, max_size=2), **QUESTIONS)
 def test_a_store_without_dense_vectors(make: Make, **questions: Any) -> None:
     check_story(make(SPARSE), **questions)

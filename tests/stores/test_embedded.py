@@ -466,7 +466,8 @@ def test_a_fork_while_another_thread_opens_a_store_does_not_hang(tmp_path: Path)
 
     def open_stores() -> None:
         while not enough.is_set():
-            EmbeddedStore(tmp_path / "busy", CONFIG).close()
+            with contextlib.suppress(StoreLockedError):  # while a child lives that was forked when it was open
+                EmbeddedStore(tmp_path / "busy", CONFIG).close()
             begun.set()
 
     opening = threading.Thread(target=open_stores)
