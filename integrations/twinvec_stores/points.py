@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -183,7 +184,7 @@ def _is_kept(value: Any) -> bool:
 def _bound(name: str, bound: float) -> float:
     """Return a bound with room for tiny and huge floats that are read as one of the two next to them."""
     number = comparable(bound)
-    if number == 0 or _SMALL <= abs(number) < _LARGE:
+    if abs(number) < sys.float_info.min or _SMALL <= abs(number) < _LARGE:
         return number
     outward = math.inf if name in ("gt", "lte") else -math.inf
     moved = math.nextafter(math.nextafter(number, outward), outward)

@@ -41,7 +41,7 @@ FRACTIONS = st.one_of(
     st.sampled_from(
         [1 / 3, 1.2345678901234567e-9, -1.23456789012345e-9, 1e300, 1e-300, 1.7976931348623157e308, 5e-324]
     ),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False),
 )
 SCALARS = STRINGS | WHOLE | WIDE | FRACTIONS | st.booleans()
 VALUES: st.SearchStrategy[Any] = st.recursive(
