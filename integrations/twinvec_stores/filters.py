@@ -16,6 +16,7 @@ from twinvec.errors import FilterError
 
 Scalar: TypeAlias = "str | int | float | bool"
 _SEGMENT = re.compile(r'"([^"\\]*)"|([^."\[\]\\]+)')
+_MAX_FLOAT = 1.79769313486231e308  # the largest of 15 digits
 _MAX_DEPTH = 32  # Qdrant Edge writes a deeper filter into its log, but cannot read it again
 
 
@@ -270,4 +271,4 @@ def _within(value: Any, bounds: Range) -> bool:
 def comparable(number: float) -> float:
     """Return what a number is compared as: engines keep 15 significant digits of a float for certain."""
     rounded = float(f"{number:.15g}") if isinstance(number, float) else float(number)
-    return rounded if math.isfinite(rounded) else number  # the largest floats would be rounded to infinity
+    return max(-_MAX_FLOAT, min(rounded, _MAX_FLOAT))  # the largest floats would be rounded to infinity

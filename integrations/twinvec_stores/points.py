@@ -187,8 +187,7 @@ def _bound(name: str, bound: float) -> float:
     if abs(number) < sys.float_info.min or _SMALL <= abs(number) < _LARGE:
         return number
     outward = math.inf if name in ("gt", "lte") else -math.inf
-    moved = math.nextafter(math.nextafter(number, outward), outward)
-    return moved if math.isfinite(moved) else number
+    return math.nextafter(math.nextafter(number, outward), outward)
 
 
 def _shortened(value: Any) -> Any:
