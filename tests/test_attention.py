@@ -183,6 +183,7 @@ def flash_semantics(
         return (left < 0 or j >= i - left) and (right < 0 or j <= i + right)
 
     assert q.shape[-1] == k.shape[-1] == v.shape[-1], "the kernels take one head width"
+    assert q.shape[-1] % 8 == 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return torch.from_numpy(softmax_attention(q.numpy(), k.numpy(), v.numpy(), cu_seqlens[1:].tolist(), scale, visible))
 
@@ -232,6 +233,45 @@ def test_the_cuda_functions_ask_their_kernels_for_the_same_attention(
     out = run(function, inputs, **options)
     wanted = expected(inputs, causal=causal, window=window, scaling=scaling)
     torch.testing.assert_close(out, wanted, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_varlen_of_torch_2_11_knows_no_grouped_heads_and_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_in_2_11(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
+        max_q: int, max_k: int, *, return_aux: None = None, scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:  # fmt: skip
+        return flash_semantics(query, key, value, cu_seq_q, scale, window_size, causal=False)
+
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", as_in_2_11)
+    monkeypatch.setattr(attention, "_varlen_parameters", attention._varlen_parameters.__wrapped__)
+    inputs = make_inputs((1, 5, 5, 9), Shape(heads=6, kv_heads=2))
+    wanted = expected(inputs, causal=False, window=None, scaling=None)
+    torch.testing.assert_close(run(attention.varlen, inputs), wanted, atol=1e-12, rtol=1e-10)
+
+
+def test_varlen_is_chosen_where_it_takes_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    device = torch.device("cuda")
+    assert choose_attention(device, torch.bfloat16) == "varlen"
+    assert choose_attention(device, torch.float32) == "sdpa"
+    monkeypatch.setattr(attention, "_varlen_parameters", lambda: frozenset({"query", "is_causal"}))  # torch 2.10
+    assert choose_attention(device, torch.bfloat16) == "sdpa"
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("function", [attention.varlen, attention.flash])
+@pytest.mark.parametrize("scaling", [None, 0.5])
+def test_heads_of_any_width_are_widened_to_what_the_kernels_take(
+    function: Callable[..., Any], scaling: float | None
+) -> None:
+    inputs = make_inputs((3, 4), Shape(dim=12, dim_v=10))
+    wanted = expected(inputs, causal=False, window=None, scaling=scaling)
+    torch.testing.assert_close(run(function, inputs, scaling=scaling), wanted, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.usefixtures("kernels")

@@ -80,7 +80,7 @@ def open_folder(folder: Path, **options: Any) -> Checkpoint:
 def build_model(folder: Path) -> None:
     checkpoint = open_folder(folder)
     family = find_family(checkpoint)
-    family.build(checkpoint, family.describe(checkpoint), torch.float32)
+    family.build(checkpoint, family.describe(checkpoint), torch.float32, torch.device("cpu"))
 
 
 def build_head(folder: Path) -> None:

@@ -24,6 +24,7 @@ from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder
 from twinvec.cache import VectorCache
 from twinvec.core import InferenceCore
+from twinvec.encoder import Encoder
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -40,6 +41,13 @@ Forward = Callable[[Any], Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_gte(tmp_path_factory.mktemp("core"), seed=11)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["waiting", "working ahead"])
+def asynchronous(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test runs with a device whose thread waits for it, and with one that gets the next batch meanwhile."""
+    monkeypatch.setattr(Encoder, "asynchronous", request.param)
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -499,6 +507,53 @@ def test_a_timed_out_or_cancelled_task_leaves_no_noise_in_the_loop(
     assert not [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"]
 
 
+def test_the_next_batch_is_on_the_device_before_the_last_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    events = ""
+    start, finish = Encoder.start, Encoder.finish
+
+    def starting(self: Encoder, *args: Any) -> Any:
+        nonlocal events
+        events += "s"
+        return start(self, *args)
+
+    def finishing(self: Encoder, *args: Any) -> Any:
+        nonlocal events
+        events += "f"
+        return finish(self, *args)
+
+    texts = [f"text number {i}" for i in range(60)]
+    with Embedder(folder, dtype="float32", memo_bytes=0, token_budget=32) as embedder:
+        expected = dense_of(embedder.embed_documents(texts))
+        monkeypatch.setattr(Encoder, "start", starting)
+        monkeypatch.setattr(Encoder, "finish", finishing)
+        np.testing.assert_array_equal(dense_of(embedder.embed_documents(texts)), expected)
+    assert events.count("s") == events.count("f") > 5
+    assert ("ss" in events) == asynchronous
+    assert "sss" not in events
+    assert events.endswith("f")
+
+
+def test_a_device_that_is_lost_takes_the_batch_behind_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = iter([False, False, True])
+
+    def fail_late(forward: Forward) -> Forward:
+        def run(batch: Any) -> Any:
+            if next(passes, True):
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return forward(batch)
+
+        return run
+
+    with Embedder(folder, dtype="float32", memo_bytes=0, token_budget=16) as embedder:
+        replace_forward(embedder, monkeypatch, fail_late)
+        with ThreadPoolExecutor(8) as pool:
+            texts = [[f"text number {i} of {j}" for j in range(9)] for i in range(8)]
+            calls = [pool.submit(embedder.embed_documents, some) for some in texts]
+            assert all(isinstance(call.exception(60), DeviceLostError) for call in calls)
+
+
 def test_a_lowered_token_budget_is_won_back(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twinvec.encoder._CALM", 4)
     full = embedder.stats()["token_budget"]
@@ -626,7 +681,7 @@ def test_a_failing_replica_is_taken_out_and_its_work_goes_on(
         def lost(*args: Any) -> Any:
             raise RuntimeError("CUDA error: device lost")
 
-        monkeypatch.setattr(first, "encode", lost)
+        monkeypatch.setattr(first, "finish", lost)
         batch = embedder.embed_documents([f"text number {i}" for i in range(40)])
         while embedder.stats()["failures"] == 0:  # the healthy one may have been faster
             batch = embedder.embed_documents([f"text number {i}" for i in range(40)])

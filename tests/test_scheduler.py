@@ -117,3 +117,23 @@ def test_what_a_lost_device_held_goes_first() -> None:
     held = [Text(6), Text(5)]
     scheduler.put_back(held)
     assert scheduler.take(100) == held
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 60))
+def test_a_busy_device_takes_full_batches_only(bulk: list[int], budget: int) -> None:
+    scheduler: Scheduler[Text] = Scheduler()
+    scheduler.put([Text(n) for n in bulk], urgent=False)
+    batch = scheduler.take(budget, wait=False)
+    assert bool(batch) == (sum(bulk) >= budget)
+
+
+def test_a_busy_device_takes_queries_at_once_and_the_rest_of_a_plan() -> None:
+    scheduler: Scheduler[Text] = Scheduler()
+    assert scheduler.take(20, wait=False) == []
+    scheduler.put([Text(9), Text(9), Text(9)], urgent=False)
+    assert sizes(scheduler.take(20, wait=False)) == [9, 9]
+    assert sizes(scheduler.take(20, wait=False)) == [9]
+    scheduler.put([Text(2)], urgent=True)
+    assert sizes(scheduler.take(20, wait=False)) == [2]
+    scheduler.close()
+    assert scheduler.take(20, wait=False) is None

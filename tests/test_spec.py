@@ -24,6 +24,7 @@ DIFFERENT: dict[str, Any] = {
     "sparse": None,
     "sparse_keys": "ids",
     "reproducible": True,
+    "quantization": "int8",
     "digest": DIGEST[::-1],
 }
 PLACES: dict[str, Any] = {"model": "/data/copy", "revision": None, "trust_remote_code": True}
@@ -34,6 +35,10 @@ def test_whatever_decides_a_vector_changes_the_fingerprint(name: str) -> None:
     other = dataclasses.replace(LOADED, **{name: DIFFERENT[name]})
     assert other != LOADED
     assert other.fingerprint != LOADED.fingerprint
+
+
+def test_the_fingerprint_is_that_of_stores_made_before_there_was_quantization() -> None:
+    assert LOADED.fingerprint == "96d2862bca34446a2c50e42b544e19fd"
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -3,18 +3,28 @@
 Importing this package imports neither torch nor transformers; they come with the first model.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from twinvec._version import __version__
+from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import TruncationWarning, TwinVecError
 from twinvec.prompts import TASKS, Role, Task
 from twinvec.spec import ModelSpec
 from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
 
+if TYPE_CHECKING:
+    from twinvec.remote import RemoteEmbedder
+
 __all__ = [
     "TASKS",
+    "BaseEmbedder",
     "Embedder",
     "EmbeddingBatch",
     "ModelSpec",
+    "RemoteEmbedder",
     "Role",
     "SparseBatch",
     "SparseVector",
@@ -23,3 +33,11 @@ __all__ = [
     "TwinVecError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RemoteEmbedder":  # on demand: its HTTP client takes a tenth of a second to import
+        from twinvec.remote import RemoteEmbedder
+
+        return RemoteEmbedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +32,19 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
         return "sdpa"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "sdpa"
-    if importlib.util.find_spec("torch.nn.attention.varlen"):
+    if "window_size" in _varlen_parameters():
         return "varlen"
     return "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    """Return what torch's varlen_attn can be told; nothing where there is none (it grew from 2.10 to 2.12)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @dataclass(frozen=True)
@@ -82,13 +93,15 @@ def sdpa(
     for start, count, length in packed.runs:
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+        to = out[0, start:stop].view(count, length, heads, dim_v).transpose(1, 2)
         window = options.sliding_window
         if window is not None and window >= length:
             window = None
         if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not options.causal and window is None:
-            result = _products(q, k, v, options.scaling)
-        else:
-            result = F.scaled_dot_product_attention(
+            _products(q, k, v, options.scaling, to)
+            continue
+        to.copy_(
+            F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
@@ -97,7 +110,7 @@ def sdpa(
                 scale=options.scaling,
                 enable_gqa=key.shape[1] != heads,
             )
-        out[0, start:stop].view(count, length, heads, dim_v).copy_(result.transpose(1, 2))
+        )
     return out
 
 
@@ -108,16 +121,16 @@ def varlen(
     """Run torch's built-in flash attention over the whole batch (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v, dim_v = _ragged(query, key, value)
-    longest = max(packed.lengths)
+    q, k, v, scale = _ragged(query, key, value, options.scaling)
     window = -1 if options.sliding_window is None else options.sliding_window - 1
+    # before torch 2.12 the kernel takes fewer key heads without being told
+    grouped: dict[str, Any] = {"enable_gqa": k.shape[1] != q.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
     out = varlen_attn(
-        q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
-        scale=options.scaling, window_size=(window, 0 if options.causal else window),
-        enable_gqa=k.shape[1] != q.shape[1],
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.longest, packed.longest,
+        scale=scale, window_size=(window, 0 if options.causal else window), **grouped,
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)
-    return out[None, ..., :dim_v]
+    return out[None, ..., : value.shape[-1]]
 
 
 @_register
@@ -127,30 +140,33 @@ def flash(
     """Run the optional flash-attn package over the whole batch (CUDA, half precision)."""
     from flash_attn import flash_attn_varlen_func
 
-    q, k, v, dim_v = _ragged(query, key, value)
-    longest = max(packed.lengths)
+    q, k, v, scale = _ragged(query, key, value, options.scaling)
     window = -1 if options.sliding_window is None else options.sliding_window - 1
     out: torch.Tensor = flash_attn_varlen_func(
-        q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest,
-        softmax_scale=options.scaling, causal=options.causal, window_size=(window, window),
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.longest, packed.longest,
+        softmax_scale=scale, causal=options.causal, window_size=(window, window),
     )  # fmt: skip
-    return out[None, ..., :dim_v]
+    return out[None, ..., : value.shape[-1]]
 
 
 def _ragged(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Return [tokens, heads, dim] views; values narrower than queries (latent attention) are widened with zeros."""
-    dim_v = value.shape[-1]
-    if dim_v > query.shape[-1]:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Return [tokens, heads, dim] and the score factor.
+
+    The kernels take one width of heads, a multiple of 8: narrower ones (the values of latent attention, say) are
+    widened with zeros.
+    """
+    dim, dim_v = query.shape[-1], value.shape[-1]
+    if dim_v > dim:
         raise ConfigurationError(f"flash attention needs value heads ({dim_v}) no wider than query heads")
-    value = F.pad(value, (0, query.shape[-1] - dim_v))
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return q, k, v, dim_v
+    width = -(-dim // 8) * 8
+    q, k, v = (F.pad(x[0].transpose(0, 1), (0, width - x.shape[-1])) for x in (query, key, value))
+    return q, k, v, dim**-0.5 if scaling is None else scaling
 
 
-def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Attend without a mask by two matrix products per block of queries [texts, heads, length, dim].
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor) -> None:
+    """Attend without a mask by two matrix products per block of queries; all are [texts, heads, length, dim].
 
     The CPU's fused kernel does not reach its bfloat16 instructions: these products are about twice as fast. Scores are
     rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
@@ -159,15 +175,15 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float 
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    queries, keys, values = (x.flatten(0, 1).contiguous() for x in (q * scale, k, v))
+    queries, keys, values = (x.flatten(0, 1).contiguous() for x in (q, k, v))
     keys = keys.mT
+    nothing = q.new_empty(1).expand(len(queries), 1, 1)  # baddbmm is the product that takes a factor
     rows = max(_SCORE_BYTES // (q.element_size() * len(queries) * q.shape[2]), 16)
-    result = values.new_empty(values.shape)
     for start in range(0, q.shape[2], rows):
         block = slice(start, start + rows)
-        result[:, block] = torch.bmm(torch.bmm(queries[:, block], keys).softmax(-1), values)
-    unflattened: torch.Tensor = result.unflatten(0, q.shape[:2])
-    return unflattened
+        scores = torch.baddbmm(nothing, queries[:, block], keys, beta=0, alpha=scale)
+        torch.softmax(scores, -1, out=scores)
+        out[:, :, block] = torch.bmm(scores, values).unflatten(0, q.shape[:2])
 
 
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from twinvec.attention import PREFIX
 from twinvec.checkpoint import Checkpoint
 from twinvec.errors import CheckpointError, CheckpointMismatchError
-from twinvec.fused import fuse_feed_forward
+from twinvec.fused import fuse
 from twinvec.packing import TokenBatch
 
 # parts that embedding never uses: poolers, language-model heads, position counters
@@ -42,6 +42,9 @@ class Backbone(torch.nn.Module):
 
     def use_attention(self, name: str) -> None:
         """Choose the packed attention: "sdpa", "varlen" or "flash"."""
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace layers by faster ones for a device (``fused``), where they are known; once."""
 
     def rope_variants(self) -> tuple[str, ...]:
         """Return the rotations that ``verify`` may try; empty where the checkpoint settles it."""
@@ -70,7 +73,6 @@ class PackedTransformer(Backbone):
         self.model = model
         self._padding_idx = padding_idx
         self._options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-        fuse_feed_forward(model)
         if causal is not None:
             for module in model.modules():
                 if hasattr(module, "is_causal"):
@@ -79,6 +81,10 @@ class PackedTransformer(Backbone):
     def use_attention(self, name: str) -> None:
         """Choose the packed attention."""
         self.model.config._attn_implementation = PREFIX + name
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace the layers that ``fused`` knows."""
+        fuse(self.model, device, packed=True)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
@@ -97,10 +103,10 @@ class PackedTransformer(Backbone):
             return batch.position_ids
         counted = (batch.input_ids != self._padding_idx).long()
         total = counted.cumsum(0)
-        starts = batch.cu_seqlens[:-1].long()
+        starts = batch.cu_seqlens[:-1].long().clamp_max(len(total) - 1)
         before = (total - counted)[starts]
-        lengths = torch.tensor(batch.lengths, device=total.device)
-        return (total - torch.repeat_interleave(before, lengths)) * counted + self._padding_idx
+        lengths = batch.cu_seqlens.diff()
+        return (total - torch.repeat_interleave(before, lengths, output_size=len(total))) * counted + self._padding_idx
 
 
 class PackedMaskedLM(PackedTransformer):
@@ -118,7 +124,10 @@ class PaddedTransformer(Backbone):
         super().__init__()
         self.model = model
         self._pad_id = pad_id
-        fuse_feed_forward(model)
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace the layers that ``fused`` knows, but for attention."""
+        fuse(self.model, device, packed=False)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden]."""
@@ -137,7 +146,13 @@ def pad(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def load_native(
-    model_class: Any, config: Any, checkpoint: Checkpoint, dtype: torch.dtype, *, ignore: Iterable[str] = ()
+    model_class: Any,
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    ignore: Iterable[str] = (),
 ) -> Any:
     """Load a native transformers class, strictly.
 
@@ -146,6 +161,7 @@ def load_native(
         config: its configuration, made by the family.
         checkpoint: where the weights are.
         dtype: of the parameters; position buffers stay fp32.
+        device: where to; the weights go there straight from the file.
         ignore: regular expressions of tensors that the family knows to be unused.
 
     Raises:
@@ -162,6 +178,7 @@ def load_native(
                 checkpoint.folder,
                 config=config,
                 dtype=dtype,
+                device_map={"": device},
                 attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
                 local_files_only=True,
                 output_loading_info=True,

@@ -33,13 +33,32 @@ _BM25_WINDOW = 64  # texts, some milliseconds
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one call asks for."""
+    """What one call asks for.
 
-    task: Task | str | None
-    prompt: str | None
+    Attributes:
+        task, prompt, dense, sparse, timeout: see ``Embedder.embed_queries``.
+        dim: dense dimensions in place of the Embedder's.
+        fail_on_overflow: in place of the Embedder's ``on_overflow``.
+    """
+
+    task: Task | str | None = None
+    prompt: str | None = None
+    dense: bool = True
+    sparse: bool | None = None
+    timeout: float | None = None
+    dim: int | None = None
+    fail_on_overflow: bool | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A call that can be answered: ``prompt`` goes before each text, ``dense`` and ``sparse`` halves are computed."""
+
+    role: Role
+    texts: list[str]
+    prompt: str
     dense: bool
-    sparse: bool | None
-    timeout: float | None
+    sparse: bool
 
 
 class Job(Protocol):
@@ -131,6 +150,7 @@ def open_views(spec: ModelSpec, options: Mapping[str, Any], token: str | None) -
         sparse="head",
         sparse_keys=spec.sparse_keys,
         reproducible=spec.reproducible,
+        quantization=spec.quantization,
         digest=sparse_digest or None,
     )
     try:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from traceback import format_exception
 
-from twinvec.encoder import Encoded, Encoder, is_device_lost
+from twinvec.encoder import Encoded, Encoder, Flight, is_device_lost
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
 from twinvec.jobs import WINDOW, Cache, Job, Request
 from twinvec.loading import Model
@@ -58,6 +58,14 @@ class Entry:
         return job.name(number)
 
 
+@dataclass(frozen=True, eq=False)
+class Started:
+    """A batch that is on a device."""
+
+    entries: list[Entry]
+    flight: Flight
+
+
 class InferenceCore:
     """One loaded model and the threads that serve it.
 
@@ -65,14 +73,14 @@ class InferenceCore:
         model: what was loaded.
         memo: recent rows.
         truncated, failures: counters of texts and of failed batches.
-        queue_seconds, forward_seconds: sums over entries and over forward passes.
+        queue_seconds: sum over entries.
     """
 
     def __init__(self, model: Model, namespace: str = "") -> None:
         self.model = model
         self.memo = Memo()
         self.truncated = self.failures = 0
-        self.queue_seconds = self.forward_seconds = 0.0
+        self.queue_seconds = 0.0
         self.cache_hits = self.cache_misses = 0
         self._filled = self._offered = 0
         self._namespace = namespace
@@ -303,36 +311,44 @@ class InferenceCore:
             self._lose(encoder, scheduler, [], error)
 
     def _run(self, encoder: Encoder, scheduler: Scheduler[Entry]) -> None:
-        while (taken := scheduler.take(encoder.token_budget)) is not None:
-            batch = []
-            with self._lock:
-                for entry in taken:
-                    if entry.live:
-                        batch.append(entry)
-                    else:
-                        self._inflight.pop((entry.key, entry.urgent), None)
-            if not batch:
-                continue
-            try:
-                self._encode(encoder, batch)
-            except BaseException as error:
-                if is_device_lost(error):
-                    self._lose(encoder, scheduler, batch, error)
-                    return
-                if self._isolate(encoder, scheduler, batch, error):
-                    return
+        """Keep one batch on the device and, where the device works by itself, the next one right behind it."""
+        ahead: Started | None = None
+        while (taken := scheduler.take(encoder.token_budget, wait=ahead is None)) is not None:
+            wanted = self._still_wanted(taken)
+            started = self._start_batch(encoder, wanted) if wanted else None
+            due, ahead = (ahead, started) if encoder.asynchronous else (started, None)
+            if due is not None and not self._land(encoder, scheduler, due, ahead.entries if ahead else []):
+                return
 
-    def _encode(self, encoder: Encoder, batch: list[Entry]) -> None:
+    def _still_wanted(self, taken: list[Entry]) -> list[Entry]:
+        wanted = []
+        with self._lock:
+            for entry in taken:
+                if entry.live:
+                    wanted.append(entry)
+                else:
+                    self._inflight.pop((entry.key, entry.urgent), None)
+        return wanted
+
+    def _start_batch(self, encoder: Encoder, batch: list[Entry]) -> Started:
         budget, tokens = encoder.token_budget, sum(entry.n_tokens for entry in batch)
-        start = time.monotonic()
-        encoded = encoder.encode([entry.tokens for entry in batch], [entry.name for entry in batch])
-        seconds = time.monotonic() - start
+        flight = encoder.start([entry.tokens for entry in batch], [entry.name for entry in batch])
         with self._lock:
             self._filled += tokens
             self._offered += max(budget, tokens)
-            self.forward_seconds += seconds
-            self.queue_seconds += sum(start - entry.queued for entry in batch)
-        self._deliver(batch, encoded)
+            self.queue_seconds += sum(flight.started - entry.queued for entry in batch)
+        return Started(batch, flight)
+
+    def _land(self, encoder: Encoder, scheduler: Scheduler[Entry], due: Started, behind: list[Entry]) -> bool:
+        """Deliver a batch; return False where the device was lost, and ``behind`` with it."""
+        try:
+            self._deliver(due.entries, encoder.finish(due.flight))
+        except BaseException as error:
+            if is_device_lost(error):
+                self._lose(encoder, scheduler, due.entries + behind, error)
+                return False
+            return not self._isolate(encoder, scheduler, due.entries, behind, error)
+        return True
 
     def _deliver(self, batch: list[Entry], encoded: Encoded) -> None:
         rows = [
@@ -372,7 +388,14 @@ class InferenceCore:
         except Exception:
             logger.exception("the persistent cache failed; its callers have their vectors")
 
-    def _isolate(self, encoder: Encoder, scheduler: Scheduler[Entry], batch: list[Entry], error: BaseException) -> bool:
+    def _isolate(
+        self,
+        encoder: Encoder,
+        scheduler: Scheduler[Entry],
+        batch: list[Entry],
+        behind: list[Entry],
+        error: BaseException,
+    ) -> bool:
         """Find out whose texts made a batch fail: entries with the same callers are tried alone, once.
 
         Returns:
@@ -390,11 +413,13 @@ class InferenceCore:
             failure = error
             if len(groups) > 1 and any(job.live for job in jobs):
                 try:
-                    self._encode(encoder, entries)
+                    started = self._start_batch(encoder, entries)
+                    self._deliver(entries, encoder.finish(started.flight))
                     continue
                 except BaseException as alone:
                     if is_device_lost(alone):
-                        self._lose(encoder, scheduler, entries + [e for _, rest in left for e in rest], alone)
+                        rest = [entry for _, group in left for entry in group]
+                        self._lose(encoder, scheduler, entries + rest + behind, alone)
                         return True
                     failure = alone
             for job in jobs:

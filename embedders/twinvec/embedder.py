@@ -6,16 +6,13 @@ import asyncio
 import functools
 import os
 import time
-import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from twinvec.base import BaseEmbedder
 from twinvec.bm25 import Bm25
 from twinvec.calls import (
     Bm25Job,
@@ -28,10 +25,10 @@ from twinvec.calls import (
     open_views,
     show_progress_of,
 )
-from twinvec.errors import ConfigurationError, DeadlineError, PromptError, TruncationWarning
+from twinvec.errors import ConfigurationError, DeadlineError
 from twinvec.prompts import Role, Task
 from twinvec.spec import ModelSpec, SparseKeys
-from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
     from twinvec.jobs import Cache
@@ -40,7 +37,7 @@ OnOverflow = Literal["truncate", "error"]
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
 
 
-class Embedder:
+class Embedder(BaseEmbedder):
     """Dense and sparse vectors of one model, with the prompts it was trained on.
 
     Thread safe; calls from several threads and tasks share the model. Pickling carries the specification, not the
@@ -65,6 +62,7 @@ class Embedder:
         sparse: str | os.PathLike[str] | None = "auto",
         sparse_keys: SparseKeys = "surface",
         reproducible: bool = False,
+        quantization: Literal["int8"] | None = None,
         task: Task | str | None = None,
         prompts: Mapping[str, str] | None = None,
         on_overflow: OnOverflow = "truncate",
@@ -82,7 +80,7 @@ class Embedder:
         Args:
             model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec that says all that
                 decides a vector (then leave ``revision``, ``dtype``, ``dim``, ``max_length``, ``sparse``,
-                ``sparse_keys``, ``reproducible`` and ``trust_remote_code`` out).
+                ``sparse_keys``, ``reproducible``, ``quantization`` and ``trust_remote_code`` out).
             revision: branch, tag or commit of a hub id.
             device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"; several ("cuda:0,cuda:1") share one
                 queue.
@@ -92,6 +90,7 @@ class Embedder:
             sparse: see ``ModelSpec``.
             sparse_keys: see ``ModelSpec``.
             reproducible: see ``ModelSpec``.
+            quantization: see ``ModelSpec``.
             task: default task of every call; see ``embed_queries``.
             prompts: prompts by name laid over the checkpoint's, as sentence-transformers' ``prompts``: for
                 example ``{"query": "query: ", "document": "passage: "}`` for E5 models.
@@ -119,6 +118,7 @@ class Embedder:
             sparse=os.fspath(sparse) if sparse is not None else None,
             sparse_keys=sparse_keys,
             reproducible=reproducible,
+            quantization=quantization,
             trust_remote_code=trust_remote_code,
         )
         if on_overflow not in ("truncate", "error"):
@@ -154,154 +154,6 @@ class Embedder:
             self._prompts.prefix(role, task)
         self.spec = self._resolved()
 
-    def embed_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-        show_progress: bool = False,
-    ) -> EmbeddingBatch:
-        """Embed documents (passages).
-
-        Args:
-            texts: any number of strings; an empty text is embedded as the model's special tokens.
-            task: only a symmetric task changes documents; see ``embed_queries``.
-            prompt: put exactly this before every text instead of the model's prompt.
-            dense: compute the dense half. Without it, ``sparse="bm25"`` needs no forward pass, cuts nothing, and
-                ``token_counts`` are terms.
-            sparse: compute the sparse half; None: where the model has one.
-            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
-            show_progress: draw a progress bar on stderr.
-
-        Returns:
-            Rows in the order of ``texts``; equal texts are computed once.
-
-        Raises:
-            TypeError: ``texts`` is a string, or holds something else than strings (names the position).
-            InvalidTextError: a text that is not valid Unicode.
-            TextTooLongError: with ``on_overflow="error"``.
-            PromptError: a task for a model that was not trained with instructions.
-            OutOfMemoryError: a text that does not fit by itself.
-            OverloadedError: the queue is full, with ``on_overload="error"``.
-            DeadlineError: the timeout has passed.
-            DeviceLostError: no device works any more.
-        """
-        return self._embed(Role.DOCUMENT, texts, Wanted(task, prompt, dense, sparse, timeout), show_progress)
-
-    def embed_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-        show_progress: bool = False,
-    ) -> EmbeddingBatch:
-        """Embed queries.
-
-        Args:
-            texts: see ``embed_documents``.
-            task: a Task; a name from ``TASKS`` or from the checkpoint's prompts; or an instruction such as
-                "Given a question, find a paragraph with the answer". None: the Embedder's task, else the model's
-                own default.
-            prompt: see ``embed_documents``.
-            dense: see ``embed_documents``.
-            sparse: see ``embed_documents``.
-            timeout: see ``embed_documents``.
-            show_progress: see ``embed_documents``.
-
-        Returns:
-            See ``embed_documents``; so are the errors.
-        """
-        return self._embed(Role.QUERY, texts, Wanted(task, prompt, dense, sparse, timeout), show_progress)
-
-    async def aembed_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-    ) -> EmbeddingBatch:
-        """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.DOCUMENT, texts, Wanted(task, prompt, dense, sparse, timeout))
-
-    async def aembed_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-    ) -> EmbeddingBatch:
-        """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        return await self._aembed(Role.QUERY, texts, Wanted(task, prompt, dense, sparse, timeout))
-
-    def score_pairs(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        *,
-        dense_weight: float = 1.0,
-        sparse_weight: float = 0.3,
-        task: Task | str | None = None,
-    ) -> Float32:
-        """Score (query, document) pairs: dense_weight * cosine + sparse_weight * common weights.
-
-        Formula and default weights: ``compute_scores`` of the GTE multilingual reference script.
-
-        Returns:
-            float32 [pairs].
-
-        Raises:
-            ConfigurationError: a weight other than 0 for a half that the model does not have, or for BM25.
-        """
-        for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise TypeError(f"pairs[{i}] must be (query, document), not {pair!r:.60}")
-        dense, sparse = dense_weight != 0, sparse_weight != 0
-        for half, wanted, has in (("dense", dense, self.dim is not None), ("sparse", sparse, self.has_sparse)):
-            if wanted and not has:
-                raise ConfigurationError(f"this model has no {half} half: pass {half}_weight=0")
-        if sparse and self.needs_idf:
-            raise ConfigurationError("BM25 scores need the idf of a store's documents: pass sparse_weight=0")
-        queries = self.embed_queries([q for q, _ in pairs], task=task, dense=dense, sparse=sparse)
-        documents = self.embed_documents([d for _, d in pairs], task=task, dense=dense, sparse=sparse)
-        scores = np.zeros(len(pairs), dtype=np.float32)
-        if queries.dense is not None and documents.dense is not None:
-            scores += dense_weight * np.einsum("ij,ij->i", queries.dense, documents.dense)
-        if queries.sparse is not None and documents.sparse is not None:
-            scores += sparse_weight * queries.sparse.pairwise_similarity(documents.sparse)
-        return scores
-
-    def token_weights(self, sparse: SparseBatch) -> list[dict[str, float]]:
-        """Return each sparse row as ``{token text: weight}``, heaviest first.
-
-        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. BM25's are
-        stemmed words, of which a process remembers those that it met lately; others are "#" and the id.
-        """
-        tokenizer = self._views[-1].core.model.tokenizer
-        texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
-        text_of = texts.__getitem__ if self._bm25 is None else self._bm25.term
-        rows = []
-        for row in sparse:
-            heaviest = np.argsort(-row.values, kind="stable")
-            rows.append({text_of(int(row.indices[i])): float(row.values[i]) for i in heaviest})
-        return rows
-
-    def prompt_for(self, role: Role | str, task: Task | str | None = None) -> str:
-        """Return the exact prefix that ``embed_queries`` or ``embed_documents`` will use."""
-        return self._prompts.prefix(role, task if task is not None else self._options["task"])
-
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
 
@@ -324,8 +176,10 @@ class Embedder:
         ``out_of_memory`` (recoveries), ``failures`` (batches that raised), ``memo_hits``, ``memo_misses``,
         ``cache_hits``, ``cache_misses``, ``queue_wait_seconds`` (sum over texts), ``forward_seconds``. Gauges:
         ``queued`` (texts waiting), ``batch_fill`` (mean share of the token budget), ``token_budget``, ``healthy``,
-        ``device_memory`` (bytes held on CUDA devices). Choices: ``device``, ``dtype``, ``attention`` ("varlen",
-        "flash", "sdpa" or "padded"). A second, sparse model adds to the counters.
+        ``device_memory`` (bytes held on CUDA devices), ``predicted_memory`` (the most they will be, from a probe at
+        loading). Choices: ``device``, ``dtype``, ``attention`` ("varlen", "flash", "sdpa" or "padded"), ``kernels``
+        ("triton" or "torch"), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what
+        loading took. A second, sparse model adds to the counters.
         """
         cores = [view.core for view in self._views]
         encoders = [encoder for core in cores for encoder in core.model.encoders]
@@ -342,7 +196,7 @@ class Embedder:
             "cache_hits": sum(c.cache_hits for c in cores),
             "cache_misses": sum(c.cache_misses for c in cores),
             "queue_wait_seconds": sum(c.queue_seconds for c in cores),
-            "forward_seconds": sum(c.forward_seconds for c in cores),
+            "forward_seconds": sum(e.seconds for e in encoders),
             "queued": sum(c.queued for c in cores),
             "batch_fill": cores[0].batch_fill,
             "token_budget": first.token_budget,
@@ -350,7 +204,11 @@ class Embedder:
             "device": ",".join(str(e.device) for e in cores[0].model.encoders),
             "dtype": str(first.dtype).removeprefix("torch."),
             "attention": first.attention,
+            "kernels": first.kernels,
+            "graphs": first.graphs,
             "device_memory": sum(e.memory() for e in encoders),
+            "predicted_memory": sum(e.predicted_memory for e in encoders),
+            "load_seconds": sum(c.model.seconds for c in cores),
         }
 
     @property
@@ -362,27 +220,6 @@ class Embedder:
         """Build the model again after ``DeviceLostError``, for all its users."""
         for view in self._views:
             view.core.restart()
-
-    @property
-    def dim(self) -> int | None:
-        """Return the dense dimensions, None for a model that is only sparse."""
-        return self.spec.dim
-
-    @property
-    def max_length(self) -> int:
-        """Return the tokens per text, prompt and specials included."""
-        assert self.spec.max_length is not None
-        return self.spec.max_length
-
-    @property
-    def has_sparse(self) -> bool:
-        """Return whether there is a sparse half."""
-        return self.spec.sparse is not None
-
-    @property
-    def needs_idf(self) -> bool:
-        """Return whether a store must multiply the sparse weights of queries with its idf: True for BM25."""
-        return self._bm25 is not None
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -411,14 +248,6 @@ class Embedder:
             for view in self._views:
                 view.close(drain=drain)
 
-    def __enter__(self) -> Embedder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self._options)
 
@@ -429,43 +258,42 @@ class Embedder:
             f"device='{encoder.device}', dtype={self.spec.dtype!r})"
         )
 
+    def _token_texts(self, keys: list[int]) -> Mapping[int, str]:
+        if self._bm25 is not None:
+            return {key: self._bm25.term(key) for key in keys}
+        tokenizer = self._views[-1].core.model.tokenizer
+        texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
+        return {key: texts[key] for key in keys}
+
     def _halves(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[Half]:
         from twinvec.jobs import Request
+        from twinvec.loading import check_dim
 
-        if self._closed:
-            raise ConfigurationError("this Embedder is closed; make a new one")
-        checked = check_texts(texts)
-        dense = wanted.dense and self.dim is not None
-        sparse = self.has_sparse if wanted.sparse is None else wanted.sparse
-        if sparse and not self.has_sparse:
-            raise ConfigurationError(
-                f'{self.spec.model} has no sparse half: make the Embedder with sparse="bm25", a head file or a SPLADE '
-                "checkpoint"
-            )
-        if not (dense or sparse):
-            raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
-        if wanted.prompt is not None and wanted.task is not None:
-            raise PromptError("pass task= or prompt=, not both")
-        prefix = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
-        check_texts([prefix], "prompt")
+        call = self._check(role, texts, wanted)
+        checked, dim = call.texts, self.dim
+        if wanted.dim is not None:
+            dim = check_dim(wanted.dim, self._view.description, self.spec.model)
+        fail_on_overflow = wanted.fail_on_overflow
+        if fail_on_overflow is None:
+            fail_on_overflow = self._options["on_overflow"] == "error"
         urgent = role is Role.QUERY and len(checked) <= _INTERACTIVE
         request = functools.partial(
             Request,
             urgent=urgent,
-            fail_on_overflow=self._options["on_overflow"] == "error",
+            fail_on_overflow=fail_on_overflow,
             fail_on_overload=self._options["on_overload"] == "error",
             memo=self._options["memo_bytes"] > 0,
             cache=self._options["cache"],
         )
-        dim, keys = (self.dim if dense else None), (self.spec.sparse_keys if sparse else None)
+        keys = self.spec.sparse_keys if call.sparse else None
         if self._bm25 is None and len(self._views) == 1:
-            return [self._view.half(checked, request, prompt=prefix, dim=dim, keys=keys)]
-        halves = [self._view.half(checked, request, prompt=prefix, dim=dim, keys=None)] if dense else []
+            return [self._view.half(checked, request, prompt=call.prompt, dim=dim if call.dense else None, keys=keys)]
+        halves = [self._view.half(checked, request, prompt=call.prompt, dim=dim, keys=None)] if call.dense else []
         # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
-        if sparse and self._bm25 is not None:
+        if call.sparse and self._bm25 is not None:
             job = Bm25Job(self._bm25, role, checked, urgent=urgent)
             halves.append(Half(job, job.start))
-        elif sparse:
+        elif call.sparse:
             request = functools.partial(request, fail_on_overflow=False)
             halves.append(self._views[1].half(checked, request, prompt="", dim=None, keys=keys))
         return halves
@@ -498,7 +326,6 @@ class Embedder:
         finally:
             if bar is not None:
                 bar.close()
-        self._warn(batch)
         return batch
 
     async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
@@ -518,18 +345,7 @@ class Embedder:
                 if future.done() and not future.cancelled():
                     future.exception()
             raise
-        self._warn(batch)
         return batch
-
-    def _warn(self, batch: EmbeddingBatch) -> None:
-        cut = np.flatnonzero(batch.truncated)
-        if len(cut):
-            warnings.warn(
-                f"{len(cut)} of {len(batch)} texts were cut at {self.max_length} tokens (first: texts[{cut[0]}]); see "
-                'EmbeddingBatch.truncated. Split them, raise max_length, or pass on_overflow="error".',
-                TruncationWarning,
-                stacklevel=4,
-            )
 
 
 def _make_spec(model: str | os.PathLike[str] | ModelSpec, **fields: Any) -> ModelSpec:

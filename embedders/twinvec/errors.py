@@ -15,6 +15,7 @@ TwinVecError
 ├── OverloadedError              the queue is full and on_overload="error"
 ├── DeadlineError                a call's timeout passed (also a TimeoutError)
 ├── DeviceLostError              no device works any more; Embedder.restart() builds the model again
+├── RemoteError                  a server of embeddings cannot be reached, or answers what is none
 └── StoreError                   a store of vectors cannot do what was asked
     ├── StoreNotFoundError       no store there, and none was to be made
     ├── StoreLockedError         another process has the folder open
@@ -119,6 +120,10 @@ class DeadlineError(TwinVecError, TimeoutError):
 
 class DeviceLostError(TwinVecError):
     """Every device of the model has failed; all pending calls got this error."""
+
+
+class RemoteError(TwinVecError):
+    """A server of embeddings cannot be reached, does not let one in, or answers what it should not."""
 
 
 class StoreError(TwinVecError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,17 +56,22 @@ class Opened:
     @property
     def key(self) -> Hashable:
         """Return what decides the forward pass, and where: callers that agree in it share one model."""
-        return self.spec.digest, self.dtype, self.devices, self.spec.reproducible
+        return self.spec.digest, self.dtype, self.devices, self.spec.reproducible, self.spec.quantization
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model in memory: one encoder per device, and the way to build it again."""
+    """A model in memory: one encoder per device, and the way to build it again.
+
+    Attributes:
+        seconds: that loading took.
+    """
 
     family: Family
     description: Description
     tokenizer: TextTokenizer
     encoders: tuple[Encoder, ...]
+    seconds: float
     rebuild: Callable[[], Model]
 
     @property
@@ -118,6 +124,7 @@ def build_model(opened: Opened, token_budget: int | None) -> Model:
     Raises:
         CheckpointError: they cannot be read or do not fit.
     """
+    start = time.perf_counter()
     checkpoint, description = opened.checkpoint, opened.description
     if description.experimental:
         logger.warning(
@@ -130,7 +137,7 @@ def build_model(opened: Opened, token_budget: int | None) -> Model:
     for device in opened.devices:
         if device not in parts:
             parts[device] = (
-                opened.family.build(checkpoint, description, opened.dtype),
+                _build_backbone(opened, device),
                 build_dense_layers(description.dense_layers),
                 _build_head(opened),
             )
@@ -148,7 +155,21 @@ def build_model(opened: Opened, token_budget: int | None) -> Model:
             )
         )
     rebuild = functools.partial(build_model, opened, token_budget)
-    return Model(opened.family, description, tokenizer, tuple(encoders), rebuild)
+    seconds = time.perf_counter() - start
+    return Model(opened.family, description, tokenizer, tuple(encoders), seconds, rebuild)
+
+
+def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
+    quantized = opened.spec.quantization is not None
+    # what is quantised need not fit as it is
+    place = torch.device("cpu") if quantized else device
+    backbone = opened.family.build(opened.checkpoint, opened.description, opened.dtype, place)
+    backbone.fuse(device)
+    if quantized:
+        from twinvec.quantization import quantize
+
+        quantize(backbone)
+    return backbone
 
 
 def names_other_checkpoint(sparse: str | None) -> bool:

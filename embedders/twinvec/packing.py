@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -75,6 +75,11 @@ class TokenBatch:
         """Return the number of tokens."""
         return sum(self.lengths)
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest text."""
+        return max(self.lengths)
+
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Return (first token, texts, length) for each run of neighbours of equal length."""
@@ -85,12 +90,18 @@ class TokenBatch:
             start += count * length
         return runs
 
+    def pinned(self) -> TokenBatch:
+        """Return a copy in pinned memory, from where copies to a CUDA device do not wait."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
     def to(self, device: torch.device) -> TokenBatch:
-        """Return the batch on ``device``; the copy from pinned memory does not block."""
+        """Return the batch on ``device``; the copy to a CUDA device does not block."""
         if device.type == "cpu":
             return self
-        moved = [
-            t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
-            for t in (self.input_ids, self.position_ids, self.cu_seqlens)
-        ]
-        return TokenBatch(moved[0], moved[1], moved[2], self.lengths, self.prompt_lengths)
+        if device.type != "cuda":
+            return self._each(lambda tensor: tensor.to(device))
+        return self.pinned()._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
+        ids, positions, ends = (change(tensor) for tensor in (self.input_ids, self.position_ids, self.cu_seqlens))
+        return TokenBatch(ids, positions, ends, self.lengths, self.prompt_lengths)

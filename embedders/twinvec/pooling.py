@@ -26,13 +26,13 @@ def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_
         include_prompt: False leaves the prompt's tokens (and specials before them) out of every sum and maximum;
             "cls" is then the first token after them.
     """
-    starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
-    lengths = torch.tensor(batch.lengths, device=hidden.device)
+    ends, lengths = batch.cu_seqlens[1:].long(), batch.cu_seqlens.diff().long()
+    starts = (ends - lengths).clamp_max(len(hidden) - 1)  # an empty filler text (graphs) may start at the end
     weights = torch.ones(len(hidden), 1, device=hidden.device)
     if not include_prompt:
         prompt = torch.tensor(batch.prompt_lengths, device=hidden.device)
         starts = torch.where(prompt < lengths, starts + prompt, starts)
-        weights[batch.position_ids < torch.repeat_interleave(prompt, lengths)] = 0
+        weights[batch.position_ids < torch.repeat_interleave(prompt, lengths, output_size=len(hidden))] = 0
     pooled = []
     for mode in modes:
         if mode == "cls":
@@ -41,14 +41,19 @@ def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_
             pooled.append(hidden[ends - 1].float())
         elif mode == "max":
             states = hidden.float().masked_fill(weights == 0, -torch.inf)
-            pooled.append(torch.segment_reduce(states, "max", lengths=lengths))
+            pooled.append(_reduce(states, "max", lengths))
         else:
             scale = weights * (batch.position_ids[:, None] + 1) if mode == "weightedmean" else weights
             # a zero row keeps an all-prompt text at 0 instead of NaN, as the reference's clamp does
-            total = torch.segment_reduce(hidden.float() * scale, "sum", lengths=lengths)
-            norm = torch.segment_reduce(scale, "sum", lengths=lengths).clamp_min(1e-9)
+            total = _reduce(hidden.float() * scale, "sum", lengths)
+            norm = _reduce(scale, "sum", lengths).clamp_min(1e-9)
             pooled.append(total / (norm.sqrt() if mode == "mean_sqrt_len_tokens" else norm))
     return torch.cat(pooled, dim=-1)
+
+
+def _reduce(rows: torch.Tensor, how: str, lengths: torch.Tensor) -> torch.Tensor:
+    # unsafe: the check of the lengths would wait for the device
+    return torch.segment_reduce(rows, how, lengths=lengths, unsafe=True)
 
 
 def reduce_token_weights(weights: Float32, ids: Int64, lengths: Sequence[int], keys: Int64) -> SparseBatch:

@@ -73,14 +73,22 @@ class Scheduler(Generic[T]):
                 self._planned.appendleft(batch)
                 self._changed.notify_all()
 
-    def take(self, token_budget: int) -> list[T] | None:
-        """Wait for the next batch: at most ``token_budget`` tokens of live entries, or one longer entry.
+    def take(self, token_budget: int, *, wait: bool = True) -> list[T] | None:
+        """Return the next batch: at most ``token_budget`` tokens of live entries, or one longer entry.
 
         Entries that nobody waits for any more come along and are not counted. None after ``close``.
+
+        Args:
+            token_budget: see above.
+            wait: for a batch; False takes queries and full batches only, and else nothing: the device is busy, and
+                what arrives meanwhile makes the batch better.
         """
         with self._changed:
             patience: float | None = None
             while not self._closed:
+                if not wait:
+                    ready = self._urgent or self._planned or self._queued_tokens() >= token_budget
+                    return self._pop(token_budget) if ready else []
                 if not (self._urgent or self._bulk or self._planned):
                     patience = None
                     self._changed.wait()

@@ -20,6 +20,8 @@ class Settings:
         token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen by device when unset. A higher
             budget fills a bigger device, a lower one saves memory.
         qdrant_api_key: TWINVEC_QDRANT_API_KEY: for a Qdrant server, where no key is passed.
+        api_key: TWINVEC_API_KEY: what ``twinvec serve`` asks of its clients and ``RemoteEmbedder`` sends, where no key
+            is passed.
     """
 
     device: str = "auto"
@@ -27,6 +29,7 @@ class Settings:
     offline: bool = False
     token_budget: int | None = None
     qdrant_api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -47,4 +50,5 @@ class Settings:
             offline=offline in ("1", "true"),
             token_budget=int(budget) if budget is not None else None,
             qdrant_api_key=env.get("TWINVEC_QDRANT_API_KEY") or None,
+            api_key=env.get("TWINVEC_API_KEY") or None,
         )

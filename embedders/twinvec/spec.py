@@ -33,6 +33,8 @@ class ModelSpec:
         sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for
             BM25, which has ids of its own.
         reproducible: one text per forward pass: bitwise the same vector whatever it travels with. Slower.
+        quantization: "int8" halves the memory of a bfloat16 model: on CUDA the weights of its linear layers are kept in
+            8 bits, on a CPU their inputs are rounded to 8 bits as well, which is faster. None for neither.
         trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
         digest: content digest of the loaded files, filled in by ``Embedder.spec``. When given, loading other
             content is an error.
@@ -46,6 +48,7 @@ class ModelSpec:
     sparse: str | None = "auto"
     sparse_keys: SparseKeys = "surface"
     reproducible: bool = False
+    quantization: Literal["int8"] | None = None
     trust_remote_code: bool = False
     digest: str | None = None
 
@@ -62,6 +65,8 @@ class ModelSpec:
             raise ConfigurationError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.sparse_keys not in ("surface", "ids"):
             raise ConfigurationError(f'sparse_keys={self.sparse_keys!r} is neither "surface" nor "ids"')
+        if self.quantization not in (None, "int8"):
+            raise ConfigurationError(f'quantization={self.quantization!r} is neither "int8" nor None')
         if bm25 is not None and self.sparse_keys != "surface":
             raise ConfigurationError(f"sparse_keys={self.sparse_keys!r}: BM25 counts words, not the model's tokens")
         for name in ("dim", "max_length"):
@@ -77,6 +82,8 @@ class ModelSpec:
         copy, have the same fingerprint.
         """
         fields = asdict(self)
+        if self.quantization is None:  # as in stores that were made before there was a choice
+            del fields["quantization"]
         if self.digest is not None:
             del fields["model"], fields["revision"], fields["trust_remote_code"]
             if fields["sparse"] not in (None, "auto", "head") and Bm25.parse(self.sparse) is None:

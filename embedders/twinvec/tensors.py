@@ -70,8 +70,13 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Load the tensors whose names start with ``prefix`` onto the CPU, without running anything in the file.
+def load_tensors(path: Path, prefix: str = "", device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Load the tensors whose names start with ``prefix``, without running anything in the file.
+
+    Args:
+        path: a safetensors file, or one that ``torch.save`` wrote.
+        prefix: see above.
+        device: where to, straight from a safetensors file; None for the CPU.
 
     Raises:
         CheckpointError: unreadable, or a pickle with anything but tensors.
@@ -84,12 +89,12 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
                 return {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Download it again.") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location=device or "cpu", weights_only=True)
     except Exception as error:  # the unpickler fails with many types; each means that the file is not used
         raise CheckpointError(
             f"{path}: refused: it is not a file of plain tensors ({type(error).__name__}). TwinVec never unpickles "

@@ -96,8 +96,10 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
-        """Load the weights on the CPU, strictly.
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
+        """Load the weights onto a device, strictly.
 
         Raises:
             CheckpointMismatchError: tensors that do not fit.

@@ -68,7 +68,9 @@ class Giga(Family):
             experimental=_is_mla(checkpoint),
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Load natively where every tensor fits, else through the checkpoint's own code where that was opted in."""
         from twinvec.families.giga_model import GigaBackbone, build_modules
         from twinvec.families.remote import build_remote
@@ -93,7 +95,7 @@ class Giga(Family):
                 ) from error
         else:
             modules = build_modules(checkpoint, _text_config(checkpoint), mla=False)
-        return GigaBackbone.load(checkpoint, modules, dtype)
+        return GigaBackbone.load(checkpoint, modules, dtype, device)
 
 
 def _is_mla(checkpoint: Checkpoint) -> bool:

@@ -149,9 +149,11 @@ class GigaBackbone(PackedTransformer):
         self.latent = latent
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, modules: nn.ModuleDict, dtype: torch.dtype) -> GigaBackbone:
+    def load(
+        cls, checkpoint: Checkpoint, modules: nn.ModuleDict, dtype: torch.dtype, device: torch.device
+    ) -> GigaBackbone:
         """Fill modules that were built on the meta device, strictly."""
-        tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file).items()}
+        tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file, device=device).items()}
         load_strict(modules, tensors, checkpoint.name, dtype)
         text = cast(LlamaModel, modules["model"])
         text.rotary_emb = LlamaRotaryEmbedding(text.config)

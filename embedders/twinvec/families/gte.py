@@ -90,14 +90,16 @@ class Gte(Family):
             lower_case=modules.lower_case,
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Load GteModel; the lexical head is loaded by ``build_head``."""
         from transformers import GteConfig, GteModel
 
         from twinvec.backbone import PackedTransformer, load_native, native_config
 
         config = native_config(GteConfig, translate_config(checkpoint), checkpoint)
-        model = load_native(GteModel, config, checkpoint, dtype, ignore=[r"^classifier\."])
+        model = load_native(GteModel, config, checkpoint, dtype, device, ignore=[r"^classifier\."])
         return PackedTransformer(model)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:

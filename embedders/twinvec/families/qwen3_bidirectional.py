@@ -67,7 +67,9 @@ class GigaBidirectional(Family):
             lower_case=modules.lower_case,
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Load Qwen3Model or DeepseekV3Model; the router of the mixture of experts stays in fp32."""
         import transformers
 
@@ -77,7 +79,7 @@ class GigaBidirectional(Family):
         config_class = transformers.Qwen3Config if dense else transformers.DeepseekV3Config
         model_class = transformers.Qwen3Model if dense else transformers.DeepseekV3Model
         config = native_config(config_class, {**checkpoint.config, "is_causal": False}, checkpoint)
-        return PackedTransformer(load_native(model_class, config, checkpoint, dtype), causal=False)
+        return PackedTransformer(load_native(model_class, config, checkpoint, dtype, device), causal=False)
 
 
 def default_prompts(task: str) -> PromptTemplate:

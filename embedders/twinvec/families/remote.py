@@ -60,7 +60,9 @@ class Remote(Family):
             lower_case=modules.lower_case,
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Build the checkpoint's own class."""
         return build_remote(checkpoint, dtype)
 

@@ -80,7 +80,9 @@ class SentenceTransformers(Family):
             lower_case=modules.lower_case,
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Load the native class of the model type."""
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -88,7 +90,7 @@ class SentenceTransformers(Family):
         from twinvec.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
 
         config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
-        model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype)
+        model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype, device)
         if not type(model)._supports_attention_backend:  # it would ignore a packed attention function
             return PaddedTransformer(model, config.pad_token_id or 0)
         causal = _causal(config, checkpoint)
@@ -135,7 +137,9 @@ class Splade(Family):
             lower_case=modules.lower_case,
         )
 
-    def build(self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype) -> Backbone:
+    def build(
+        self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
+    ) -> Backbone:
         """Load the native masked language model, tied output embeddings included."""
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -143,7 +147,7 @@ class Splade(Family):
         from twinvec.backbone import PackedMaskedLM, load_native, native_config
 
         config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
-        model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype)
+        model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype, device)
         return PackedMaskedLM(model, padding_idx=_padding_idx(checkpoint))
 
 

@@ -1,0 +1,298 @@
+"""BaseEmbedder: what an Embedder in this process and one behind a server have in common."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from twinvec.bm25 import Bm25
+from twinvec.calls import Checked, Wanted, check_texts
+from twinvec.errors import ConfigurationError, PromptError, TruncationWarning
+from twinvec.prompts import PromptTemplate, Role, Task
+from twinvec.spec import ModelSpec
+from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
+
+_Self = TypeVar("_Self", bound="BaseEmbedder")
+
+
+class BaseEmbedder(ABC):
+    """Dense and sparse vectors of one model: the interface of ``Embedder`` and ``RemoteEmbedder``.
+
+    Whatever takes an Embedder takes either of them.
+
+    Attributes:
+        spec: everything that decides a vector; ``spec.fingerprint`` names stores and caches.
+    """
+
+    spec: ModelSpec
+    _prompts: PromptTemplate
+    _closed: bool
+
+    def embed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        task: Task | str | None = None,
+        prompt: str | None = None,
+        dense: bool = True,
+        sparse: bool | None = None,
+        timeout: float | None = None,
+        show_progress: bool = False,
+    ) -> EmbeddingBatch:
+        """Embed documents (passages).
+
+        Args:
+            texts: any number of strings; an empty text is embedded as the model's special tokens.
+            task: only a symmetric task changes documents; see ``embed_queries``.
+            prompt: put exactly this before every text instead of the model's prompt.
+            dense: compute the dense half. Without it, ``sparse="bm25"`` needs no forward pass, cuts nothing, and
+                ``token_counts`` are terms.
+            sparse: compute the sparse half; None: where the model has one.
+            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
+            show_progress: draw a progress bar on stderr.
+
+        Returns:
+            Rows in the order of ``texts``; equal texts are computed once.
+
+        Raises:
+            TypeError: ``texts`` is a string, or holds something else than strings (names the position).
+            InvalidTextError: a text that is not valid Unicode.
+            TextTooLongError: with ``on_overflow="error"``.
+            PromptError: a task for a model that was not trained with instructions.
+            OutOfMemoryError: a text that does not fit by itself.
+            OverloadedError: the queue is full, with ``on_overload="error"``.
+            DeadlineError: the timeout has passed.
+            DeviceLostError: no device works any more.
+        """
+        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        return self._warned(self._embed(Role.DOCUMENT, texts, wanted, show_progress))
+
+    def embed_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        task: Task | str | None = None,
+        prompt: str | None = None,
+        dense: bool = True,
+        sparse: bool | None = None,
+        timeout: float | None = None,
+        show_progress: bool = False,
+    ) -> EmbeddingBatch:
+        """Embed queries.
+
+        Args:
+            texts: see ``embed_documents``.
+            task: a Task; a name from ``TASKS`` or from the checkpoint's prompts; or an instruction such as
+                "Given a question, find a paragraph with the answer". None: the Embedder's task, else the model's
+                own default.
+            prompt: see ``embed_documents``.
+            dense: see ``embed_documents``.
+            sparse: see ``embed_documents``.
+            timeout: see ``embed_documents``.
+            show_progress: see ``embed_documents``.
+
+        Returns:
+            See ``embed_documents``; so are the errors.
+        """
+        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        return self._warned(self._embed(Role.QUERY, texts, wanted, show_progress))
+
+    async def aembed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        task: Task | str | None = None,
+        prompt: str | None = None,
+        dense: bool = True,
+        sparse: bool | None = None,
+        timeout: float | None = None,
+    ) -> EmbeddingBatch:
+        """Embed documents without blocking the event loop; cancelling the task stops the work."""
+        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        return self._warned(await self._aembed(Role.DOCUMENT, texts, wanted))
+
+    async def aembed_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        task: Task | str | None = None,
+        prompt: str | None = None,
+        dense: bool = True,
+        sparse: bool | None = None,
+        timeout: float | None = None,
+    ) -> EmbeddingBatch:
+        """Embed queries without blocking the event loop; cancelling the task stops the work."""
+        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        return self._warned(await self._aembed(Role.QUERY, texts, wanted))
+
+    def score_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        dense_weight: float = 1.0,
+        sparse_weight: float = 0.3,
+        task: Task | str | None = None,
+    ) -> Float32:
+        """Score (query, document) pairs: dense_weight * cosine + sparse_weight * common weights.
+
+        Formula and default weights: ``compute_scores`` of the GTE multilingual reference script.
+
+        Returns:
+            float32 [pairs].
+
+        Raises:
+            ConfigurationError: a weight other than 0 for a half that the model does not have, or for BM25.
+        """
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise TypeError(f"pairs[{i}] must be (query, document), not {pair!r:.60}")
+        dense, sparse = dense_weight != 0, sparse_weight != 0
+        for half, wanted, has in (("dense", dense, self.dim is not None), ("sparse", sparse, self.has_sparse)):
+            if wanted and not has:
+                raise ConfigurationError(f"this model has no {half} half: pass {half}_weight=0")
+        if sparse and self.needs_idf:
+            raise ConfigurationError("BM25 scores need the idf of a store's documents: pass sparse_weight=0")
+        queries = self.embed_queries([q for q, _ in pairs], task=task, dense=dense, sparse=sparse)
+        documents = self.embed_documents([d for _, d in pairs], task=task, dense=dense, sparse=sparse)
+        scores = np.zeros(len(pairs), dtype=np.float32)
+        if queries.dense is not None and documents.dense is not None:
+            scores += dense_weight * np.einsum("ij,ij->i", queries.dense, documents.dense)
+        if queries.sparse is not None and documents.sparse is not None:
+            scores += sparse_weight * queries.sparse.pairwise_similarity(documents.sparse)
+        return scores
+
+    def token_weights(self, sparse: SparseBatch) -> list[dict[str, float]]:
+        """Return each sparse row as ``{token text: weight}``, heaviest first.
+
+        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. BM25's are
+        stemmed words, of which a process remembers those that it met lately; others are "#" and the id.
+        """
+        texts = self._token_texts(np.unique(sparse.indices).tolist())
+        rows = []
+        for row in sparse:
+            heaviest = np.argsort(-row.values, kind="stable")
+            rows.append({texts[int(row.indices[i])]: float(row.values[i]) for i in heaviest})
+        return rows
+
+    def prompt_for(self, role: Role | str, task: Task | str | None = None) -> str:
+        """Return the exact prefix that ``embed_queries`` or ``embed_documents`` will use."""
+        return self._prompts.prefix(role, task if task is not None else self.task)
+
+    @abstractmethod
+    def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
+        """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
+
+        Of the dense model's tokenizer; without prompt and special tokens, and nothing is cut.
+
+        Raises:
+            InvalidTextError: a text that is not valid Unicode.
+        """
+
+    @abstractmethod
+    def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
+        """Return how many tokens of a text fit beside its prompt and the special tokens."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Return counters and choices of the model; see ``Embedder.stats``."""
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Return whether calls can be answered."""
+
+    @property
+    def dim(self) -> int | None:
+        """Return the dense dimensions, None for a model that is only sparse."""
+        return self.spec.dim
+
+    @property
+    def max_length(self) -> int:
+        """Return the tokens per text, prompt and specials included."""
+        assert self.spec.max_length is not None
+        return self.spec.max_length
+
+    @property
+    def has_sparse(self) -> bool:
+        """Return whether there is a sparse half."""
+        return self.spec.sparse is not None
+
+    @property
+    def needs_idf(self) -> bool:
+        """Return whether a store must multiply the sparse weights of queries with its idf: True for BM25."""
+        return Bm25.parse(self.spec.sparse) is not None
+
+    @property
+    @abstractmethod
+    def prompts(self) -> Mapping[str, str]:
+        """Return the prompts that were laid over the checkpoint's."""
+
+    @property
+    @abstractmethod
+    def task(self) -> Task | str | None:
+        """Return the default task."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """Return the name of the checkpoint family."""
+
+    @abstractmethod
+    def close(self, *, drain: bool = False) -> None:
+        """Give back what this object holds; later calls raise ConfigurationError.
+
+        Args:
+            drain: let pending calls of other threads finish first.
+        """
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch: ...
+
+    @abstractmethod
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch: ...
+
+    @abstractmethod
+    def _token_texts(self, keys: list[int]) -> Mapping[int, str]: ...
+
+    def _check(self, role: Role, texts: Iterable[str], wanted: Wanted) -> Checked:
+        if self._closed:
+            raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
+        checked = check_texts(texts)
+        dense = wanted.dense and self.dim is not None
+        sparse = self.has_sparse if wanted.sparse is None else wanted.sparse
+        if sparse and not self.has_sparse:
+            raise ConfigurationError(
+                f'{self.spec.model} has no sparse half: make the Embedder with sparse="bm25", a head file or a SPLADE '
+                "checkpoint"
+            )
+        if not (dense or sparse):
+            raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
+        if wanted.prompt is not None and wanted.task is not None:
+            raise PromptError("pass task= or prompt=, not both")
+        prompt = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
+        check_texts([prompt], "prompt")
+        return Checked(role, checked, prompt, dense, sparse)
+
+    def _warned(self, batch: EmbeddingBatch) -> EmbeddingBatch:
+        cut = np.flatnonzero(batch.truncated)
+        if len(cut):
+            warnings.warn(
+                f"{len(cut)} of {len(batch)} texts were cut at {self.max_length} tokens (first: texts[{cut[0]}]); see "
+                'EmbeddingBatch.truncated. Split them, raise max_length, or pass on_overflow="error".',
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return batch
