@@ -12,7 +12,7 @@ from langchain_core.load.serializable import Serializable, SerializedConstructor
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import Self
 
-from twinvec import Embedder, EmbeddingBatch, Role, SparseBatch, Task
+from twinvec import BaseEmbedder, Embedder, EmbeddingBatch, Role, SparseBatch, Task
 from twinvec.cache import VectorCache
 from twinvec.embedder import OnOverflow
 from twinvec.errors import ConfigurationError
@@ -48,15 +48,15 @@ class TwinVecModel(Serializable):
 
     Attributes:
         model: folder, hub id ("owner/name") or "modelscope:owner/name".
-        embedder: an Embedder to share instead of ``model``; always there afterwards.
+        embedder: an Embedder or a RemoteEmbedder to share instead of ``model``; always there afterwards.
         task: what the texts are for, for models trained with instructions: a Task, a task's name or an instruction; see
             ``Embedder.embed_queries``. None: the Embedder's own default.
         show_progress: draw a progress bar while documents are embedded.
         cache: folder in which vectors are kept for the next run, by text and role; or a ``twinvec.cache.VectorCache``.
         token: the hub's access token; never shown, pickled or dumped.
         sparse_source: the argument ``sparse`` of ``Embedder``, under that name.
-        revision, device, dtype, dim, max_length, sparse_keys, reproducible, prompts, on_overflow, trust_remote_code,
-            cache_dir, offline, token_budget: see ``Embedder``; not together with ``embedder``.
+        revision, device, dtype, dim, max_length, sparse_keys, reproducible, quantization, prompts, on_overflow,
+            trust_remote_code, cache_dir, offline, token_budget: see ``Embedder``; not together with ``embedder``.
 
     Raises:
         ValidationError: an unknown argument, or one of the wrong type (pydantic's, a ValueError).
@@ -69,7 +69,7 @@ class TwinVecModel(Serializable):
     )
 
     model: Place | None = None
-    embedder: Embedder = Field(default=cast("Embedder", None), exclude=True, repr=False)
+    embedder: BaseEmbedder = Field(default=cast("BaseEmbedder", None), exclude=True, repr=False)
     task: Task | str | None = None
     show_progress: bool = False
     revision: str | None = None
@@ -80,6 +80,7 @@ class TwinVecModel(Serializable):
     sparse_source: Place | None = Field(default="auto", alias="sparse")
     sparse_keys: SparseKeys = "surface"
     reproducible: bool = False
+    quantization: Literal["int8"] | None = None
     prompts: dict[str, str] | None = None
     on_overflow: OnOverflow = "truncate"
     trust_remote_code: bool = False
@@ -136,6 +137,7 @@ class TwinVecModel(Serializable):
             sparse=self.sparse_source,
             sparse_keys=self.sparse_keys,
             reproducible=self.reproducible,
+            quantization=self.quantization,
             task=self.task,
             prompts=self.prompts,
             on_overflow=self.on_overflow,

@@ -12,12 +12,12 @@ from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field
 from pydantic import SkipValidation, WithJsonSchema
 from typing_extensions import Self
 
-from twinvec import Embedder, ModelSpec, Role, Task
+from twinvec import BaseEmbedder, Embedder, ModelSpec, RemoteEmbedder, Role, Task
 from twinvec.embedder import OnOverflow
-from twinvec.errors import ConfigurationError
+from twinvec.errors import CheckpointError, ConfigurationError
 from twinvec.spec import SparseKeys
 
-_DOCUMENTS = ("dtype", "dim", "max_length", "reproducible")
+_DOCUMENTS = ("dtype", "dim", "max_length", "reproducible", "quantization")
 _SPEC = (*_DOCUMENTS, "revision", "sparse", "sparse_keys", "trust_remote_code")
 _RUNTIME = ("device", "prompts", "on_overflow", "cache_dir", "offline", "token_budget", "on_overload", "memo_bytes")
 _LIVE = ("token", "cache")  # kept out of everything that is written down
@@ -36,7 +36,7 @@ class TwinVecModel(BaseModel):
     LlamaIndex's hash of a transformation (``str`` of the dict) changes when documents have to be embedded again, and
     only then. Everything else (the query's task, batch size, device ...) is under ``settings``, written as
     ``<settings at 0x...>``, the hex of its JSON: the form of unstable values, which that hash leaves out.
-    ``from_dict`` reads both.
+    ``from_dict`` reads both. Of a RemoteEmbedder it is the address that is written down, without key and password.
 
     Raises:
         TypeError: an unknown argument.
@@ -52,11 +52,11 @@ class TwinVecModel(BaseModel):
         default=256, gt=0, le=2048, description="Texts handed over at once; the device's batches are made by tokens."
     )
     num_workers: int | None = Field(default=None, ge=1, description="Batches of one async call at the same time.")
-    embedder: Annotated[Embedder, SkipValidation, WithJsonSchema({})] = Field(
-        default=cast("Embedder", None),
+    embedder: Annotated[BaseEmbedder, SkipValidation, WithJsonSchema({})] = Field(
+        default=cast("BaseEmbedder", None),
         exclude=True,
         repr=False,
-        description="The Embedder: given to be shared, or made.",
+        description="The Embedder or RemoteEmbedder: given to be shared, or made.",
     )
     task: Task | str | None = Field(
         default=None, description="Instruction, for models trained with them; see Embedder.embed_queries."
@@ -69,6 +69,7 @@ class TwinVecModel(BaseModel):
     sparse: str | None = Field(default="auto", description="Where the sparse half comes from; see ModelSpec.")
     sparse_keys: SparseKeys = Field(default="surface", description='"surface" or "ids"; see ModelSpec.')
     reproducible: bool = Field(default=False, description="Bitwise the same vector whatever a text travels with.")
+    quantization: Literal["int8"] | None = Field(default=None, description="8-bit weights; see ModelSpec.")
     trust_remote_code: bool = Field(default=False, description="Run the checkpoint's own code; see ModelSpec.")
     prompts: Mapping[str, str] | None = Field(default=None, description="Prompts laid over the checkpoint's.")
     on_overflow: OnOverflow = Field(default="truncate", description='"truncate" or "error" for too long texts.')
@@ -96,6 +97,8 @@ class TwinVecModel(BaseModel):
         settings = {name: getattr(self, name) for name in (*_SPEC, *_RUNTIME, *_CALLS) if name not in _DOCUMENTS}
         settings["task"] = dataclasses.asdict(self.task) if isinstance(self.task, Task) else self.task
         settings["sparse_digest"] = sparse_digest or None
+        if isinstance(self.embedder, RemoteEmbedder):
+            settings["url"] = self.embedder.url
         return {
             "model_name": self.model_name,
             "digest": digest,
@@ -115,12 +118,16 @@ class TwinVecModel(BaseModel):
 
         Raises:
             CheckpointError: the model cannot be found, or its content is another one now.
+            RemoteError: it is on a server that cannot be reached.
         """
         given = {**data, **kwargs}
         fields = {**_settings(given.pop("settings", None)), **given}
         for derived in ("class_name", "document_prompt"):
             fields.pop(derived, None)
+        url = fields.pop("url", None)
         digests = [digest for name in ("digest", "sparse_digest") if (digest := fields.pop(name, None))]
+        if url is not None and fields.get("embedder") is None:
+            fields["embedder"] = _served(url, "+".join(digests))
         if fields.get("embedder") is not None:
             return cls(**{name: value for name, value in fields.items() if name not in ("model_name", *_OPTIONS)})
         if not digests:
@@ -174,8 +181,10 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(f"{cls.__name__} needs model_name= or embedder=")
         options = {name: given[name] for name in said if name != "model_name"}
         embedder = Embedder(given["model_name"], task=given.get("task"), **options)
-    elif not isinstance(embedder, Embedder):
-        raise ConfigurationError(f"embedder= must be a twinvec.Embedder, not {type(embedder).__name__}")
+    elif not isinstance(embedder, BaseEmbedder):
+        raise ConfigurationError(
+            f"embedder= must be a twinvec.Embedder or RemoteEmbedder, not {type(embedder).__name__}"
+        )
     elif said:
         raise ConfigurationError(f"{', '.join(said)}: already said by the embedder")
     if not (embedder.has_sparse if cls.needs == "sparse" else embedder.dim is not None):
@@ -183,12 +192,23 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
             f"{cls.__name__}: {embedder.spec.model} has no {cls.needs} half"
             + ('; make it with sparse="bm25", a head file or a SPLADE checkpoint' if cls.needs == "sparse" else "")
         )
-    _, (spec, options) = embedder.__reduce__()
-    described = {name: getattr(spec, name) for name in _SPEC} | {name: options[name] for name in _RUNTIME}
-    fields = {**described, "cache": options["cache"], "task": options["task"], **rest, "embedder": embedder}
+    spec = embedder.spec
+    # the rest of a server's options is its own affair
+    options = embedder.__reduce__()[1][1] if isinstance(embedder, Embedder) else {"prompts": embedder.prompts or None}
+    described = {name: getattr(spec, name) for name in _SPEC}
+    described |= {name: options[name] for name in (*_RUNTIME, "cache") if name in options}
+    fields = {**described, "task": embedder.task, **rest, "embedder": embedder}
     for role in Role:
         embedder.prompt_for(role, fields["task"])
     return {**fields, "model_name": spec.model}
+
+
+def _served(url: str, digest: str) -> RemoteEmbedder:
+    embedder = RemoteEmbedder(url)
+    if digest and embedder.spec.digest != digest:
+        embedder.close()
+        raise CheckpointError(f"{url} serves another model now, {embedder.spec.model}: make a new embedding of it")
+    return embedder
 
 
 def _rebuild(cls: type[TwinVecModel], fields: dict[str, Any]) -> TwinVecModel:

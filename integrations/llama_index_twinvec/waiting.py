@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from twinvec import Embedder, SparseBatch, SparseVector, Task
+from twinvec import BaseEmbedder, SparseBatch, SparseVector, Task
 from twinvec_stores.records import stack_rows
 
 _MAX_BYTES = 256 * 2**20
@@ -20,7 +20,7 @@ class WaitingRows:
     What a store takes is gone; what nobody takes goes at a limit of 256 MiB, the oldest first.
     """
 
-    def __init__(self, embedder: Embedder, task: Task | str | None) -> None:
+    def __init__(self, embedder: BaseEmbedder, task: Task | str | None) -> None:
         """Wait for what this model gives for documents."""
         self._embedder, self._task = embedder, task
         self._rows: OrderedDict[str, SparseVector] = OrderedDict()

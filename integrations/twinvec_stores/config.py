@@ -12,7 +12,7 @@ from twinvec.prompts import Task
 from twinvec_stores.filters import parse_field
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
 FieldType = Literal["keyword", "integer", "float", "bool"]
 Quantization = Literal["int8"]
@@ -68,7 +68,7 @@ class StoreConfig:
     @classmethod
     def for_embedder(
         cls,
-        embedder: Embedder,
+        embedder: BaseEmbedder,
         *,
         fields: Mapping[str, FieldType] | None = None,
         quantization: Quantization | None = None,
@@ -149,7 +149,7 @@ class StoreConfig:
             )
 
 
-def _recipe(embedder: Embedder, task: Task | str | None) -> dict[str, Any]:
+def _recipe(embedder: BaseEmbedder, task: Task | str | None) -> dict[str, Any]:
     spec = asdict(embedder.spec)
     del spec["trust_remote_code"]  # whoever opens the store decides on that
     for name in ("model", "sparse"):

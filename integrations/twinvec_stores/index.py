@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from twinvec import Embedder, EmbeddingBatch, SparseBatch, SparseVector, Task
+from twinvec import BaseEmbedder, EmbeddingBatch, SparseBatch, SparseVector, Task
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Float32, Int32
 from twinvec_stores.config import StoreConfig
@@ -149,11 +150,11 @@ class HybridIndex:
         'Paris is the capital of France.'
     """
 
-    def __init__(self, embedder: Embedder, store: HybridStore, *, task: Task | str | None = None) -> None:
+    def __init__(self, embedder: BaseEmbedder, store: HybridStore, *, task: Task | str | None = None) -> None:
         """Bring both together.
 
         Args:
-            embedder: the model.
+            embedder: the model, an Embedder or a RemoteEmbedder.
             store: made with ``StoreConfig.for_embedder``.
             task: what the index is for, in place of the embedder's own: an instruction, for models trained with them.
 
@@ -278,6 +279,9 @@ class _Awaiting:
         store = self.index.store
         return _idf(await store.acount(), await store.adocument_frequencies(keys))
 
+    async def names(self, keys: SparseBatch) -> list[dict[str, float]]:
+        return await asyncio.to_thread(self.index.embedder.token_weights, keys)
+
 
 class _Blocking(_Awaiting):
     """The same for threads: coroutines that never wait, so one search serves both; see ``_finish``."""
@@ -294,6 +298,9 @@ class _Blocking(_Awaiting):
     async def idf(self, keys: Int32) -> Float32:
         store = self.index.store
         return _idf(store.count(), store.document_frequencies(keys))
+
+    async def names(self, keys: SparseBatch) -> list[dict[str, float]]:
+        return self.index.embedder.token_weights(keys)
 
 
 def _finish(search: Coroutine[Any, Any, _T]) -> _T:
@@ -432,20 +439,21 @@ class _Search:
         explained = {}
         for id in ids:
             row = records[id].sparse
+            terms = await self._terms(query.sparse.vector, row) if query.sparse is not None and row is not None else ()
             explained[id] = Explanation(
                 dense_score=scores[0].get(id),
                 sparse_score=scores[1].get(id, 0.0) if query.sparse is not None else None,
                 dense_rank=ranks[0].get(id),
                 sparse_rank=ranks[1].get(id),
-                terms=self._terms(query.sparse.vector, row) if query.sparse is not None and row is not None else (),
+                terms=terms,
             )
         return explained
 
-    def _terms(self, query: SparseVector, record: SparseVector) -> tuple[tuple[str, float, float], ...]:
+    async def _terms(self, query: SparseVector, record: SparseVector) -> tuple[tuple[str, float, float], ...]:
         keys, in_query, in_record = np.intersect1d(query.indices, record.indices, return_indices=True)
         weights = list(zip(query.values[in_query].tolist(), record.values[in_record].tolist(), strict=True))
         order = sorted(range(len(keys)), key=lambda i: -weights[i][0] * weights[i][1])
-        names = self.outside.index.embedder.token_weights(SparseBatch.from_dicts([{int(keys[i]): 1.0} for i in order]))
+        names = await self.outside.names(SparseBatch.from_dicts([{int(keys[i]): 1.0} for i in order]))
         return tuple((next(iter(name)), *weights[i]) for name, i in zip(names, order, strict=True))
 
     async def _weighted_by_idf(self, sparse: SparseBatch) -> SparseBatch:

@@ -12,6 +12,7 @@ from langchain_twinvec import TwinVecEmbeddings, TwinVecVectorStore
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from reference.sentence_layouts import build_multilingual_e5, build_sentence_transformer
+from twinvec import Embedder
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,7 @@ def store(gte: TwinVecEmbeddings) -> TwinVecVectorStore:
 @pytest.fixture
 def gate(gte: TwinVecEmbeddings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds the forward passes of ``gte``."""
+    assert isinstance(gte.embedder, Embedder)
     backbone = gte.embedder._view.core.model.encoder.backbone
     gate = Gate(backbone.forward)
     monkeypatch.setattr(backbone, "forward", gate)

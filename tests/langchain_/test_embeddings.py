@@ -72,12 +72,14 @@ def test_options_reach_the_embedder(gte_folder: str) -> None:
     made = TwinVecEmbeddings(
         model=Path(gte_folder), dtype="float32", device="cpu", dim=32, max_length=8, sparse=None, sparse_keys="ids",
         on_overflow="error", prompts={"query": "q: "}, reproducible=True, token_budget=64,
+        quantization="int8",
     )  # fmt: skip
     assert made.model == gte_folder
     assert len(made.embed_query("a")) == 32
     assert made.embedder.prompt_for("query") == "q: "
     spec = made.embedder.spec
     assert (spec.dim, spec.max_length, spec.sparse, spec.sparse_keys, spec.reproducible) == (32, 8, None, "ids", True)
+    assert spec.quantization == "int8"
     with pytest.raises(TextTooLongError):
         made.embed_documents(["sort a list of lists of lists in python"])
     made.embedder.close()

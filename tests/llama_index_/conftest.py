@@ -21,7 +21,7 @@ from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from reference.sentence_layouts import build_multilingual_e5
-from twinvec import Embedder
+from twinvec import BaseEmbedder, Embedder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,7 +133,7 @@ def gate(gte: Embedder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made.open.set()
 
 
-async def passes_of_64(gate: Gate, embedder: Embedder, call: Callable[[str], Awaitable[object]]) -> int:
+async def passes_of_64(gate: Gate, embedder: BaseEmbedder, call: Callable[[str], Awaitable[object]]) -> int:
     """Return the forward passes of 64 concurrent calls, of which 63 come while the device is at work."""
     before = embedder.stats()
     first = asyncio.ensure_future(call("the first question"))

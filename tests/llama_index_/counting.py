@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from twinvec import Embedder
+from twinvec import BaseEmbedder
 
 
 class Counter:
     """Forward passes and texts from now on."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: BaseEmbedder) -> None:
         self._embedder = embedder
         self._before = self._now()
 

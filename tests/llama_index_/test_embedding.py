@@ -20,14 +20,14 @@ from llama_index_.counting import Counter
 from llama_index_twinvec import TwinVecEmbedding
 from reference.sentence_layouts import build_splade
 from support import TEXTS, dense_of
-from twinvec import Embedder, Task
+from twinvec import BaseEmbedder, Embedder, Task
 from twinvec.errors import ConfigurationError, PromptError, TextTooLongError
 
 TASK = "Given a question, find a paragraph with the answer"
 SYMMETRIC = Task("Retrieve semantically similar text", symmetric=True)
 
 
-def raw(embedder: Embedder, text: str) -> list[float]:
+def raw(embedder: BaseEmbedder, text: str) -> list[float]:
     """Return the vector of a text that the model sees as it stands."""
     row: list[float] = dense_of(embedder.embed_documents([text], prompt="", sparse=False))[0].tolist()
     return row

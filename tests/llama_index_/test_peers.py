@@ -20,6 +20,7 @@ from llama_index_ import core_script
 from llama_index_.counting import Counter
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
 from support import dense_of
+from twinvec import Embedder
 from twinvec.shared import SHARED
 
 TEXTS = ["hello", "the capital of Russia is Moscow", "Столица России", "line one\nline two\n\tindented", "  spaces  "]
@@ -154,4 +155,6 @@ def test_both_frameworks_share_one_model(own: TwinVecEmbedding) -> None:
     assert own.get_text_embedding_batch(TEXTS) == by_path.embed_documents(TEXTS)
     assert counter.texts == 1 + len(TEXTS)
     assert len(SHARED._cores) == cores, "the weights are in memory twice"
+    assert isinstance(by_path.embedder, Embedder)
+    assert isinstance(own.embedder, Embedder)
     assert by_path.embedder._view.core is own.embedder._view.core

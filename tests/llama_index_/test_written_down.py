@@ -44,6 +44,8 @@ def assert_same(one: TwinVecEmbedding, other: TwinVecEmbedding) -> None:
     assert one.get_query_embedding("a query") == pytest.approx(other.get_query_embedding("a query"), abs=1e-6)
     assert one.get_text_embedding("a text") == pytest.approx(other.get_text_embedding("a text"), abs=1e-6)
     assert (one.embed_batch_size, one.num_workers, one.task) == (other.embed_batch_size, other.num_workers, other.task)
+    assert isinstance(one.embedder, Embedder)
+    assert isinstance(other.embedder, Embedder)
     assert one.embedder._view.core is other.embedder._view.core, "the weights are in memory twice"
 
 
@@ -154,6 +156,7 @@ def test_the_hash_does_not_see_what_leaves_documents_as_they_are(gte_folder: str
         {"max_length": 100},
         {"dtype": "bfloat16"},
         {"reproducible": True},
+        {"quantization": "int8"},
         {"prompts": {"document": "passage: "}},
     ],
 )

@@ -14,12 +14,12 @@ from twinvec_stores.ingestion.reports import IngestReport
 from twinvec_stores.store import HybridStore
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
 
 def ingest(
     source: str | PathLike[str] | Iterable[Any],
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     store: HybridStore,
     *,
     text_field: str = "text",
@@ -45,7 +45,7 @@ def ingest(
             texts (.txt, .md, .markdown, in all folders below it that are not hidden; links to folders are not
             followed) have their relative path as id; a list of Path objects; or any iterable of Documents, dicts and
             strings.
-        embedder: the model.
+        embedder: the model, an Embedder or a RemoteEmbedder.
         store: made for that model. One ingest into it at a time.
         text_field: field of each row that is embedded.
         id_field: field with the id, a string or a whole number; for "id" also "_id". A row without either has an id
@@ -93,7 +93,7 @@ def ingest(
 
 async def aingest(
     source: str | PathLike[str] | Iterable[Any],
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     store: HybridStore,
     *,
     text_field: str = "text",

@@ -14,7 +14,7 @@ from twinvec.errors import ConfigurationError
 from twinvec.vectors import Int64
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
 _SECTION = 100_000  # characters tokenised at once: a token's record takes a hundred bytes, and sections run in parallel
 _CHECKED = 64  # chunks checked at once
@@ -40,7 +40,7 @@ class Chunker:
     splits a character: a single one with more tokens than allowed is a chunk of its own.
     """
 
-    def __init__(self, embedder: Embedder, chunk_tokens: int, overlap_tokens: int = 0) -> None:
+    def __init__(self, embedder: BaseEmbedder, chunk_tokens: int, overlap_tokens: int = 0) -> None:
         """Check the numbers.
 
         Args:

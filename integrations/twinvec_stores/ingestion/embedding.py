@@ -18,7 +18,7 @@ from twinvec_stores.ingestion.windows import Item
 from twinvec_stores.ingestion.writing import Embedded
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
 _OF_ONE_TEXT = (InvalidTextError, NonFiniteError, OutOfMemoryError, TextTooLongError)
 _POSITION = re.compile(r"texts\[(\d+)\]")
@@ -27,7 +27,7 @@ _POSITION = re.compile(r"texts\[(\d+)\]")
 class EmbeddingThread:
     """An event loop of its own, on which windows are embedded."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: BaseEmbedder) -> None:
         """Prepare to embed."""
         self._embedder = embedder
         self._loop: Future[asyncio.AbstractEventLoop] = Future()

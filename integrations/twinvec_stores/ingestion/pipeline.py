@@ -33,7 +33,7 @@ from twinvec_stores.store import HybridStore
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
 OnError = Literal["skip", "stop"]
 _busy: set[Any] = set()
@@ -122,7 +122,7 @@ class Channel:
 class Run:
     """One call of ``ingest``."""
 
-    def __init__(self, source: Any, embedder: Embedder, store: HybridStore, options: Options) -> None:
+    def __init__(self, source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> None:
         """Check what can be checked at once.
 
         Raises:
