@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-concurrency bench-stores bench-langchain soak kill-ingest clean
+.PHONY: help demo test lint bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores bench-langchain soak kill-ingest clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,16 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench $(VENV)/.demo ## throughput beside sentence-transformers and LangChain's HuggingFaceEmbeddings, on this CPU
-	$(BIN)/python benchmarks/throughput.py
+bench: $(VENV)/.bench $(VENV)/.demo ## speed and memory beside sentence-transformers and HuggingFaceEmbeddings, on this CPU
+	$(BIN)/python benchmarks/throughput.py --device cpu
+
+bench-gpu: ## CUDA tests and the same on a GPU within nine minutes, with PYTHON's own packages and the wheels in .whl
+	PYTHON=$(PYTHON) bash benchmarks/bench_gpu.sh
+
+bench-gpu-wheels: ## fetch into .whl what a GPU machine's Python 3.12 may lack or have too old
+	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -d .whl \
+	  $$(grep -E '^(transformers|sentence-transformers)==' constraints.txt)
 
 bench-concurrency: $(VENV)/.bench $(VENV)/.demo ## single queries from 1, 8, 64 callers, and beside a bulk job
 	$(BIN)/python benchmarks/concurrency.py

@@ -33,7 +33,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.throughput import CORPUS, REPOSITORY, processor
+from benchmarks.speed_models import CORPUS, REPOSITORY
+from benchmarks.speed_work import processor
 
 QUESTIONS = CORPUS.with_name("queries.jsonl")
 RESULTS = REPOSITORY / "benchmarks/results/concurrency-cpu.json"

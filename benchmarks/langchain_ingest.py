@@ -33,7 +33,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.throughput import CORPUS, REPOSITORY, build_checkpoint, processor
+from benchmarks.speed_models import CORPUS, REPOSITORY, build_checkpoint
+from benchmarks.speed_work import processor
 
 RESULTS = REPOSITORY / "benchmarks/results"
 QUERY = "How do I remove duplicates from a list?"
