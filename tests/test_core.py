@@ -21,7 +21,7 @@ from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from reference.sentence_layouts import build_splade
 from support import TEXTS, dense_of, sparse_of
-from twinvec import Embedder
+from twinvec import Embedder, loading
 from twinvec.cache import VectorCache
 from twinvec.core import InferenceCore
 from twinvec.encoder import Encoder
@@ -785,3 +785,19 @@ def test_a_cache_that_fails_costs_no_vectors(folder: Path, caplog: pytest.LogCap
     with Embedder(folder, dtype="float32", cache=Broken(), memo_bytes=0) as embedder:
         assert len(embedder.embed_documents(TEXTS)) == len(TEXTS)
         until(lambda: "persistent cache failed" in caplog.text)
+
+
+def test_loading_leaves_no_thread_behind_that_has_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP keeps workers for every such thread, and all of them slow each other down."""
+    threads = []
+    build = loading._build_backbone
+
+    def recorded(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return build(*args)
+
+    monkeypatch.setattr(loading, "_build_backbone", recorded)
+    with Embedder(folder, dtype="float16"):
+        (thread,) = threads
+        assert thread is not threading.current_thread()
+        assert not thread.is_alive()

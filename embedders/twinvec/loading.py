@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,9 +123,28 @@ def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
 def build_model(opened: Opened, token_budget: int | None) -> Model:
     """Load the weights, once per distinct device; replicas on one device share them.
 
+    The work is done on a thread of its own, which ends: OpenMP keeps workers for every thread that has computed
+    anything, and where they are more than the cores, all of them sleep between steps. A single query was twice as slow.
+
     Raises:
         CheckpointError: they cannot be read or do not fit.
     """
+    built: Future[Model] = Future()
+
+    def build() -> None:
+        try:
+            built.set_result(_build_model(opened, token_budget))
+        except BaseException as error:
+            built.set_exception(error)
+
+    thread = threading.Thread(target=build, name="twinvec-loading", daemon=True)
+    thread.start()
+    model = built.result()
+    thread.join()
+    return model
+
+
+def _build_model(opened: Opened, token_budget: int | None) -> Model:
     start = time.perf_counter()
     checkpoint, description = opened.checkpoint, opened.description
     if description.experimental:
