@@ -105,7 +105,7 @@ class QdrantStore(HybridStore):
         if url is not None and api_key is not None:
             _refuse_open_key(url)
         self.collection = collection
-        self.url = url
+        self.url = None if url is None else _without_password(url)
         self._models: Any = models
         self._dialect = Dialect(models)
         self._options = {
@@ -424,6 +424,13 @@ def _refuse_open_key(url: str) -> None:
         raise ConfigurationError(
             f"an api_key would go over the network in the clear: use https:// for {parts.hostname}"
         )
+
+
+def _without_password(url: str) -> str:
+    """Return what may be shown of an address: a proxy's user and password are for the client alone."""
+    start, separator, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{start}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _reason(error: Exception) -> str:

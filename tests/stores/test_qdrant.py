@@ -449,6 +449,14 @@ def test_a_store_that_cannot_be_opened_closes_its_client(servers: Servers) -> No
     assert len(servers.of("sync")[0].asked("close")) == 1
 
 
+def test_a_password_in_the_address_is_never_shown(servers: Servers) -> None:
+    store = QdrantStore("https://reader:s3cret@host:6333/qdrant", "kb", CONFIG)
+    assert servers.made[0][1]["url"] == "https://reader:s3cret@host:6333/qdrant"
+    assert store.url == "https://host:6333/qdrant"
+    assert "s3cret" not in repr(store)
+    store.close()
+
+
 @pytest.mark.parametrize(
     "url",
     [
