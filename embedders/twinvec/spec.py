@@ -34,7 +34,7 @@ class ModelSpec:
             BM25, which has ids of its own.
         reproducible: one text per forward pass: bitwise the same vector whatever it travels with. Slower.
         quantization: "int8" keeps the weights of linear layers in 8 bits, for models that do not fit. On a CPU their
-            inputs are rounded to 8 bits as well: faster than float32, but not than bfloat16 where a CPU has that.
+            inputs are rounded to 8 bits as well, per token, which makes it faster and a little less exact.
         trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
         digest: content digest of the loaded files, filled in by ``Embedder.spec``. When given, loading other
             content is an error.
