@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -801,3 +803,23 @@ def test_loading_leaves_no_thread_behind_that_has_computed(folder: Path, monkeyp
         (thread,) = threads
         assert thread is not threading.current_thread()
         assert not thread.is_alive()
+
+
+def test_a_collected_embedder_is_closed_before_the_interpreter_ends(folder: Path) -> None:
+    """A thread that is inside of torch when the interpreter ends aborts the process."""
+    script = f"""
+import threading
+from twinvec import Embedder
+from twinvec.core import InferenceCore
+
+close = InferenceCore.close
+def late(self, **options):
+    threading.main_thread().join()
+    close(self, **options)
+    print("closed")
+
+InferenceCore.close = late
+Embedder({str(folder)!r}, dtype="float32").embed_queries(["a"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr

@@ -212,9 +212,13 @@ if hasattr(os, "register_at_fork"):  # the threads do not come along
 
 
 def close_later(views: list[View]) -> None:
-    """Close on a thread of its own: the collector may run anywhere, under any lock."""
+    """Close on a thread of its own: the collector may run anywhere, under any lock.
+
+    The interpreter waits for the thread: one that is inside of torch when the interpreter ends aborts the process.
+    """
     for view in views:
-        threading.Thread(target=view.close, name="twinvec-close", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the interpreter is at its end already
+            threading.Thread(target=view.close, name="twinvec-close", daemon=False).start()
 
 
 def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
