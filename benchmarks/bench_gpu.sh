@@ -9,6 +9,8 @@ if compgen -G '.whl/*.whl' >/dev/null; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" .whl/*.whl
 fi
 export PYTHONPATH=$site:$PWD/embedders:$PWD/integrations:$PWD/tests PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+  { echo "torch of '$python' sees no GPU here: run this on a machine that has one (benchmarks/NOTES.md)" >&2; exit 1; }
 # the project's settings name plugins that may be missing there
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.cuda' tests)
 timeout 100 "$python" -m pytest -c /dev/null --rootdir "$PWD" -p no:cacheprovider -q -rfEs -m cuda "${files[@]}" 2>&1 |
