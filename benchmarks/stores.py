@@ -35,13 +35,14 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.speed_models import REPOSITORY
+from benchmarks.speed_work import processor
 from benchmarks.stores_data import Data, Truth
 from benchmarks.stores_report import TARGET_SIZE, ratios, show, summarise, targets
 from benchmarks.stores_synthetic import synthetic
 from benchmarks.stores_systems import CONTENDERS, MATVEC, MILVUS, QDRANT, Contender
 from benchmarks.stores_texts import real
 from benchmarks.stores_work import MEASURES, Server, alone, copy, disk, ingest, measures, optimize
-from benchmarks.throughput import REPOSITORY, processor
 
 RESULTS = REPOSITORY / "benchmarks/results"
 MODULES = {QDRANT: ("qdrant_client",), MILVUS: ("milvus_lite", "pymilvus")}

@@ -33,8 +33,6 @@ from benchmarks.speed_report import ratios, render, targets, write_plot, write_t
 from benchmarks.speed_sections import CPU, CUDA, SECTIONS, TINY, Run, plan
 from benchmarks.speed_work import device_name, processor
 
-__all__ = ["REPOSITORY", "processor"]
-
 PACKAGES = ("torch", "transformers", "sentence-transformers", "langchain-huggingface", "tokenizers", "numpy")
 CUDA_MINUTES = 8.5  # so that a command of ten minutes also holds the start and the tests
 

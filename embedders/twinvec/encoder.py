@@ -21,7 +21,7 @@ from twinvec.attention import choose_attention
 from twinvec.backbone import Backbone
 from twinvec.errors import NonFiniteError, OutOfMemoryError
 from twinvec.families import Description
-from twinvec.graphs import Graphs
+from twinvec.graphs import Graphs, Outputs
 from twinvec.heads import TokenWeightHead
 from twinvec.kernels import use_triton
 from twinvec.packing import TokenBatch, plan
@@ -40,8 +40,6 @@ _PROBE_TEXT = 256
 _CALM = 256  # passes without running out of memory after which a lowered budget is doubled
 _LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabulary per token
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
-
-Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
