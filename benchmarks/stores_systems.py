@@ -12,12 +12,12 @@ import numpy as np
 from benchmarks.stores_data import FETCH_K, RRF_K, Data, K, Query
 
 from twinvec_stores.config import FieldType, Quantization, StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
-from twinvec_stores.filters import Eq
-from twinvec_stores.fusion import Fusion
-from twinvec_stores.memory import MemoryStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
+from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.filters.conditions import Eq
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, RecordBatch, SparseQuery, StoreQuery
-from twinvec_stores.store import HybridStore
+from twinvec_stores.search.fusion import Fusion
 
 BATCH = 512  # documents in one call of every system
 

@@ -112,7 +112,7 @@ def kill_and_resume(job: Job, kills: int, expected: int, rng: random.Random) -> 
     # the server imports everything once, and each child starts at once
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "qdrant_edge", "twinvec.loading", "twinvec.core", "twinvec_stores.ingestion"]
+        ["torch", "qdrant_edge", "twinvec.engine.loading", "twinvec.engine.core", "twinvec_stores.ingestion"]
     )
     left = expected
     for kill in range(kills + 1):

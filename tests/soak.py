@@ -45,10 +45,11 @@ from reference.giga import VOCAB, build_giga_0826
 from reference.gte import build_gte
 from reference.tokenizers_ import WORDS_EN, WORDS_RU, WORDS_ZH
 from twinvec import Embedder, EmbeddingBatch, Role, TruncationWarning
-from twinvec import core as core_module
-from twinvec import jobs as jobs_module
-from twinvec.backbone import PackedTransformer
 from twinvec.cache import VectorCache
+from twinvec.compute.backbone import PackedTransformer
+from twinvec.compute.packing import TokenBatch
+from twinvec.engine import core as core_module
+from twinvec.engine import jobs as jobs_module
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -57,8 +58,7 @@ from twinvec.errors import (
     OutOfMemoryError,
     OverloadedError,
 )
-from twinvec.packing import TokenBatch
-from twinvec.tokenizer import TextTokenizer, TokenizedText
+from twinvec.text.tokenizer import TextTokenizer, TokenizedText
 
 WINDOW, MAX_PENDING = 64, 500  # in place of the core's, so that windows and backpressure are at work
 TOLERANCE = 1e-4

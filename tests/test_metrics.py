@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError
-from twinvec.metrics import Measured, PrometheusCollector
+from twinvec.server.metrics import Measured, PrometheusCollector
 from twinvec.spec import ModelSpec
 
 STATS: dict[str, Any] = {
@@ -172,6 +172,6 @@ def test_a_closed_embedder_is_unhealthy_and_does_not_break_the_scrape() -> None:
 
 def test_without_prometheus_client_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
-    monkeypatch.delitem(sys.modules, "twinvec.metrics")
+    monkeypatch.delitem(sys.modules, "twinvec.server.metrics")
     with pytest.raises(ConfigurationError, match=r"pip install 'twinvec\[metrics\]'"):
-        importlib.import_module("twinvec.metrics")
+        importlib.import_module("twinvec.server.metrics")

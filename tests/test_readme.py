@@ -13,7 +13,7 @@ import pytest
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from twinvec import Embedder
-from twinvec.serve import create_app
+from twinvec.server import create_app
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -31,7 +31,7 @@ def test_the_examples_run_in_order(
         "dim=256": "dim=32",
     }
     remote = create_app(Embedder(stand_ins["Alibaba-NLP/gte-multilingual-base"]))
-    monkeypatch.setattr("twinvec.remote._TRANSPORT", httpx.ASGITransport(app=remote))
+    monkeypatch.setattr("twinvec.server.client._TRANSPORT", httpx.ASGITransport(app=remote))
     names: dict[str, Any] = {}
     ran = 0
     for block in BLOCKS:

@@ -11,12 +11,12 @@ from twinvec._version import __version__
 from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import TruncationWarning, TwinVecError
-from twinvec.prompts import TASKS, Role, Task
 from twinvec.spec import ModelSpec
+from twinvec.text.prompts import TASKS, Role, Task
 from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
 
 if TYPE_CHECKING:
-    from twinvec.remote import RemoteEmbedder
+    from twinvec.server.client import RemoteEmbedder
 
 __all__ = [
     "TASKS",
@@ -37,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "RemoteEmbedder":  # on demand: its HTTP client takes a tenth of a second to import
-        from twinvec.remote import RemoteEmbedder
+        from twinvec.server.client import RemoteEmbedder
 
         return RemoteEmbedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from twinvec.bm25 import Bm25
-from twinvec.calls import Checked, Wanted, check_texts
+from twinvec.engine.calls import Checked, Wanted, check_texts
 from twinvec.errors import ConfigurationError, PromptError, TruncationWarning
-from twinvec.prompts import PromptTemplate, Role, Task
 from twinvec.spec import ModelSpec
+from twinvec.text.bm25 import Bm25
+from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
 _Self = TypeVar("_Self", bound="BaseEmbedder")

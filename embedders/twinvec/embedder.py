@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from twinvec.base import BaseEmbedder
-from twinvec.bm25 import Bm25
-from twinvec.calls import (
+from twinvec.engine.calls import (
     Bm25Job,
     Half,
     Wanted,
@@ -26,12 +25,13 @@ from twinvec.calls import (
     show_progress_of,
 )
 from twinvec.errors import ConfigurationError, DeadlineError
-from twinvec.prompts import Role, Task
 from twinvec.spec import ModelSpec, SparseKeys
+from twinvec.text.bm25 import Bm25
+from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
-    from twinvec.jobs import Cache
+    from twinvec.engine.jobs import Cache
 
 OnOverflow = Literal["truncate", "error"]
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
@@ -266,8 +266,8 @@ class Embedder(BaseEmbedder):
         return {key: texts[key] for key in keys}
 
     def _halves(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[Half]:
-        from twinvec.jobs import Request
-        from twinvec.loading import check_dim
+        from twinvec.engine.jobs import Request
+        from twinvec.engine.loading import check_dim
 
         call = self._check(role, texts, wanted)
         checked, dim = call.texts, self.dim

@@ -8,8 +8,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from twinvec.bm25 import Bm25
 from twinvec.errors import ConfigurationError
+from twinvec.text.bm25 import Bm25
 
 SparseKeys = Literal["surface", "ids"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -28,7 +28,7 @@ class ModelSpec:
         max_length: tokens per text, prompt and specials included; None for the model's own limit.
         sparse: "auto" (the checkpoint's own head where it has one), "head" (demand it), a head file
             (``.safetensors`` or ``.pt`` with ``weight`` [1, hidden] and ``bias`` [1]), a SPLADE checkpoint,
-            "bm25" or, for example, "bm25:german,k1=0.9" (see ``twinvec.bm25.Bm25``; kept with all its numbers),
+            "bm25" or, for example, "bm25:german,k1=0.9" (see ``twinvec.text.bm25.Bm25``; kept with all its numbers),
             or None.
         sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for
             BM25, which has ids of its own.

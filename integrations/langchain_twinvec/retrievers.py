@@ -26,8 +26,8 @@ from langchain_twinvec.searching import Scored
 from langchain_twinvec.vectorstores import TwinVecVectorStore
 from twinvec import Task
 from twinvec_stores import Fusion
-from twinvec_stores.fusion import Method
-from twinvec_stores.index import Mode
+from twinvec_stores.search.fusion import Method
+from twinvec_stores.search.index import Mode
 
 if TYPE_CHECKING:
     from langchain_twinvec.searching import FilterForm

@@ -30,8 +30,8 @@ from twinvec_stores import (
     open_store,
 )
 from twinvec_stores.config import FieldType, Quantization
-from twinvec_stores.fusion import Method
-from twinvec_stores.index import Mode
+from twinvec_stores.search.fusion import Method
+from twinvec_stores.search.index import Mode
 
 if TYPE_CHECKING:
     from langchain_twinvec.retrievers import HybridRetriever

@@ -36,7 +36,7 @@ from twinvec_stores import (
     open_store,
 )
 from twinvec_stores.config import FieldType, Quantization
-from twinvec_stores.fusion import Method
+from twinvec_stores.search.fusion import Method
 
 _EVEN = Fusion("relative", dense_weight=0.5, sparse_weight=0.5)
 

@@ -20,7 +20,7 @@ from twinvec.errors import (
     TextTooLongError,
     TruncationWarning,
 )
-from twinvec.prompts import Role
+from twinvec.text.prompts import Role
 from twinvec_cli.console import note, warn
 from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
 from twinvec_cli.reading import TextSource

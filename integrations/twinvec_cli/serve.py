@@ -54,7 +54,7 @@ def serve(
 
     [bold]curl localhost:8000/v1/embeddings -d '{"input": "capital of France", "input_type": "query"}'[/bold]
     """
-    from twinvec.serve import Limits, run
+    from twinvec.server import Limits, run
 
     key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
     if key == "":

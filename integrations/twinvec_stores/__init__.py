@@ -1,17 +1,17 @@
 """Hybrid stores: dense and sparse vectors with text and metadata, from a laptop's folder to a cluster."""
 
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
-from twinvec_stores.filters import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
-from twinvec_stores.forms import from_langchain, from_llama_index
-from twinvec_stores.fusion import Fusion
-from twinvec_stores.index import Explanation, HybridIndex, Result, SearchOptions
+from twinvec_stores.engines.embedded.store import EmbeddedStore
+from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.qdrant import QdrantStore
+from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.forms import from_langchain, from_llama_index
 from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
-from twinvec_stores.memory import MemoryStore
 from twinvec_stores.opening import load_embedder, open_store
-from twinvec_stores.qdrant import QdrantStore
+from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
-from twinvec_stores.store import HybridStore, StoreInfo
+from twinvec_stores.search.fusion import Fusion
+from twinvec_stores.search.index import Explanation, HybridIndex, Result, SearchOptions
 from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
-from twinvec.prompts import Task
-from twinvec_stores.filters import parse_field
+from twinvec.text.prompts import Task
+from twinvec_stores.filters.conditions import parse_field
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder

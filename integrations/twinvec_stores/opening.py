@@ -9,10 +9,10 @@ from twinvec import Embedder, ModelSpec, Task
 from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec.settings import Settings
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
-from twinvec_stores.memory import MemoryStore
-from twinvec_stores.qdrant import QdrantStore
-from twinvec_stores.store import HybridStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
+from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.qdrant import QdrantStore
+from twinvec_stores.protocol import HybridStore
 
 
 def open_store(

@@ -17,7 +17,7 @@ import numpy as np
 from twinvec.errors import InvalidRecordError
 from twinvec.vectors import Float32, SparseBatch, SparseVector
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters import field_values
+from twinvec_stores.filters.conditions import field_values
 
 _NAMESPACE = uuid.UUID("6c3f1f5e-9b53-5d0a-8f0e-6b6f0c7c2a11")
 _MAX_DEPTH = 32

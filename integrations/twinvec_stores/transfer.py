@@ -21,8 +21,8 @@ import numpy as np
 from twinvec.errors import StoreMismatchError
 from twinvec.vectors import SparseVector
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
-from twinvec_stores.store import HybridStore
 
 _FORMAT = "twinvec-store"
 _PAGE = 512

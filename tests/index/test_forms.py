@@ -8,7 +8,7 @@ import pytest
 
 from twinvec.errors import FilterError
 from twinvec_stores import And, Eq, Exists, Filter, In, Ne, Not, Or, Range, from_langchain
-from twinvec_stores.filters import matches
+from twinvec_stores.filters.conditions import matches
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from qdrant_client.hybrid import fusion as peer
 
 from twinvec.errors import ConfigurationError
 from twinvec_stores import Fusion, Hit
-from twinvec_stores.fusion import Method, diversify
+from twinvec_stores.search.fusion import Method, diversify
 
 _SCORES = st.floats(0.0078125, 40, width=32)
 

@@ -21,7 +21,7 @@ from llama_index_.counting import Counter
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
 from support import dense_of
 from twinvec import Embedder
-from twinvec.shared import SHARED
+from twinvec.engine.registry import SHARED
 
 TEXTS = ["hello", "the capital of Russia is Moscow", "Столица России", "line one\nline two\n\tindented", "  spaces  "]
 

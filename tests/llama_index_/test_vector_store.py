@@ -43,7 +43,8 @@ from twinvec.errors import (
     StoreClosedError,
     StoreMismatchError,
 )
-from twinvec_stores import EmbeddedStore, Fusion, HybridIndex, MemoryStore, QdrantStore, StoreConfig, _folder
+from twinvec_stores import EmbeddedStore, Fusion, HybridIndex, MemoryStore, QdrantStore, StoreConfig
+from twinvec_stores.engines.embedded import folder as _folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 

@@ -11,10 +11,10 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from stores.oracle import Driver
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
-from twinvec_stores.memory import MemoryStore
-from twinvec_stores.qdrant import QdrantStore
-from twinvec_stores.store import HybridStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
+from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.qdrant import QdrantStore
+from twinvec_stores.protocol import HybridStore
 
 Make = Callable[[StoreConfig], Driver]
 ENGINES = ["memory", "embedded", "qdrant"]

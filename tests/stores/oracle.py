@@ -12,9 +12,9 @@ import numpy as np
 
 from twinvec.vectors import SparseBatch, SparseVector
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters import And, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.conditions import And, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery, StoreQuery
-from twinvec_stores.store import HybridStore
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def within(value: Any, bounds: Range) -> bool:
 
 
 def holds(filter: Filter, id: str, metadata: dict[str, Any]) -> bool:
-    """Whether a record matches, by the words of ``twinvec_stores.filters``."""
+    """Whether a record matches, by the words of ``twinvec_stores.filters.conditions``."""
     if isinstance(filter, (And, Or)):
         each = [holds(f, id, metadata) for f in filter.filters]
         return all(each) if isinstance(filter, And) else any(each)

@@ -16,7 +16,7 @@ from stores.conftest import Make
 from stores.oracle import Driver, Oracle, Row, batch, dense_query, row, sparse_query
 from twinvec.errors import ConfigurationError, FilterError
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
 from twinvec_stores.records import Record, StoreQuery
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")

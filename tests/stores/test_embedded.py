@@ -36,10 +36,10 @@ from twinvec.errors import (
 )
 from twinvec.vectors import SparseBatch
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
-from twinvec_stores.filters import And, Eq
+from twinvec_stores.engines.embedded.store import EmbeddedStore
+from twinvec_stores.filters.conditions import And, Eq
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch
-from twinvec_stores.store import HybridStore
 
 CONFIG = StoreConfig(fingerprint="one", model="models/one", dim=4, idf=True, fields={"i": "integer"})
 ROWS = [Row(f"r{i}", f"text {i}", {"i": i}, {"file": "a.txt"}, sparse={i % 3: 1.0}) for i in range(5)]
@@ -104,7 +104,7 @@ def test_missing_parents_are_made(tmp_path: Path) -> None:
 
 
 def test_another_process_is_refused_and_told_why(folder: Path) -> None:
-    code = "import sys; from twinvec_stores.embedded import EmbeddedStore; EmbeddedStore(sys.argv[1])"
+    code = "import sys; from twinvec_stores.engines.embedded.store import EmbeddedStore; EmbeddedStore(sys.argv[1])"
     with filled(folder) as store:
         outcome = python(code, str(folder))
         assert outcome.returncode == 1
@@ -355,7 +355,7 @@ import sys
 import numpy as np
 from twinvec.vectors import SparseBatch
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.records import RecordBatch
 
 store = EmbeddedStore(sys.argv[1], StoreConfig(fingerprint="one", dim=4, idf=True, fields={"i": "integer"}))
@@ -628,7 +628,7 @@ def large(template: Path, tmp_path: Path) -> Iterator[EmbeddedStore]:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[Any]]:
     """Every child process that is started; they are looked after often."""
-    monkeypatch.setattr("twinvec_stores._folder._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("twinvec_stores.engines.embedded.folder._POLL_SECONDS", 0.01)
     started: list[subprocess.Popen[Any]] = []
 
     class Recorded(subprocess.Popen):  # type: ignore[type-arg]
@@ -728,8 +728,8 @@ def test_an_interrupted_optimizer_is_stopped(
 
 OPTIMIZER = """
 import sys
-from twinvec_stores import _folder
-from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.engines.embedded import folder as _folder
+from twinvec_stores.engines.embedded.store import EmbeddedStore
 
 _folder._POLL_SECONDS = 0.01
 EmbeddedStore(sys.argv[1]).optimize(lambda seconds, size: size and print("going", flush=True))
@@ -830,7 +830,7 @@ import sys
 import numpy as np
 from twinvec.errors import StoreEngineError
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.records import RecordBatch
 
 with EmbeddedStore(sys.argv[1], StoreConfig(fingerprint="one", dim=4, sparse=False)) as store:

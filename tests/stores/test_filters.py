@@ -12,7 +12,20 @@ from stores.conftest import Make
 from stores.oracle import Row, batch, holds
 from twinvec.errors import FilterError
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range, matches, parse_field
+from twinvec_stores.filters.conditions import (
+    And,
+    Eq,
+    Exists,
+    Filter,
+    HasId,
+    In,
+    Ne,
+    Not,
+    Or,
+    Range,
+    matches,
+    parse_field,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 

@@ -26,8 +26,8 @@ from twinvec.errors import (
     StoreNotFoundError,
 )
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters import And, Eq, HasId
-from twinvec_stores.qdrant import QdrantStore
+from twinvec_stores.engines.qdrant import QdrantStore
+from twinvec_stores.filters.conditions import And, Eq, HasId
 from twinvec_stores.records import StoreQuery
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
@@ -343,7 +343,7 @@ def test_optimize_waits_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         info.status = models.CollectionStatus(statuses.pop(0) if statuses else "green")
         return info
 
-    monkeypatch.setattr("twinvec_stores.qdrant._POLL_SECONDS", 0)
+    monkeypatch.setattr("twinvec_stores.engines.qdrant._POLL_SECONDS", 0)
     statuses: list[str] = []
     client = recorded(get_collection=status)
     store = open_store(client)

@@ -201,7 +201,7 @@ def test_poison_is_refused_and_nothing_is_written(make: Make) -> None:
 
 
 def test_a_refusal_says_which_record_and_where() -> None:
-    from twinvec_stores.memory import MemoryStore
+    from twinvec_stores.engines.memory import MemoryStore
 
     store = MemoryStore(CONFIG)
     for poison, words in [

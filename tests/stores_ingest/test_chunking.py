@@ -138,7 +138,7 @@ def test_the_longest_allowed_chunks_are_not_cut(short: Embedder) -> None:
 @given(text=st.text("abİIΣς Я\u0130", max_size=20))
 @settings(max_examples=40, deadline=None)
 def test_offsets_of_a_lower_casing_tokenizer_are_those_of_the_text(text: str) -> None:
-    from twinvec.tokenizer import _unlowered
+    from twinvec.text.tokenizer import _unlowered
 
     lower = text.lower()
     offsets = np.array([(i, i + 1) for i in range(len(lower))], dtype=np.int64).reshape(-1, 2)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from twinvec.checkpoint import Checkpoint
+from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.giga import Giga
 from twinvec.families.gte import Gte
+from twinvec.families.own_code import Remote
 from twinvec.families.qwen3_bidirectional import GigaBidirectional
-from twinvec.families.remote import Remote
 from twinvec.families.sentence_transformers import TYPES, SentenceTransformers, Splade
 
 FAMILIES: tuple[Family, ...] = (

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from twinvec.checkpoint import Checkpoint
-from twinvec.prompts import PromptTemplate
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.text.prompts import PromptTemplate
 
 if TYPE_CHECKING:
     import torch
 
-    from twinvec.backbone import Backbone
-    from twinvec.heads import TokenWeightHead
+    from twinvec.compute.backbone import Backbone
+    from twinvec.compute.heads import TokenWeightHead
 
 SparseKind = Literal["token_weights", "masked_lm"]
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.checkpoints.tensors import check_tensors
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import read_modules
 from twinvec.families.qwen3_bidirectional import default_prompts
-from twinvec.prompts import TASKS
-from twinvec.tensors import check_tensors
+from twinvec.text.prompts import TASKS
 
 if TYPE_CHECKING:
     import torch
 
-    from twinvec.backbone import Backbone
+    from twinvec.compute.backbone import Backbone
 
 _TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _MLA = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
@@ -73,7 +73,7 @@ class Giga(Family):
     ) -> Backbone:
         """Load natively where every tensor fits, else through the checkpoint's own code where that was opted in."""
         from twinvec.families.giga_model import GigaBackbone, build_modules
-        from twinvec.families.remote import build_remote
+        from twinvec.families.own_code import build_remote
 
         if _is_mla(checkpoint):
             try:

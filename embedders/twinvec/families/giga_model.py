@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from twinvec.backbone import PackedTransformer, native_config
-from twinvec.checkpoint import Checkpoint
-from twinvec.packing import TokenBatch
-from twinvec.tensors import load_strict, load_tensors
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.checkpoints.tensors import load_strict, load_tensors
+from twinvec.compute.backbone import PackedTransformer, native_config
+from twinvec.compute.packing import TokenBatch
 
 _BLOCKS = "latent_attention_model.cross_attend_blocks."
 _DEFAULT_HEADS = 8  # num_cross_heads of the published checkpoints

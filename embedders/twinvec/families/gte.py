@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import Checkpoint
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.checkpoints.tensors import load_tensors
 from twinvec.errors import CheckpointError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import output_dim, read_modules
-from twinvec.tensors import load_tensors
 
 if TYPE_CHECKING:
     import torch
 
-    from twinvec.backbone import Backbone
-    from twinvec.heads import TokenWeightHead
+    from twinvec.compute.backbone import Backbone
+    from twinvec.compute.heads import TokenWeightHead
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
              "max_position_embeddings", "layer_norm_eps")  # fmt: skip
@@ -96,7 +96,7 @@ class Gte(Family):
         """Load GteModel; the lexical head is loaded by ``build_head``."""
         from transformers import GteConfig, GteModel
 
-        from twinvec.backbone import PackedTransformer, load_native, native_config
+        from twinvec.compute.backbone import PackedTransformer, load_native, native_config
 
         config = native_config(GteConfig, translate_config(checkpoint), checkpoint)
         model = load_native(GteModel, config, checkpoint, dtype, device, ignore=[r"^classifier\."])
@@ -104,7 +104,7 @@ class Gte(Family):
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load the lexical head that lies in the same file."""
-        from twinvec.heads import TokenWeightHead
+        from twinvec.compute.heads import TokenWeightHead
 
         tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file, "classifier.").items()}
         return TokenWeightHead(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from twinvec.checkpoint import Checkpoint, Module
+from twinvec.checkpoints.files import Checkpoint, Module
+from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointError, UnsupportedCheckpointError
-from twinvec.prompts import PromptTemplate
-from twinvec.tensors import load_strict, load_tensors
+from twinvec.text.prompts import PromptTemplate
 
 if TYPE_CHECKING:
     import torch

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twinvec.checkpoint import Checkpoint
+from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import CheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import read_modules
-from twinvec.prompts import TASKS, PromptTemplate
+from twinvec.text.prompts import TASKS, PromptTemplate
 
 if TYPE_CHECKING:
     import torch
 
-    from twinvec.backbone import Backbone
+    from twinvec.compute.backbone import Backbone
 
 INSTRUCT = "Instruct: {task}\nQuery: "
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -73,7 +73,7 @@ class GigaBidirectional(Family):
         """Load Qwen3Model or DeepseekV3Model; the router of the mixture of experts stays in fp32."""
         import transformers
 
-        from twinvec.backbone import PackedTransformer, load_native, native_config
+        from twinvec.compute.backbone import PackedTransformer, load_native, native_config
 
         dense = checkpoint.model_type == "qwen3_bidirec"
         config_class = transformers.Qwen3Config if dense else transformers.DeepseekV3Config

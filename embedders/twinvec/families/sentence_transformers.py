@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twinvec.checkpoint import BGE_HEAD, Checkpoint
+from twinvec.checkpoints.files import BGE_HEAD, Checkpoint
+from twinvec.checkpoints.tensors import load_tensors
 from twinvec.errors import CheckpointNotFoundError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
-from twinvec.tensors import load_tensors
 
 if TYPE_CHECKING:
     import torch
 
-    from twinvec.backbone import Backbone
-    from twinvec.heads import TokenWeightHead
+    from twinvec.compute.backbone import Backbone
+    from twinvec.compute.heads import TokenWeightHead
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class SentenceTransformers(Family):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-        from twinvec.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
+        from twinvec.compute.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
 
         config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
         model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype, device)
@@ -103,7 +103,7 @@ class SentenceTransformers(Family):
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load bge-m3's lexical head; its absence is an error, not a model without one."""
-        from twinvec.heads import TokenWeightHead
+        from twinvec.compute.heads import TokenWeightHead
 
         return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / BGE_HEAD), checkpoint.name)
 
@@ -144,7 +144,7 @@ class Splade(Family):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-        from twinvec.backbone import PackedMaskedLM, load_native, native_config
+        from twinvec.compute.backbone import PackedMaskedLM, load_native, native_config
 
         config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
         model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype, device)

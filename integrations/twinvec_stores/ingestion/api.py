@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from twinvec.errors import TruncationWarning
 from twinvec_stores.ingestion.pipeline import OnError, Options, Run
 from twinvec_stores.ingestion.reports import IngestReport
-from twinvec_stores.store import HybridStore
+from twinvec_stores.protocol import HybridStore
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder

@@ -8,7 +8,7 @@ import warnings
 from twinvec_stores.ingestion.checkpoints import MAX_FAILURES, Checkpoint, FailedRow, Progress
 from twinvec_stores.ingestion.reports import Failure, IngestReport
 from twinvec_stores.ingestion.windows import Item
-from twinvec_stores.store import HybridStore
+from twinvec_stores.protocol import HybridStore
 
 _COMMIT_SECONDS = 5.0  # what a kill may cost is that and the windows on their way
 _COMMIT_ROWS = 10_000

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.embedded import EmbeddedStore
+from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.ingestion.checkpoints import Checkpoint, is_checkpoint
 from twinvec_stores.ingestion.chunking import Chunker
 from twinvec_stores.ingestion.documents import Parser
@@ -28,7 +28,7 @@ from twinvec_stores.ingestion.reports import IngestReport
 from twinvec_stores.ingestion.sources import Source, open_source
 from twinvec_stores.ingestion.windows import Item, Reader
 from twinvec_stores.ingestion.writing import Embedded, prune, write
-from twinvec_stores.store import HybridStore
+from twinvec_stores.protocol import HybridStore
 
 if TYPE_CHECKING:
     from tqdm import tqdm

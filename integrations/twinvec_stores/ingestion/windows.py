@@ -11,8 +11,8 @@ from twinvec_stores.ingestion.chunking import Chunker, Span
 from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash, digest
 from twinvec_stores.ingestion.readers import Row, readable
 from twinvec_stores.ingestion.sources import Source
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record
-from twinvec_stores.store import HybridStore
 
 _REASON = 500  # characters of one in the report
 _CHARACTERS = 250_000  # of a window; a longer document is a window of its own

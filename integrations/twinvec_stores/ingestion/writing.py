@@ -14,8 +14,8 @@ from twinvec import EmbeddingBatch
 from twinvec_stores.ingestion.checkpoints import Checkpoint, Started
 from twinvec_stores.ingestion.documents import digest
 from twinvec_stores.ingestion.windows import Item
+from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch
-from twinvec_stores.store import HybridStore
 
 _PAGE = 1000
 

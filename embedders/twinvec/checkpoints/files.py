@@ -1,0 +1,179 @@
+"""A checkpoint on disk and what it says about itself: raw config, tensor headers, modules, digest.
+
+Nothing here builds a model or runs code from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twinvec.checkpoints.tensors import Tensor, read_json, read_tensor_headers, sample_digest
+from twinvec.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+)
+
+BGE_HEAD = "sparse_linear.pt"
+
+
+@dataclass(frozen=True)
+class Module:
+    """A line of ``modules.json``: the last part of the class name and the folder it lies in."""
+
+    kind: str
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """Return the weight file, safetensors before a pickle.
+
+        Raises:
+            CheckpointNotFoundError: there is neither.
+        """
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (self.folder / name).is_file():
+                return self.folder / name
+        raise CheckpointNotFoundError(f"{self.folder}: {self.kind} has no weights. Download the checkpoint again.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder on disk with a readable ``config.json``.
+
+    Attributes:
+        name: as the caller wrote it, for messages.
+        root: folder of the whole checkpoint (``modules.json`` lies here).
+        folder: folder of the transformer, often the same.
+        config: raw ``config.json``.
+        modules: sentence-transformers modules, empty where there is no ``modules.json``.
+        revision: the hub commit, None for a folder.
+        trusted: the caller opted in to the checkpoint's own code, at a pinned revision.
+    """
+
+    name: str
+    root: Path
+    folder: Path
+    config: Mapping[str, Any]
+    modules: tuple[Module, ...]
+    revision: str | None = None
+    trusted: bool = False
+
+    @property
+    def model_type(self) -> str:
+        """Return ``config["model_type"]``, "" where it is missing."""
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Return ``config["architectures"]``."""
+        return tuple(self.config.get("architectures") or ())
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Return the weight files, safetensors before pickles; every shard that the index names."""
+        for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+            index, single = self.folder / f"{stem}{suffix}.index.json", self.folder / f"{stem}{suffix}"
+            if single.is_file():
+                return (single,)
+            if index.is_file():
+                return _shards(index)
+        raise CheckpointNotFoundError(
+            f"{self.folder}: no weights (model.safetensors, pytorch_model.bin or their sharded forms). "
+            "Download the checkpoint again, or save it with safe_serialization=True."
+        )
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return name -> dtype and shape, read from the headers of all weight files."""
+        found: dict[str, Tensor] = {}
+        for file in self.weight_files:
+            found.update(read_tensor_headers(file))
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a digest of the content: small files whole, weights by header, size and 64 spread samples."""
+        digest = hashlib.sha256()
+        folders = {self.root, self.folder, *(m.folder for m in self.modules)}
+        for file in sorted({f for folder in folders for f in folder.glob("*.json")}):
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+        heads = [p for p in (self.root / BGE_HEAD,) if p.is_file()]
+        dense = [m.weights for m in self.modules if m.kind == "Dense"]
+        for file in sorted({*self.weight_files, *heads, *dense}):
+            digest.update(sample_digest(file))
+        return digest.hexdigest()[:32]
+
+    def json(self, relative: str) -> dict[str, Any]:
+        """Return a JSON file of the checkpoint, {} where it does not exist."""
+        for base in (self.folder, self.root):
+            if (base / relative).is_file():
+                return read_json(base / relative)
+        return {}
+
+    def require(self, *fields: str) -> None:
+        """Check that ``config.json`` has these fields.
+
+        Raises:
+            CheckpointError: naming all that are missing.
+        """
+        if missing := [f for f in fields if self.config.get(f) is None]:
+            raise CheckpointError(
+                f"{self.folder / 'config.json'}: {', '.join(missing)} missing for model_type {self.model_type!r}; "
+                "TwinVec never guesses them. Download config.json again."
+            )
+
+
+def read_checkpoint(name: str, root: Path, revision: str | None, trusted: bool) -> Checkpoint:
+    """Read the configuration of a folder.
+
+    Raises:
+        CheckpointError: it is missing or unreadable.
+    """
+    root = root.resolve()
+    modules = _read_modules(root)
+    folder = modules[0].folder if modules else root
+    if not (folder / "config.json").is_file():
+        raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; give the folder of a checkpoint")
+    return Checkpoint(name, root, folder, read_json(folder / "config.json"), modules, revision, trusted)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index}: names no weight files. Download it again.")
+    files = tuple(index.parent / name for name in sorted(set(names.values())))
+    if outside := [f for f in files if f.parent != index.parent or f.name in ("", "..")]:
+        raise CheckpointError(f"{index}: points outside the checkpoint ({outside[0]})")
+    if lost := [f.name for f in files if not f.is_file()]:
+        raise CheckpointNotFoundError(
+            f"{index.parent}: {index.name} names {', '.join(lost)}, which is not there. Download the checkpoint again."
+        )
+    return files
+
+
+def _read_modules(root: Path) -> tuple[Module, ...]:
+    path = root / "modules.json"
+    if not path.is_file():
+        return ()
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        listed = [(str(e["type"]).rsplit(".", 1)[-1], (root / str(e["path"])).resolve()) for e in entries]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a readable module list ({error}). Download it again.") from error
+    if not listed:
+        raise CheckpointError(f"{path}: lists no modules")
+    for kind, folder in listed:
+        if not folder.is_relative_to(root):
+            raise CheckpointError(f"{path}: module {kind} points outside the checkpoint ({folder})")
+    return tuple(
+        Module(kind, folder, read_json(folder / "config.json") if (folder / "config.json").is_file() else {})
+        for kind, folder in listed
+    )

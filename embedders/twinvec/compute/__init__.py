@@ -1,0 +1,1 @@
+"""The forward pass: only here is a device."""

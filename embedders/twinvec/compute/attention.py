@@ -1,0 +1,192 @@
+"""Packed attention for unmodified transformers classes.
+
+Each function is registered with transformers' ``AttentionInterface``. No mask function has its name, so the models
+build no mask and pass ``attention_mask=None``; the batch arrives as the keyword argument ``packed``. Queries are
+[1, heads, tokens, dim], the result is [1, tokens, heads, dim_v].
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_utils import AttentionInterface
+
+from twinvec.compute.packing import TokenBatch
+from twinvec.errors import ConfigurationError
+
+PREFIX = "twinvec_"
+_HALF = (torch.float16, torch.bfloat16)
+_SCORE_BYTES = 2**22
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the name of the fastest packed attention that runs here: "varlen", "flash" or "sdpa"."""
+    if device.type != "cuda" or dtype not in _HALF:
+        return "sdpa"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "sdpa"
+    if "window_size" in _varlen_parameters():
+        return "varlen"
+    return "flash" if importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    """Return what torch's varlen_attn can be told; nothing where there is none (it grew from 2.10 to 2.12)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a layer asks for: score factor, window |i - j| < sliding_window, and whether later tokens are hidden."""
+
+    scaling: float | None
+    sliding_window: int | None
+    causal: bool
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TokenBatch, _Options], torch.Tensor]
+
+
+def _register(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Give a kernel the signature that transformers calls, and make it known under its name."""
+
+    @functools.wraps(kernel)
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed: TokenBatch,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        is_causal: bool | None = None,
+        **unused: Any,
+    ) -> tuple[torch.Tensor, None]:
+        causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+        return kernel(query, key, value, packed, _Options(scaling, sliding_window, causal)), None
+
+    AttentionInterface.register(PREFIX + kernel.__name__, attend)
+    return attend
+
+
+@_register
+def sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
+    """Run one call per run of texts of equal length."""
+    heads, dim_v = query.shape[1], value.shape[-1]
+    out = query.new_empty(1, query.shape[2], heads, dim_v)
+    for start, count, length in packed.runs:
+        stop = start + count * length
+        q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+        to = out[0, start:stop].view(count, length, heads, dim_v).transpose(1, 2)
+        window = options.sliding_window
+        if window is not None and window >= length:
+            window = None
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not options.causal and window is None:
+            _products(q, k, v, options.scaling, to)
+            continue
+        to.copy_(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if window is None else _window_mask(length, window, options.causal, query.device),
+                is_causal=options.causal and window is None and length > 1,
+                scale=options.scaling,
+                enable_gqa=key.shape[1] != heads,
+            )
+        )
+    return out
+
+
+@_register
+def varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
+    """Run torch's built-in flash attention over the whole batch (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v, scale = _ragged(query, key, value, options.scaling)
+    window = -1 if options.sliding_window is None else options.sliding_window - 1
+    # before torch 2.12 the kernel takes fewer key heads without being told
+    grouped: dict[str, Any] = {"enable_gqa": k.shape[1] != q.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
+    out = varlen_attn(
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.longest, packed.longest,
+        scale=scale, window_size=(window, 0 if options.causal else window), **grouped,
+    )  # fmt: skip
+    assert isinstance(out, torch.Tensor)
+    return out[None, ..., : value.shape[-1]]
+
+
+@_register
+def flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
+) -> torch.Tensor:
+    """Run the optional flash-attn package over the whole batch (CUDA, half precision)."""
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v, scale = _ragged(query, key, value, options.scaling)
+    window = -1 if options.sliding_window is None else options.sliding_window - 1
+    out: torch.Tensor = flash_attn_varlen_func(
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.longest, packed.longest,
+        softmax_scale=scale, causal=options.causal, window_size=(window, window),
+    )  # fmt: skip
+    return out[None, ..., : value.shape[-1]]
+
+
+def _ragged(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Return [tokens, heads, dim] and the score factor.
+
+    The kernels take one width of heads, a multiple of 8: narrower ones (the values of latent attention, say) are
+    widened with zeros.
+    """
+    dim, dim_v = query.shape[-1], value.shape[-1]
+    if dim_v > dim:
+        raise ConfigurationError(f"flash attention needs value heads ({dim_v}) no wider than query heads")
+    width = -(-dim // 8) * 8
+    q, k, v = (F.pad(x[0].transpose(0, 1), (0, width - x.shape[-1])) for x in (query, key, value))
+    return q, k, v, dim**-0.5 if scaling is None else scaling
+
+
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor) -> None:
+    """Attend without a mask by two matrix products per block of queries; all are [texts, heads, length, dim].
+
+    The CPU's fused kernel does not reach its bfloat16 instructions: these products are about twice as fast. Scores are
+    rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    queries, keys, values = (x.flatten(0, 1).contiguous() for x in (q, k, v))
+    keys = keys.mT
+    nothing = q.new_empty(1).expand(len(queries), 1, 1)  # baddbmm is the product that takes a factor
+    rows = max(_SCORE_BYTES // (q.element_size() * len(queries) * q.shape[2]), 16)
+    for start in range(0, q.shape[2], rows):
+        block = slice(start, start + rows)
+        scores = torch.baddbmm(nothing, queries[:, block], keys, beta=0, alpha=scale)
+        torch.softmax(scores, -1, out=scores)
+        out[:, :, block] = torch.bmm(scores, values).unflatten(0, q.shape[:2])
+
+
+def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window) if causal else distance.abs() < window

@@ -1,0 +1,230 @@
+"""From a token batch to token states: transformers classes, packed where they can be and padded where not."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.compute.attention import PREFIX
+from twinvec.compute.fused import fuse
+from twinvec.compute.packing import TokenBatch
+from twinvec.errors import CheckpointError, CheckpointMismatchError
+
+# parts that embedding never uses: poolers, language-model heads, position counters
+_UNUSED = re.compile(
+    r"(^|\.)(pooler|lm_head|cls|generator_predictions|discriminator_predictions|vocab_\w+)\.|"
+    r"(^|\.)(position_ids|inv_freq|original_inv_freq|masked_bias)$"
+)
+
+
+_QUIET = threading.Lock()  # the verbosity of transformers belongs to the whole process
+
+
+class Backbone(torch.nn.Module):
+    """A model that turns a packed batch into rows.
+
+    Attributes:
+        output: "states": token states [tokens, hidden]; "logits": vocabulary logits [tokens, vocabulary];
+            "pooled": finished vectors [texts, dim].
+        packed: False where the model pads inside.
+    """
+
+    output: Literal["states", "logits", "pooled"] = "states"
+    packed = True
+
+    def use_attention(self, name: str) -> None:
+        """Choose the packed attention: "sdpa", "varlen" or "flash"."""
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace layers by faster ones for a device (``fused``), where they are known; once."""
+
+    def rope_variants(self) -> tuple[str, ...]:
+        """Return the rotations that ``verify`` may try; empty where the checkpoint settles it."""
+        return ()
+
+    def use_rope(self, variant: str) -> None:
+        """Choose one of ``rope_variants``."""
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """Run one batch."""
+        raise NotImplementedError
+
+
+class PackedTransformer(Backbone):
+    """An unmodified transformers model on one packed row [1, tokens]."""
+
+    def __init__(self, model: Any, *, padding_idx: int | None = None, causal: bool | None = None) -> None:
+        """Take a loaded model.
+
+        Args:
+            model: in evaluation mode.
+            padding_idx: positions count from padding_idx + 1 (XLM-R, RoBERTa).
+            causal: force causal or bidirectional attention; None leaves what the class says.
+        """
+        super().__init__()
+        self.model = model
+        self._padding_idx = padding_idx
+        self._options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+        if causal is not None:
+            for module in model.modules():
+                if hasattr(module, "is_causal"):
+                    module.is_causal = causal
+
+    def use_attention(self, name: str) -> None:
+        """Choose the packed attention."""
+        self.model.config._attn_implementation = PREFIX + name
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace the layers that ``fused`` knows."""
+        fuse(self.model, device, packed=True)
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
+        result = self.model(
+            input_ids=batch.input_ids[None],
+            position_ids=self._positions(batch)[None],
+            packed=batch,
+            **self._options,
+        )
+        states: torch.Tensor = result.logits if self.output == "logits" else result.last_hidden_state
+        return states[0]
+
+    def _positions(self, batch: TokenBatch) -> torch.Tensor:
+        """Count as the class does; RoBERTa does not count a pad token that stands in the text."""
+        if self._padding_idx is None:
+            return batch.position_ids
+        counted = (batch.input_ids != self._padding_idx).long()
+        total = counted.cumsum(0)
+        starts = batch.cu_seqlens[:-1].long().clamp_max(len(total) - 1)
+        before = (total - counted)[starts]
+        lengths = batch.cu_seqlens.diff()
+        return (total - torch.repeat_interleave(before, lengths, output_size=len(total))) * counted + self._padding_idx
+
+
+class PackedMaskedLM(PackedTransformer):
+    """A masked language model: one row of vocabulary logits per token (SPLADE)."""
+
+    output = "logits"
+
+
+class PaddedTransformer(Backbone):
+    """A transformers model that cannot be packed (relative position biases): padded inside, ragged outside."""
+
+    packed = False
+
+    def __init__(self, model: Any, pad_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self._pad_id = pad_id
+
+    def fuse(self, device: torch.device) -> None:
+        """Replace the layers that ``fused`` knows, but for attention."""
+        fuse(self.model, device, packed=False)
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """Return token states [tokens, hidden]."""
+        ids, mask = pad(batch, self._pad_id)
+        states: torch.Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return states[mask]
+
+
+def pad(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids [texts, longest] and the mask of real tokens; never derived from token ids."""
+    lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
+    mask = torch.arange(max(batch.lengths), device=lengths.device)[None] < lengths[:, None]
+    ids = torch.full(mask.shape, pad_id, dtype=torch.int64, device=lengths.device)
+    ids[mask] = batch.input_ids
+    return ids, mask
+
+
+def load_native(
+    model_class: Any,
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    ignore: Iterable[str] = (),
+) -> Any:
+    """Load a native transformers class, strictly.
+
+    Args:
+        model_class: a class, not an Auto class.
+        config: its configuration, made by the family.
+        checkpoint: where the weights are.
+        dtype: of the parameters; position buffers stay fp32.
+        device: where to; the weights go there straight from the file.
+        ignore: regular expressions of tensors that the family knows to be unused.
+
+    Raises:
+        CheckpointMismatchError: any missing, unexpected or mismatched tensor; transformers would only log it.
+        CheckpointError: the weights cannot be read or the config makes no model.
+    """
+    from safetensors import SafetensorError
+
+    checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    with _QUIET, _silence():
+        try:
+            model, info = model_class.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                weights_only=True,
+                use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
+                **options,
+            )
+        except (SafetensorError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
+    unused = re.compile("|".join([_UNUSED.pattern, *ignore]))
+    missing = [k for k in info["missing_keys"] if not unused.search(k)]
+    unexpected = [k for k in info["unexpected_keys"] if not unused.search(k)]
+    mismatched = {k: (tuple(a), tuple(b)) for k, a, b in info["mismatched_keys"]}
+    if missing or unexpected or mismatched:
+        raise CheckpointMismatchError(checkpoint.name, missing=missing, unexpected=unexpected, mismatched=mismatched)
+    return model.eval()
+
+
+def native_config(config_class: Any, raw: dict[str, Any], checkpoint: Checkpoint) -> Any:
+    """Build a native configuration from raw values.
+
+    Raises:
+        CheckpointError: values that the class refuses.
+    """
+    skip = ("auto_map", "model_type", "torch_dtype", "dtype", "quantization_config", "_name_or_path")
+    values = {k: v for k, v in raw.items() if k not in skip}
+    try:
+        return config_class(**json.loads(json.dumps(values)))
+    except Exception as error:  # transformers validates with several error types
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: not a valid {config_class.__name__}: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from logging and drawing what becomes an error here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # logging.CRITICAL
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

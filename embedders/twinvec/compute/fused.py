@@ -1,0 +1,190 @@
+"""Layers of transformers' classes with fewer and larger steps.
+
+The classes run three products for queries, keys and values and two for gate and up, and write each activation,
+rotation, sum and norm to a new tensor. At CPU sizes every one of those is fresh memory that the kernel has to map and
+clear; on CUDA each is a trip through the device's memory. Here products of the same input are joined, and what lies
+between products is one pass, or at least in place (``kernels``). Weights and formulas stay the same.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from twinvec.compute.kernels import Activation, Norm, activate_, add_norm, apply_norm, gate, rotate_
+
+_ROWS = 512  # rows per slice on a CPU: the slice's activations stay in the L2/L3 cache
+_NAMES = ("Gte", "NomicBert", "JinaEmbeddingsV3", "EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")
+_BERTS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
+_ROTARY = {f"{name}Attention" for name in _NAMES}
+_ABSOLUTE = {f"{name}SelfAttention" for name in _BERTS}
+_GATED = {f"{name}MLP" for name in (*_NAMES, "Gemma3", "DeepseekV3")}  # not all of them are gated
+_PLAIN = {f"{name}Intermediate" for name in (*_BERTS, "MPNet")}
+_POST_NORM = {f"{name}Layer" for name in ("Gte", "NomicBert", "JinaEmbeddingsV3")}
+_PRE_NORM = {f"{name}DecoderLayer" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")}
+_SUMS = {f"{name}{part}" for name in (*_BERTS, "MPNet") for part in ("SelfOutput", "Output")}
+_ACTIVATIONS: dict[str, Activation] = {
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+}
+_RMS = {f"{name}RMSNorm" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3", "DeepseekV3")}
+
+
+def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
+    """Replace the forward of every module that this file knows; return how many.
+
+    Args:
+        model: loaded; joined projections replace the single ones.
+        device: where it will run.
+        packed: whether the model runs on one row of packed texts; attention is left alone otherwise.
+    """
+    fused = 0
+    for module in list(model.modules()):
+        forward = _fused_forward(module, device, packed)
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            fused += 1
+    return fused
+
+
+def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:
+    name = type(module).__name__
+    if name in _SUMS or name in _RMS:
+        return _sum_norm if name in _SUMS else _rms_norm
+    if packed and (name in _POST_NORM or name in _PRE_NORM):
+        return _post_norm if name in _POST_NORM else _pre_norm
+    if name in _GATED and hasattr(module, "gate_proj") and type(module.act_fn).__name__ in _ACTIVATIONS:
+        if device.type != "cpu":
+            _join(module, "gate_up_proj", ("gate_proj", "up_proj"))
+        return _gated_slices if device.type == "cpu" else _gated
+    if name in _PLAIN and type(module.intermediate_act_fn).__name__ in _ACTIVATIONS:
+        return _plain
+    if packed and (name in _ROTARY or name in _ABSOLUTE):
+        rotary = name in _ROTARY
+        _join(module, "qkv_proj", ("q_proj", "k_proj", "v_proj") if rotary else ("query", "key", "value"))
+        return _rotary_attention if rotary else _absolute_attention
+    return None
+
+
+def _join(module: nn.Module, joined: str, names: tuple[str, ...]) -> None:
+    """Put several products of one input into one; the single weights are given up."""
+    parts = [cast(nn.Linear, module.get_submodule(name)) for name in names]
+    assert all(isinstance(part, nn.Linear) for part in parts), "layers are joined before they are quantised"
+    rows = sum(part.out_features for part in parts)
+    linear = nn.Linear(parts[0].in_features, rows, bias=parts[0].bias is not None, device="meta")
+    linear.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+    if parts[0].bias is not None:
+        linear.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+    for name in names:
+        delattr(module, name)
+    module.add_module(joined, linear)
+
+
+# --- layers
+
+
+def _post_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = None, **options: Any) -> torch.Tensor:
+    attended, _ = self.self_attn(hidden_states, attention_mask=None, **options)
+    hidden = add_norm(attended, hidden_states, _norm(self.post_attention_layernorm))
+    return add_norm(self.mlp(hidden), hidden, _norm(self.post_mlp_layernorm))
+
+
+def _pre_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = None, **options: Any) -> torch.Tensor:
+    attended, _ = self.self_attn(self.input_layernorm(hidden_states), attention_mask=None, **options)
+    normed = add_norm(attended, hidden_states, _norm(self.post_attention_layernorm), keep_sum=True)
+    return hidden_states.add_(self.mlp(normed))
+
+
+def _sum_norm(self: Any, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+    return add_norm(self.dense(hidden_states), input_tensor, _norm(self.LayerNorm))
+
+
+def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return apply_norm(hidden_states, _norm(self))
+
+
+def _norm(module: Any) -> Norm:
+    if isinstance(module, nn.LayerNorm):
+        return Norm(module.weight, module.bias, module.eps, centred=True)
+    return Norm(module.weight, None, module.variance_epsilon, centred=False)
+
+
+# --- attention
+
+
+def _rotary_attention(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **options: Any
+) -> tuple[torch.Tensor, None]:
+    heads = self.qkv_proj(hidden_states[0]).unflatten(-1, (-1, self.head_dim))
+    shared = getattr(self, "num_key_value_groups", 1)  # query heads per key head
+    n_keys = heads.shape[1] // (shared + 2)
+    n_queries = shared * n_keys
+    cos, sin = (table[0] for table in position_embeddings)
+    if hasattr(self, "q_norm"):
+        query, key = self.q_norm(heads[:, :n_queries]), self.k_norm(heads[:, n_queries : n_queries + n_keys])
+        rotate_(query, cos, sin)
+        rotate_(key, cos, sin)
+    else:
+        rotate_(heads[:, : n_queries + n_keys], cos, sin)
+        query, key = heads[:, :n_queries], heads[:, n_queries : n_queries + n_keys]
+    window = getattr(self, "sliding_window", None)
+    if type(self).__name__ == "MistralAttention":
+        window = getattr(self.config, "sliding_window", None)
+    out = _attend(self, query, key, heads[:, n_queries + n_keys :], sliding_window=window, **options)
+    return self.o_proj(out), None
+
+
+def _absolute_attention(self: Any, hidden_states: torch.Tensor, **options: Any) -> tuple[torch.Tensor, None]:
+    heads = self.qkv_proj(hidden_states[0]).unflatten(-1, (3, -1, self.attention_head_size))
+    return _attend(self, *heads.unbind(1), **options), None
+
+
+def _attend(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    attention_mask: None = None,
+    past_key_values: None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Return [1, tokens, width] of heads [tokens, n, dim]."""
+    attend = AttentionInterface._global_mapping[self.config._attn_implementation]
+    q, k, v = (heads.transpose(0, 1)[None] for heads in (query, key, value))
+    out, _ = attend(self, q, k, v, None, scaling=self.scaling, **options)
+    return cast(torch.Tensor, out.flatten(2))
+
+
+# --- feed-forward
+
+
+def _gated(self: Any, x: torch.Tensor) -> torch.Tensor:
+    rows = gate(self.gate_up_proj(x.flatten(0, -2)), _activation(self.act_fn))
+    return cast(torch.Tensor, self.down_proj(rows).view(*x.shape[:-1], -1))
+
+
+def _gated_slices(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """On a CPU gate and up stay two products: their activations are then contiguous, and that matters more."""
+    rows, activation = x.flatten(0, -2), _activation(self.act_fn)
+    out = rows.new_empty(len(rows), self.down_proj.out_features)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        gated = activate_(self.gate_proj(part), activation).mul_(self.up_proj(part))
+        out[start : start + _ROWS] = self.down_proj(gated)
+    return out.view(*x.shape[:-1], -1)
+
+
+def _plain(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return activate_(self.dense(hidden_states), _activation(self.intermediate_act_fn))
+
+
+def _activation(function: Any) -> Activation:
+    return _ACTIVATIONS[type(function).__name__]

@@ -1,0 +1,28 @@
+"""The lexical head: one learned weight per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from twinvec.checkpoints.tensors import load_strict
+
+
+class TokenWeightHead(torch.nn.Module):
+    """relu(linear(h)) per token, in fp32, as the GTE and bge-m3 references compute it."""
+
+    def __init__(self, hidden: int, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+        """Load ``weight`` [1, hidden] and ``bias`` [1], strictly.
+
+        Raises:
+            CheckpointMismatchError: other names or shapes.
+        """
+        super().__init__()
+        self.linear = torch.nn.Linear(hidden, 1)
+        load_strict(self.linear, tensors, where)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return fp32 [tokens] from states [tokens, hidden]."""
+        return F.relu(self.linear(hidden.float())[:, 0])

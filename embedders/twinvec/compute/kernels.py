@@ -1,0 +1,113 @@
+"""Memory-bound steps between the matrix products, each in one pass over its tensors.
+
+On CUDA they are Triton kernels where Triton works, everywhere else plain torch. Both compute the same formulas; Triton
+in fp32 inside, rounded once, torch with the roundings of its single steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
+
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm (``centred``) or an RMSNorm over the last dimension."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    eps: float
+    centred: bool
+
+
+def gate(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Return activation(gate) * up [rows, n] of joined projections [rows, 2 n]."""
+    if use_triton(gate_up.device):
+        from twinvec.compute import triton
+
+        return triton.gate(gate_up, activation)
+    left, right = gate_up.chunk(2, dim=-1)
+    # a single row is contiguous as it lies: contiguous() would hand out the caller's own memory
+    return activate_(left.clone(memory_format=torch.contiguous_format), activation).mul_(right)
+
+
+def activate_(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Apply an activation in place."""
+    if activation == "silu":
+        return torch.ops.aten.silu_(x)  # type: ignore[no-any-return]
+    return torch.ops.aten.gelu_(  # type: ignore[no-any-return]
+        x, approximate="tanh" if activation == "gelu_tanh" else "none"
+    )
+
+
+def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn heads in place: (a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
+
+    Formula: rotary position embedding (Su et al. 2021) in the layout of GPT-NeoX, Llama and transformers.
+
+    Args:
+        x: [tokens, heads, dim], the last dimension contiguous; tokens and heads may lie apart.
+        cos: [tokens, dim / 2] or wider, as transformers repeats it; the last dimension contiguous.
+        sin: as ``cos``.
+    """
+    if use_triton(x.device):
+        from twinvec.compute import triton
+
+        triton.rotate_(x, cos, sin)
+        return
+    first, second = x.chunk(2, dim=-1)
+    half = first.shape[-1]
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
+    turned = torch.addcmul(first * cos, second, sin, value=-1)
+    torch.addcmul(second * cos, first, sin, out=second)
+    first.copy_(turned)
+
+
+def add_norm(x: torch.Tensor, residual: torch.Tensor, norm: Norm, *, keep_sum: bool = False) -> torch.Tensor:
+    """Return norm(x + residual) of contiguous tensors; either may be overwritten.
+
+    Args:
+        x: [..., n].
+        residual: as ``x``; with ``keep_sum`` it becomes the sum.
+        norm: what to apply.
+        keep_sum: see ``residual``.
+    """
+    if use_triton(x.device):
+        from twinvec.compute import triton
+
+        return triton.add_norm(x, residual, norm.weight, norm.bias, norm.eps, centred=norm.centred, keep_sum=keep_sum)
+    total = residual.add_(x) if keep_sum else x.add_(residual)
+    return apply_norm(total, norm)
+
+
+def apply_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Return norm(x)."""
+    shape = x.shape[-1:]
+    if norm.centred:
+        return F.layer_norm(x, shape, norm.weight, norm.bias, norm.eps)
+    return F.rms_norm(x, shape, norm.weight, norm.eps)
+
+
+@functools.cache
+def use_triton(device: torch.device) -> bool:
+    """Return whether the kernels run on a device, found out once by comparing each with torch."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from twinvec.compute import triton
+
+        triton.check(device)
+    except Exception as error:  # no compiler, an unknown chip: torch does the same, slower
+        logger.warning("%s: Triton's kernels do not work here, plain torch is used: %s", device, error)
+        return False
+    return True

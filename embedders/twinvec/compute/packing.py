@@ -1,0 +1,107 @@
+"""Ragged batches: the planner, a pure function of lengths and a budget, and the batch that it packs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from twinvec.text.tokenizer import TokenizedText
+
+
+def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Partition texts into batches of at most ``token_budget`` tokens; a longer text travels alone.
+
+    Sorted by length, longest first: memory peaks in the first batch, not the last, and equal lengths lie side
+    by side, so that attention can take them in one call.
+
+    Returns:
+        Batches of positions in ``lengths``; every position appears exactly once.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget={token_budget} must be at least 1")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or lengths[index] > room:
+            batches.append([])
+            room = token_budget
+        batches[-1].append(index)
+        room -= lengths[index]
+    return batches
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Texts laid end to end, without padding, from tokenizer to pooling.
+
+    Attributes:
+        input_ids: int64 [tokens].
+        position_ids: int64 [tokens], from 0 in each text.
+        cu_seqlens: int32 [texts + 1]; text i is ``input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]``.
+        lengths: tokens per text, on the host.
+        prompt_lengths: how many of them, at the front, belong to the prompt and the leading specials.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    lengths: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, texts: Sequence[TokenizedText]) -> TokenBatch:
+        """Lay tokenised texts end to end."""
+        import torch
+
+        lengths = tuple(len(t.ids) for t in texts)
+        return cls(
+            input_ids=torch.from_numpy(np.concatenate([t.ids for t in texts]).astype(np.int64)),
+            position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+            lengths=lengths,
+            prompt_lengths=tuple(t.prompt_length for t in texts),
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest text."""
+        return max(self.lengths)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Return (first token, texts, length) for each run of neighbours of equal length."""
+        runs, start = [], 0
+        for length, group in groupby(self.lengths):
+            count = len(list(group))
+            runs.append((start, count, length))
+            start += count * length
+        return runs
+
+    def pinned(self) -> TokenBatch:
+        """Return a copy in pinned memory, from where copies to a CUDA device do not wait."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Return the batch on ``device``; the copy to a CUDA device does not block."""
+        if device.type == "cpu":
+            return self
+        if device.type != "cuda":
+            return self._each(lambda tensor: tensor.to(device))
+        return self.pinned()._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
+        ids, positions, ends = (change(tensor) for tensor in (self.input_ids, self.position_ids, self.cu_seqlens))
+        return TokenBatch(ids, positions, ends, self.lengths, self.prompt_lengths)

@@ -1,0 +1,92 @@
+"""Dense pooling and sparse reduction of packed hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from twinvec.compute.packing import TokenBatch
+from twinvec.vectors import Float32, Int64, SparseBatch
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_prompt: bool = True) -> torch.Tensor:
+    """Pool token states [tokens, hidden] into fp32 [texts, hidden * len(modes)].
+
+    Formulas as sentence-transformers' Pooling: several modes are concatenated; "weightedmean" weighs the token at
+    position p with p + 1; "mean_sqrt_len_tokens" divides the sum by the root of the length.
+
+    Args:
+        hidden: states of all tokens, in any dtype; sums run in fp32.
+        batch: the batch they belong to.
+        modes: names from ``POOLING_MODES``.
+        include_prompt: False leaves the prompt's tokens (and specials before them) out of every sum and maximum;
+            "cls" is then the first token after them.
+    """
+    ends, lengths = batch.cu_seqlens[1:].long(), batch.cu_seqlens.diff().long()
+    starts = (ends - lengths).clamp_max(len(hidden) - 1)  # an empty filler text (graphs) may start at the end
+    weights = torch.ones(len(hidden), 1, device=hidden.device)
+    if not include_prompt:
+        prompt = torch.tensor(batch.prompt_lengths, device=hidden.device)
+        starts = torch.where(prompt < lengths, starts + prompt, starts)
+        weights[batch.position_ids < torch.repeat_interleave(prompt, lengths, output_size=len(hidden))] = 0
+    pooled = []
+    for mode in modes:
+        if mode == "cls":
+            pooled.append(hidden[starts].float())
+        elif mode == "lasttoken":
+            pooled.append(hidden[ends - 1].float())
+        elif mode == "max":
+            states = hidden.float().masked_fill(weights == 0, -torch.inf)
+            pooled.append(_reduce(states, "max", lengths))
+        else:
+            scale = weights * (batch.position_ids[:, None] + 1) if mode == "weightedmean" else weights
+            # a zero row keeps an all-prompt text at 0 instead of NaN, as the reference's clamp does
+            total = _reduce(hidden.float() * scale, "sum", lengths)
+            norm = _reduce(scale, "sum", lengths).clamp_min(1e-9)
+            pooled.append(total / (norm.sqrt() if mode == "mean_sqrt_len_tokens" else norm))
+    return torch.cat(pooled, dim=-1)
+
+
+def _reduce(rows: torch.Tensor, how: str, lengths: torch.Tensor) -> torch.Tensor:
+    # unsafe: the check of the lengths would wait for the device
+    return torch.segment_reduce(rows, how, lengths=lengths, unsafe=True)
+
+
+def reduce_token_weights(weights: Float32, ids: Int64, lengths: Sequence[int], keys: Int64) -> SparseBatch:
+    """Turn one weight per token into sparse rows: the maximum over equal keys, weights above 0 only.
+
+    Formula: row[k] = max over the text's tokens t with keys[ids[t]] == k of weights[t], as the GTE and bge-m3
+    references.
+
+    Args:
+        weights: float32 [tokens].
+        ids: int64 [tokens].
+        lengths: tokens per text.
+        keys: int64 [vocabulary]; the key of each token id, -1 for ids that are left out (specials).
+    """
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    token_keys = keys[ids]
+    keep = (weights > 0) & (token_keys >= 0)
+    cells = rows[keep] * len(keys) + token_keys[keep]
+    order = np.argsort(cells, kind="stable")
+    cells, first = np.unique(cells[order], return_index=True)
+    values = np.maximum.reduceat(weights[keep][order], first) if len(cells) else np.zeros(0, np.float32)
+    return _to_batch(cells, values, len(lengths), len(keys))
+
+
+def reduce_vocabulary_weights(weights: Float32, keys: Int64) -> SparseBatch:
+    """Turn dense rows [texts, vocabulary] (SPLADE) into sparse rows under the same key rules."""
+    rows, ids = np.nonzero((weights > 0) & (keys >= 0))
+    merged = np.zeros_like(weights)
+    np.maximum.at(merged, (rows, keys[ids]), weights[rows, ids])
+    rows, found = np.nonzero(merged)
+    return _to_batch(rows * len(keys) + found, merged[rows, found], len(weights), len(keys))
+
+
+def _to_batch(cells: Int64, values: Float32, n: int, n_keys: int) -> SparseBatch:
+    indptr = np.searchsorted(cells, np.arange(n + 1) * n_keys)
+    return SparseBatch(indptr.astype(np.int64), (cells % n_keys).astype(np.int32), values.astype(np.float32))

@@ -1,0 +1,1 @@
+"""One model in memory and everyone who uses it."""

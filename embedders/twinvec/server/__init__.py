@@ -1,0 +1,45 @@
+"""A server for one Embedder: its own binary routes, OpenAI's, and those of text-embeddings-inference (TEI).
+
+    from twinvec import Embedder
+    from twinvec.server import run
+
+    with Embedder("Alibaba-NLP/gte-multilingual-base") as embedder:
+        run(embedder, port=8000)
+
+Concurrent requests share forward passes. ``twinvec.RemoteEmbedder("http://127.0.0.1:8000")`` is the Embedder at the
+other end; any OpenAI or TEI client works too. Routes:
+
+- ``POST /v1/twinvec/embed``, ``offsets``, ``terms``; ``GET /v1/twinvec/info``, ``stats``: what RemoteEmbedder uses
+- ``POST /v1/embeddings``, ``GET /v1/models``: OpenAI's, with the fields ``input_type`` ("document", the default, or
+  "query") and ``task`` beside OpenAI's own
+- ``POST /embed`` (and ``/``), ``/embed_sparse``, ``GET /info``, ``/health``, ``/metrics``: TEI's. As there, a prompt
+  goes before a text only where ``prompt_name`` asks for it: "query", "document", or the name of a task or of one of
+  the model's prompts
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twinvec.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from twinvec.server.app import create_app
+    from twinvec.server.running import run
+    from twinvec.server.service import Limits
+
+_WHERE = {"create_app": "app", "run": "running", "Limits": "service"}
+
+__all__ = ["Limits", "create_app", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the server on demand: the client in this package needs none of its packages."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if not (find_spec("starlette") and find_spec("uvicorn")):
+        raise ConfigurationError("the server needs optional packages: pip install 'twinvec[serve]'")
+    return getattr(import_module(f"twinvec.server.{_WHERE[name]}"), name)

@@ -1,0 +1,133 @@
+"""Counters of embedders for Prometheus, read when it asks.
+
+    from prometheus_client import REGISTRY
+    from twinvec.server.metrics import PrometheusCollector
+
+    REGISTRY.register(PrometheusCollector(embedder))
+
+Names begin with ``twinvec_``; every sample has the labels ``model`` and ``device``.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twinvec.errors import ConfigurationError, TwinVecError
+from twinvec.spec import ModelSpec
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ConfigurationError(
+        "twinvec.server.metrics needs an optional package: pip install 'twinvec[metrics]'"
+    ) from error
+
+_Family = CounterMetricFamily | GaugeMetricFamily
+_LABELS = ("model", "device")
+# key of Embedder.stats() -> metric (prometheus_client adds _total to counters), help
+_COUNTERS = {
+    "forwards": ("forwards", "Forward passes."),
+    "texts": ("texts", "Texts that went through a forward pass."),
+    "tokens": ("tokens", "Tokens that went through a forward pass."),
+    "truncated": ("truncated", "Texts cut at the maximum length."),
+    "out_of_memory": ("out_of_memory", "Batches split because the device ran out of memory."),
+    "failures": ("failures", "Batches that failed."),
+    "memo_hits": ("memo_hits", "Texts answered by the memo."),
+    "memo_misses": ("memo_misses", "Texts that the memo did not have."),
+    "cache_hits": ("cache_hits", "Texts answered by the persistent cache."),
+    "cache_misses": ("cache_misses", "Texts that the persistent cache did not have."),
+    "queue_wait_seconds": ("queue_wait_seconds", "Time that texts waited for their batch."),
+    "forward_seconds": ("forward_seconds", "Time in forward passes."),
+}
+_GAUGES = {
+    "queued": ("queued_texts", "Texts that wait for a batch."),
+    "token_budget": ("token_budget", "Tokens that a batch may have."),
+    "batch_fill": ("batch_fill_ratio", "Tokens of the batches over their budget, 0 to 1."),
+    "healthy": ("healthy", "1 while the model answers, 0 after its device failed or it was closed."),
+    "device_memory": ("device_memory_bytes", "Memory held on the device."),
+}
+
+
+class Measured(Protocol):
+    """What the collector needs of an Embedder."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Return the spec, whose model is the label."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Return the counters."""
+        ...
+
+
+@dataclass(slots=True)
+class _Source:
+    embedder: weakref.ref[Measured]
+    device: str = "unknown"
+
+
+class PrometheusCollector(Collector):
+    """Collector for ``prometheus_client``: ``registry.register(PrometheusCollector(embedder))``.
+
+    A registry takes one collector; further embedders of the process are added to it. An embedder is not kept alive:
+    once collected, it is left out.
+
+    Args:
+        embedder: what to measure.
+        name: the ``model`` label; None for the spec's model.
+    """
+
+    def __init__(self, embedder: Measured, *, name: str | None = None) -> None:
+        self._sources: dict[str, _Source] = {}
+        self._lock = threading.Lock()
+        self.add(embedder, name=name)
+
+    def add(self, embedder: Measured, *, name: str | None = None) -> None:
+        """Measure one more embedder.
+
+        Raises:
+            ConfigurationError: the name is that of another one that is still alive.
+        """
+        label = embedder.spec.model if name is None else name
+        with self._lock:
+            known = self._sources[label].embedder() if label in self._sources else None
+            if known is not None and known is not embedder:
+                raise ConfigurationError(f"another embedder is measured as {label!r}: pass name=")
+            self._sources[label] = _Source(weakref.ref(embedder))
+
+    def describe(self) -> Iterator[_Family]:
+        """Return the metrics without samples, so that registering reads no counters."""
+        yield from _families().values()
+
+    def collect(self) -> Iterator[_Family]:
+        """Return the metrics with a sample per embedder. A closed embedder has ``healthy`` 0 and nothing else."""
+        families = _families()
+        with self._lock:
+            sources = list(self._sources.items())
+        for label, source in sources:
+            embedder = source.embedder()
+            if embedder is None:
+                continue
+            stats: Mapping[str, Any]
+            try:
+                stats = embedder.stats()
+            except TwinVecError:
+                stats = {"healthy": False, "device": source.device}
+            source.device = str(stats["device"])
+            for key in families.keys() & stats.keys():
+                families[key].add_metric((label, source.device), float(stats[key]))
+        yield from families.values()
+
+
+def _families() -> dict[str, _Family]:
+    counters = {
+        key: CounterMetricFamily(f"twinvec_{name}", text, labels=_LABELS) for key, (name, text) in _COUNTERS.items()
+    }
+    gauges = {key: GaugeMetricFamily(f"twinvec_{name}", text, labels=_LABELS) for key, (name, text) in _GAUGES.items()}
+    return {**counters, **gauges}

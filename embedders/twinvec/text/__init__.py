@@ -1,0 +1,1 @@
+"""What the model really sees: prompts, tokens, words."""

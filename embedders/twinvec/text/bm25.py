@@ -1,0 +1,302 @@
+"""BM25: sparse rows from words alone, for models without a lexical head.
+
+A row holds all of BM25 but the idf, which belongs to a collection: the store keeps document frequencies and multiplies
+a query's weights with its idf. So stored rows stay right whatever is added or deleted later.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from twinvec.errors import ConfigurationError
+from twinvec.text.prompts import Role
+from twinvec.vectors import Int32, SparseBatch
+
+# a script, as the names of its letters begin in Unicode -> the stemmer that "auto" takes
+_AUTO = {
+    "ARABIC": "arabic",
+    "ARMENIAN": "armenian",
+    "CYRILLIC": "russian",
+    "DEVANAGARI": "hindi",
+    "GREEK": "greek",
+    "LATIN": "english",
+    "TAMIL": "tamil",
+}
+_LATIN = (
+    "basque catalan czech danish dutch english esperanto estonian finnish french german hungarian indonesian irish "
+    "italian lithuanian norwegian polish portuguese romanian sesotho spanish swedish turkish"
+)
+_SCRIPTS = {
+    **{language: (script,) for script, language in _AUTO.items()},
+    **dict.fromkeys(_LATIN.split(), ("LATIN",)),
+    "nepali": ("DEVANAGARI",),
+    "persian": ("ARABIC",),
+    "serbian": ("CYRILLIC", "LATIN"),
+    "yiddish": ("HEBREW",),
+}
+# Question and function words, left out of queries: answers seldom have them, so that their idf is high without
+# meaning. nDCG@10 of English questions with and without them: .598, .662 (faq-en); .703, .763 (the shipped FAQ).
+_STOP_WORDS = {
+    "english": """a about after all also am an and any are aren as at be because been before being between both but by
+        can cannot could couldn did didn do does doesn doing don during each few for from had hadn has hasn have haven
+        having he her here him his how i if in into is isn it its just ll may me might more most must my no nor not of
+        on only or other our own s shall she should shouldn so some such t than that the their them then there these
+        they this those through to too until ve very was wasn we were weren what when where which while who whom whose
+        why will with won would wouldn you your""",
+    "russian": """а без бы был была были было быть в вам вас во вот все всего всех вы где да для до его ее если есть еще
+        же за зачем и из или им их к как какая какие какой какую ко когда кто куда ли либо меня мне могу можем может
+        можно мы на над надо нам нас не него нее ней нельзя нет ни них но ну нужно о об он она они оно от откуда по под
+        почему при про с сам себе себя сколько со так также такой там тебе тебя тем то того тоже той том тот ту ты у
+        уже чего чей чем через что чтобы эта эти это этого этой этом этот эту я""",
+}
+_LONGEST = 128  # characters of a word that count: a checksum is a term, a megabyte of base64 not
+_REMEMBERED = 2**17  # words per language, some 30 MB
+_JOINERS = "\u00ad\u200c\u200d\u2060\ufeff"  # soft hyphens and the like, inside of words
+# accents that NFKC leaves by themselves: Russian stress, and the dot of a lower-cased Turkish İ
+_FOLDED = {**dict.fromkeys(map(ord, _JOINERS + "\u0300\u0301\u0307")), ord("ё"): "е"}
+
+
+@dataclass(frozen=True)
+class Bm25:
+    """Weights of words: what ``sparse="bm25"`` means.
+
+    A document's weight of a term is ``tf (k1 + 1) / (tf + k1 (1 - b + b length / average_length))`` with ``tf`` its
+    count and ``length`` the count of all terms; a query's weight is its count. The inner product, once the store has
+    put its ``idf = ln(1 + (N - df + 0.5) / (df + 0.5))`` on the query's side, is BM25 (Robertson and Zaragoza 2009,
+    The Probabilistic Relevance Framework: BM25 and Beyond, section 3.4; this idf, never negative, is Lucene's).
+
+    Words are runs of letters and digits, stemmed by Snowball. Chinese, Japanese, Thai, Lao, Khmer and Burmese, which
+    put no spaces between words, and Korean, whose particles stick to words, become overlapping pairs of characters.
+    Function words of English and Russian are left out of queries, unless a query has nothing else.
+
+    Attributes:
+        language: a stemmer's name, such as "german", for the words of its script; other words, and all under "auto",
+            are stemmed by their script: Latin as English, Cyrillic as Russian, Devanagari as Hindi, likewise Arabic,
+            Armenian, Greek and Tamil; the rest not at all.
+        k1: how late the count saturates, from 0 (a term counts once) to 100.
+        b: how much long documents are held back, from 0 to 1.
+        average_length: terms of a usual document. Fixed rather than measured: a stored weight must not depend on what
+            else is stored. Set it for documents far from 60 to 250 words, rather too low than too high: on faq-en
+            (169 terms on average) nDCG@10 is .662 at half of the true average, .660 at 1x, .643 at 2x, .625 at 4x.
+
+    Raises:
+        ConfigurationError: a language without a stemmer, or a number out of range.
+    """
+
+    language: str = "auto"
+    k1: float = 1.2
+    b: float = 0.75
+    average_length: float = 128.0
+
+    def __post_init__(self) -> None:
+        if self.language != "auto" and self.language not in _SCRIPTS:
+            raise ConfigurationError(f"BM25: language={self.language!r} is not one of {_languages()}")
+        for name, low, high in (("k1", 0, 100), ("b", 0, 1), ("average_length", 1, 1e9)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigurationError(f"BM25: {name}={value!r} is not a number from {low} to {high:.0f}")
+            object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def parse(cls, sparse: str | None) -> Bm25 | None:
+        """Read "bm25", "bm25:german" or "bm25:german,k1=0.9,b=0.4,average_length=300"; any part may be left out.
+
+        Returns:
+            None where ``sparse`` names another source.
+
+        Raises:
+            ConfigurationError: a part that is none of these, or is there twice.
+        """
+        head, colon, options = (sparse or "").lower().partition(":")
+        if head != "bm25":
+            return None
+        given: dict[str, Any] = {}
+        names = {field.name for field in fields(cls)}
+        for part in options.split(",") if colon else ():
+            before, equals, after = part.partition("=")
+            name, value = (before.strip(), after.strip()) if equals else ("language", before.strip())
+            try:
+                known = name in names - given.keys()
+                given[name] = value if name == "language" else float(value)
+            except ValueError:
+                known = False
+            if not known:
+                raise ConfigurationError(
+                    f"sparse={sparse!r}: {part!r} is not understood. BM25 takes bm25[:LANGUAGE][,k1=NUMBER][,b=NUMBER]"
+                    f"[,average_length=NUMBER], each once, with a language of {_languages()}"
+                )
+        return cls(**given)
+
+    def __str__(self) -> str:
+        """Return what ``parse`` reads, with every number said, so that no later default changes its meaning."""
+        numbers = [f"{name}={getattr(self, name)!r}".removesuffix(".0") for name in ("k1", "b", "average_length")]
+        return ",".join([f"bm25:{self.language}", *numbers])
+
+    def prepare(self) -> None:
+        """Get the stemmers ready.
+
+        Raises:
+            ConfigurationError: PyStemmer is missing, or too old for the language.
+        """
+        _vocabulary(self.language)
+
+    def weigh(self, role: Role, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
+        """Return a sparse row per text, empty where it has no words, and the count of its terms, int32 [n]."""
+        vocabulary = _vocabulary(self.language)
+        counted = [vocabulary.count(text) for text in texts]
+        lengths = np.array([sum(counts.values()) for counts, _ in counted], dtype=np.int32)
+        rows = [counts for counts, _ in counted]
+        if role is Role.QUERY:
+            rows = [{i: n for i, n in counts.items() if i not in stops} or counts for counts, stops in counted]
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        owners = np.repeat(np.arange(len(rows)), sizes)
+        ids = np.fromiter((i for row in rows for i in row), dtype=np.int64)
+        weights = np.fromiter((n for row in rows for n in row.values()), dtype=np.float64)
+        if role is Role.DOCUMENT:
+            norms = self.k1 * (1 - self.b + self.b * lengths / self.average_length)
+            weights *= (self.k1 + 1) / (weights + norms[owners])
+        order = np.lexsort((ids, owners))
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        return SparseBatch(indptr, ids[order].astype(np.int32), weights[order].astype(np.float32)), lengths
+
+    def term(self, number: int) -> str:
+        """Return the stemmed term of an id that this process has made lately, else "#" and the id."""
+        return _vocabulary(self.language).terms.get(number, f"#{number}")
+
+
+def term_id(term: str) -> int:
+    """Return the column of a term, in [0, 2**31 - 1): the same in every process, on every platform, for ever."""
+    # of a million different terms, 1 in 2,000 shares its column with another
+    return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "big") % (2**31 - 1)
+
+
+class _Vocabulary(dict[str, int]):
+    """Word as written -> id of its term, ``~id`` for a stop word; filled as words come, bounded, thread safe.
+
+    Attributes:
+        terms: id -> stemmed term.
+    """
+
+    def __init__(self, language: str) -> None:
+        super().__init__()
+        self.terms: dict[int, str] = {}
+        self._languages = {**_AUTO, **dict.fromkeys(_SCRIPTS.get(language, ()), language)}
+        self._stem = _stemmers(set(self._languages.values()))
+        self._stop_words = {name: frozenset(words.split()) for name, words in _STOP_WORDS.items()}
+        self._lock = threading.Lock()
+
+    def count(self, text: str) -> tuple[dict[int, int], set[int]]:
+        """Return how often a text has each term, and which of them are stop words."""
+        counts: dict[int, int] = {}
+        stops = set()
+        for word, n in Counter(_words(text)).items():
+            number = self[word]
+            if number < 0:
+                number = ~number
+                stops.add(number)
+            counts[number] = counts.get(number, 0) + n
+        return counts, stops
+
+    def __missing__(self, word: str) -> int:
+        if len(word) > _LONGEST:
+            return self[word[:_LONGEST]]
+        folded = _fold(word)
+        letter = next(filter(str.isalpha, folded), "")
+        language = self._languages.get(unicodedata.name(letter, "").partition(" ")[0], "") if letter else ""
+        with self._lock:  # a Stemmer is not thread safe
+            term = (self._stem[language](folded) if language else "") or folded  # some words are nothing but endings
+            number = term_id(term)
+            if len(self) >= _REMEMBERED:
+                self.clear()
+                self.terms.clear()
+            self.terms.setdefault(number, term)
+            self[word] = signed = ~number if folded in self._stop_words.get(language, ()) else number
+        return signed
+
+
+@functools.cache
+def _vocabulary(language: str) -> _Vocabulary:
+    return _Vocabulary(language)
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold its lock at that moment
+    os.register_at_fork(after_in_child=_vocabulary.cache_clear)
+
+
+def _stemmers(languages: Iterable[str]) -> dict[str, Callable[[str], str]]:
+    try:
+        import Stemmer
+    except ImportError as error:
+        raise ConfigurationError("sparse=\"bm25\" needs an optional package: pip install 'twinvec[bm25]'") from error
+    if missing := sorted(set(languages) - set(Stemmer.algorithms())):
+        raise ConfigurationError(f"this PyStemmer cannot stem {', '.join(missing)}: pip install -U 'PyStemmer>=3.1'")
+    return {language: Stemmer.Stemmer(language, 0).stemWord for language in languages}
+
+
+def _languages() -> str:
+    return f"auto, {', '.join(sorted(_SCRIPTS))}"
+
+
+def _fold(word: str) -> str:
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    return unicodedata.normalize("NFKC", folded).translate(_FOLDED)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text in no order, and the pairs of characters where words have no spaces."""
+    word, run, character = _patterns()
+    pairs: list[str] = []
+    if not text.isascii():
+        for found in run.findall(text):
+            characters = character.findall(unicodedata.normalize("NFKC", found))
+            pairs += characters if len(characters) == 1 else map("".join, pairwise(characters))
+        if pairs:
+            text = run.sub(" ", text)
+    words: list[str] = word.findall(text.replace("_", " "))
+    return words + pairs
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    r"""Return patterns of a word, of a run without spaces, and of one character of such a run with its vowel signs.
+
+    ``\w`` lacks combining marks: without them words of Indic scripts and decomposed accents would fall apart.
+    """
+    marks = _char_class(c for c in range(0x300, 0xFE00) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+    # the planes above hold marks of scripts in little use: there, whole blocks will do
+    marks += _JOINERS + "\ufe20-\ufe2f\U00011000-\U00011fff\U0001e000-\U0001e95f"
+    blocks = (*range(0xE00, 0xF00), *range(0x1000, 0x10A0), *range(0x1780, 0x1800))  # Thai, Lao, Burmese, Khmer
+    unspaced = _char_class(c for c in blocks if unicodedata.category(chr(c))[0] == "L")
+    # Hangul, Han, Bopomofo and Kana with the half-width forms
+    unspaced += "\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u3130-\u318f\uffa0-\uffdc"
+    unspaced += "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3041-\u3096\u309d-\u309f\u30a1-\u30fa"
+    unspaced += "\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    unspaced += "\uff66-\uff9f\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+    return (
+        re.compile(rf"\w[\w{marks}]*"),
+        re.compile(rf"[{unspaced}][{unspaced}{marks}]{{0,255}}"),  # NFKC takes squared time on long runs of marks
+        re.compile(rf"[{unspaced}][{marks}]*"),
+    )
+
+
+def _char_class(codes: Iterable[int]) -> str:
+    """Return code points as the inside of a regular expression's [], as ranges."""
+    ranges: list[list[int]] = []
+    for code in codes:
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)

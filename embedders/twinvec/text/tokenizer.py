@@ -1,0 +1,195 @@
+"""From text to token ids: the checkpoint's fast tokenizer, the prompt in front, the tail cut at the limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinvec.checkpoints.files import Checkpoint
+from twinvec.errors import CheckpointError, CheckpointNotFoundError, PromptError
+from twinvec.vectors import Int64
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedText:
+    """One text as the model will see it.
+
+    Attributes:
+        ids: int32 [tokens], prompt and special tokens included.
+        prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
+        full_length: tokens before the cut; greater than ``len(ids)`` where the tail was cut.
+    """
+
+    ids: NDArray[np.int32]
+    prompt_length: int
+    full_length: int
+
+    @property
+    def truncated(self) -> bool:
+        """Return whether the tail was cut."""
+        return self.full_length > len(self.ids)
+
+
+class TextTokenizer:
+    """The tokenizer of one checkpoint, exactly as its ``tokenizer.json`` describes it.
+
+    Thread safe; ``encode`` releases the GIL and runs on the tokenizer library's own threads.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, max_length: int, *, lower_case: bool = False) -> None:
+        from tokenizers import Tokenizer
+
+        path = checkpoint.folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointNotFoundError(
+                f"{checkpoint.name}: no tokenizer.json. Make one with transformers: "
+                f"AutoTokenizer.from_pretrained({str(checkpoint.folder)!r}).save_pretrained(...)"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise CheckpointError(f"{path}: cannot be read ({error}). Download it again.") from error
+        # the library does not tell this one; a quote inside of a vocabulary entry would be escaped
+        unknown = re.search(rb'"unk_id"\s*:\s*(\d+)', path.read_bytes())
+        self._unigram_unknown = int(unknown[1]) if unknown else None
+        self._path = path
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.max_length = max_length
+        self._lower_case = lower_case
+        self._special_names = _special_tokens(checkpoint)
+        self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json"))
+
+    def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
+        """Tokenise ``prompt + text`` for each text; only the text's tail is ever cut.
+
+        Args:
+            texts: without the prompt.
+            prompt: goes before each text.
+            max_length: tokens per text, prompt and specials included; default: the tokenizer's own limit.
+
+        Raises:
+            PromptError: the prompt leaves no room for a text.
+        """
+        limit = self.max_length if max_length is None else max_length
+        prompt_length = len(self._head) + len(self._ids([prompt])[0]) if prompt else 0
+        if max(prompt_length, len(self._head)) + len(self._tail) >= limit:
+            raise PromptError(
+                f"the prompt and the special tokens take all {limit} tokens, which leaves no room for a text "
+                f"within max_length={self.max_length}: shorten the instruction or raise max_length"
+            )
+        encoded = []
+        room = limit - len(self._head) - len(self._tail)
+        for ids in self._ids([prompt + text for text in texts]):
+            full = [*self._head, *ids[:room], *self._tail]
+            length = len(ids) + len(self._head) + len(self._tail)
+            encoded.append(TokenizedText(np.array(full, dtype=np.int32), prompt_length, length))
+        return encoded
+
+    def offsets(self, texts: Sequence[str]) -> list[Int64]:
+        """Return int64 [tokens, 2] per text: where each token starts and ends in it, in characters.
+
+        Nothing is cut, and special tokens are left out.
+        """
+        encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
+        found = [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encoded]
+        return [_unlowered(o, text) if self._lower_case else o for o, text in zip(found, texts, strict=True)]
+
+    def overhead(self, prompt: str = "") -> int:
+        """Return how many special tokens and tokens of the prompt each text is given."""
+        return len(self._head) + len(self._tail) + (len(self._ids([prompt])[0]) if prompt else 0)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Return one more than the highest token id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids that never appear in sparse rows: all special tokens and the unknown token."""
+        added = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        named = {self._tokenizer.token_to_id(t) for t in self._special_names.values()}
+        model = self._tokenizer.model
+        unknown = {self._unigram_unknown, self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")}
+        return frozenset(i for i in added | named | unknown if i is not None)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Return the vocabulary entry of every id."""
+        return [self._tokenizer.id_to_token(i) or "" for i in range(self.vocabulary_size)]
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """Return the decoded string of every id; ``<id>`` for a part of a character, which has none."""
+        decoded = self._tokenizer.decode_batch([[i] for i in range(self.vocabulary_size)], skip_special_tokens=False)
+        return [f"<{i}>" if "\ufffd" in text else text for i, text in enumerate(decoded)]
+
+    @cached_property
+    def id_keys(self) -> Int64:
+        """Return int64 [vocabulary]: each id itself, -1 for specials."""
+        keys = np.arange(self.vocabulary_size, dtype=np.int64)
+        keys[sorted(self.special_ids)] = -1
+        return keys
+
+    @cached_property
+    def surface_keys(self) -> Int64:
+        """Return int64 [vocabulary]: the lowest id with the same decoded string, -1 for specials."""
+        keys: Int64 = self.id_keys.copy()
+        lowest: dict[str, int] = {}
+        for i, text in enumerate(self.token_texts):
+            if keys[i] >= 0:
+                keys[i] = lowest.setdefault(text, i)
+        return keys
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(self._cased(texts), add_special_tokens=False)]
+
+    def _cased(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self._lower_case else list(texts)
+
+    def _outer_specials(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
+        probe = self._tokenizer.encode("a", add_special_tokens=True)
+        mask, ids = probe.special_tokens_mask, probe.ids
+        inner = [i for i, special in enumerate(mask) if not special] or [len(ids)]
+        head, tail = list(ids[: inner[0]]), list(ids[inner[-1] + 1 :])
+        for end, flag, name in ((head, "add_bos_token", "bos_token"), (tail, "add_eos_token", "eos_token")):
+            if config.get(flag) is not True or end or name not in self._special_names:
+                continue
+            token = self._tokenizer.token_to_id(self._special_names[name])
+            if token is None:
+                raise CheckpointError(
+                    f"{self._path}: {flag} asks for {self._special_names[name]!r}, which is not in the vocabulary"
+                )
+            end.append(token)
+        return head, tail
+
+
+def _unlowered(offsets: Int64, text: str) -> Int64:
+    """Return offsets in the lower-cased text as offsets in the text: some letters become two ("İ")."""
+    lengths = [len(character.lower()) for character in text]
+    if sum(lengths) == len(text):
+        return offsets
+    origin = np.repeat(np.arange(len(text), dtype=np.int64), lengths)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    inner = np.append(origin, len(text))
+    return np.stack([inner[starts], np.where(ends > starts, inner[ends - 1] + 1, inner[starts])], axis=1)
+
+
+def _special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name in _SPECIAL_NAMES:
+            token = checkpoint.json(file).get(name)
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str):
+                found[name] = token
+    return found

@@ -1,0 +1,1 @@
+"""Where records lie: memory, a folder, a Qdrant server."""

@@ -1,0 +1,445 @@
+"""A folder with a Qdrant Edge shard: one process at a time, one shard however many stores, never left half made.
+
+folder/store.json   the StoreConfig
+folder/shard/       Qdrant Edge's own files
+folder/lock         held while a process has the folder open
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from filelock import FileLock, Timeout
+
+from twinvec.errors import (
+    ConfigurationError,
+    StoreClosedError,
+    StoreEngineError,
+    StoreLockedError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    TwinVecError,
+)
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.points import DENSE, SPARSE, TERMS, payload_path
+
+if TYPE_CHECKING:
+    from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, UpdateOperation
+
+_T = TypeVar("_T")
+_CONFIG, _SHARD, _LOCK, _COUNT = "store.json", "shard", "lock", "count"
+_OWN_FILES = {_CONFIG, f"{_CONFIG}.new", _SHARD, f"{_SHARD}.new", _LOCK, _COUNT, "ingest"}
+_POLL_SECONDS = 0.2
+_MAX_LOG = 64 * 2**20  # bytes after which the log is emptied: opening a folder replays it
+_MAX_COUNTS = 100_000
+_RESERVE = 64 * 2**20  # free bytes below which nothing is written: log segments and pages grow in steps
+_CHILD = """
+import sys
+sys.path.append(sys.argv[1])
+from qdrant_edge import EdgeShard
+shard = EdgeShard.load(sys.argv[2])
+shard.optimize()
+shard.close()
+"""
+_open: dict[Path, Folder] = {}
+_opening = threading.RLock()
+if hasattr(os, "register_at_fork"):  # else a child could find it held by a thread that it has not got
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+
+
+class Folder:
+    """The open folder. Operations run side by side; ``_alone`` waits for them and keeps new ones out."""
+
+    def __init__(self, path: Path, config: StoreConfig | None) -> None:
+        """Open the folder, or make it for ``config``; see ``acquire``."""
+        self.path = path
+        self.users = 0
+        self._pid = os.getpid()
+        self._running = 0
+        self._condition = threading.Condition()
+        self._failure: str | None = None
+        self._writes = 0
+        self._unflushed = 0
+        self._counts: dict[int | None, int] = {}  # records with a sparse key, all for None, as of the last write
+        with self._typed_errors():
+            self._lock = _lock(path, create=config is not None)
+        try:
+            with self._typed_errors():
+                self.config = _read_or_make(path, config)
+            self._shard: EdgeShard | None = self._load()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def acquire(cls, path: Path, config: StoreConfig | None) -> Folder:
+        """Return the folder, shared with every store of this process that uses it.
+
+        Raises:
+            StoreNotFoundError: no store is there and ``config`` is None.
+            StoreLockedError: another process has it open.
+            StoreMismatchError: it was made for other vectors.
+            StoreEngineError: it cannot be read.
+        """
+        path = path.expanduser().resolve()
+        with _opening:
+            folder = _open.get(path)
+            if folder is None or folder._pid != os.getpid():
+                folder = _open[path] = cls(path, config)
+            elif config is not None:
+                folder.config.check(config, str(path))
+            folder.users += 1
+            return folder
+
+    def release(self) -> None:
+        """Give one use back; the last one flushes and closes."""
+        if self._pid != os.getpid():
+            return
+        if self.users == 1:  # what still runs may take long, and must not keep other folders from being opened
+            with self._alone():
+                pass
+        with _opening:
+            self.users -= 1
+            if self.users:
+                return
+            _open.pop(self.path, None)
+            try:
+                with self._alone():
+                    self._close()
+            finally:
+                self._lock.release()
+
+    def run(self, operation: Callable[[EdgeShard], _T]) -> _T:
+        """Run one operation of the engine.
+
+        Raises:
+            StoreEngineError: it failed.
+            StoreClosedError: the folder was closed.
+        """
+        with self._idle:
+            shard = self._usable()
+            self._running += 1
+        try:
+            with self._typed_errors():
+                return operation(shard)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def write(self, operation: UpdateOperation, size: int) -> None:
+        """Apply an update of ``size`` bytes; see ``run``.
+
+        Raises:
+            StoreEngineError: the disk has no room for it; nothing was written.
+        """
+        _need_room(self.path, size)
+
+        def apply(shard: EdgeShard) -> None:
+            if (self.path / _COUNT).exists():
+                (self.path / _COUNT).unlink(missing_ok=True)
+                _sync(self.path)
+            shard.update(operation)
+
+        try:
+            self.run(apply)
+        finally:
+            with self._idle:
+                self._writes += 1
+                self._counts.clear()
+                self._unflushed += size
+                full = self._unflushed > _MAX_LOG
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring everything to the disk; see ``run``."""
+        with self._idle:
+            self._unflushed = 0
+        self.run(lambda shard: shard.flush())
+
+    def count(self, term: int | None, request: Callable[[], CountRequest]) -> int:
+        """Return how many records have a sparse key, or there are: counted once between two writes; see ``run``."""
+        with self._idle:
+            writes, known = self._writes, self._counts.get(term)
+        if known is not None:
+            return known
+        number = self.run(lambda shard: shard.count(request()))
+        with self._idle:
+            if self._writes == writes and len(self._counts) < _MAX_COUNTS:
+                self._counts[term] = number
+        return number
+
+    def optimize(self, progress: Callable[[float, int], None] | None) -> None:
+        """Optimize in a child process: the engine would hold the interpreter's lock for minutes.
+
+        The engine builds new segments beside the old ones and swaps them at the end, so a crash loses nothing.
+
+        Raises:
+            StoreEngineError: the child failed; the data is as before.
+        """
+        with self._alone():
+            self._usable()
+            try:
+                self._close()
+                _run_child(self.path / _SHARD, self._lock, progress)
+            finally:
+                self._shard = self._load()
+
+    def has_graph(self) -> bool:
+        """Return whether a segment has an HNSW graph."""
+        return any((self.path / _SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
+
+    def size(self) -> int:
+        """Return the bytes on disk."""
+        return _size(self.path)
+
+    @property
+    def _idle(self) -> threading.Condition:
+        if self._pid != os.getpid():  # a thread of the parent may have held the lock
+            raise StoreEngineError(f"{self.path} was opened before this process was forked: open it again in the child")
+        return self._condition
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0)
+            yield
+
+    def _usable(self) -> EdgeShard:
+        if self._failure is not None:
+            raise StoreEngineError(
+                f"{self.path}: the engine failed before ({self._failure}); close the store, open it again"
+            )
+        if self._shard is None:
+            raise StoreClosedError(f"the store {self.path} is closed")
+        return self._shard
+
+    def _close(self) -> None:
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            with self._typed_errors():
+                n = None if self._failure else shard.count(_everything())
+                shard.close()
+                if n is not None:
+                    (self.path / _COUNT).write_text(str(n), encoding="ascii")
+
+    def _load(self) -> EdgeShard:
+        from qdrant_edge import EdgeShard
+
+        _need_room(self.path, 0)
+        with self._typed_errors():
+            shard = EdgeShard.load(str(self.path / _SHARD))
+            _check_count(self.path, shard)
+        # of an optimizer that was killed; not before the engine's own lock shows that none is at work any more
+        shutil.rmtree(self.path / _SHARD / "temp_segments", ignore_errors=True)
+        return shard
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, TwinVecError):
+            raise
+        except Exception as error:
+            if "WouldBlock" in str(error):
+                raise StoreLockedError(
+                    f"{self.path} is held by a process that optimizes it, or that was forked while it was open: wait "
+                    "for it to end"
+                ) from None
+            raise StoreEngineError(f"{self.path}: {error}") from error
+        except BaseException as panic:  # pyo3's PanicException is no Exception
+            self._failure = str(panic)
+            raise StoreEngineError(f"{self.path}: the engine failed: {panic}") from panic
+
+
+def _lock(path: Path, *, create: bool) -> FileLock:
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"{path} is a file, not a store's folder")
+    if not create and not (path / _CONFIG).exists():
+        raise StoreNotFoundError(f"there is no store in {path}")
+    if path.is_dir() and (strange := {entry.name for entry in path.iterdir()} - _OWN_FILES):
+        raise ConfigurationError(f"{path} holds other files ({min(strange)}): choose an empty or a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / _LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreLockedError(
+            f"{path} is open in another process, or still being optimized by one that was killed: close it there, or "
+            "wait. For several processes use a Qdrant server (url=)"
+        ) from None
+    return lock
+
+
+def _check_count(path: Path, shard: EdgeShard) -> None:
+    """Compare with the number of records at the last close: the engine does not notice a part that is gone."""
+    try:
+        expected = int((path / _COUNT).read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):  # the last process was killed
+        return
+    found = shard.count(_everything())
+    if found != expected:
+        shard.close()
+        raise StoreEngineError(
+            f"{path} holds {found} of the {expected} records that it had when it was closed: files are missing or "
+            f"damaged. Restore them; or delete {path / _COUNT} to go on with what is left, and ingest again"
+        )
+
+
+def _everything() -> CountRequest:
+    from qdrant_edge import CountRequest
+
+    return CountRequest(exact=True)
+
+
+def _need_room(path: Path, size: int) -> None:
+    """Refuse before the engine does: on a full disk its memory-mapped files end the process with SIGBUS."""
+    free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
+    if free < needed:
+        raise StoreEngineError(
+            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): make room, then go "
+            "on; everything written so far is safe"
+        )
+
+
+def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
+    if (path / _CONFIG).exists():
+        try:
+            data = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreMismatchError(f"{path / _CONFIG} is damaged: {error}") from None
+        stored = StoreConfig.from_dict(data, str(path))
+        if config is not None:
+            stored.check(config, str(path))
+        if not (path / _SHARD).is_dir():
+            raise StoreMismatchError(
+                f"{path} lacks its folder {_SHARD}: restore it, or delete the folder and ingest again"
+            )
+        return stored
+    if config is None:
+        raise StoreNotFoundError(f"there is no store in {path}")
+    if (path / _SHARD).exists():  # made, but its configuration was not written any more: nothing was promised yet
+        _refuse_data(path)
+    _make(path, config)
+    return config
+
+
+def _make(path: Path, config: StoreConfig) -> None:
+    _need_room(path, 0)
+    new = path / f"{_SHARD}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
+
+    shard = EdgeShard.create(str(new), _engine_config(config))
+    kinds = {"keyword": "Keyword", "integer": "Integer", "float": "Float", "bool": "Bool"}
+    indexes = {payload_path(name): kinds[kind] for name, kind in config.fields.items()}
+    indexes |= {TERMS: "Integer"} if config.idf else {}
+    for name, kind in indexes.items():
+        shard.update(UpdateOperation.create_field_index(name, getattr(PayloadSchemaType, kind)))
+    shard.close()
+    new.rename(path / _SHARD)
+    temporary = path / f"{_CONFIG}.new"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(config.to_dict(), file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path / _CONFIG)
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring to the disk which files a folder has."""
+    with contextlib.suppress(OSError):  # not every system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _engine_config(config: StoreConfig) -> EdgeConfig:
+    from qdrant_edge import (
+        Distance,
+        EdgeConfig,
+        EdgeSparseVectorParams,
+        EdgeVectorParams,
+        ScalarQuantizationConfig,
+        ScalarType,
+    )
+
+    int8 = ScalarQuantizationConfig(type=ScalarType.Int8, quantile=0.99, always_ram=True)
+    dense = (
+        {
+            DENSE: EdgeVectorParams(
+                size=config.dim,
+                distance=Distance.Dot,  # rows have length 1, and Cosine would change their last bits
+                quantization_config=int8 if config.quantization == "int8" else None,
+            )
+        }
+        if config.dim is not None
+        else None
+    )
+    return EdgeConfig(vectors=dense, sparse_vectors={SPARSE: EdgeSparseVectorParams()} if config.sparse else None)
+
+
+def _refuse_data(path: Path) -> None:
+    from qdrant_edge import CountRequest, EdgeShard
+
+    shard = EdgeShard.load(str(path / _SHARD))
+    try:
+        if shard.count(CountRequest(exact=True)):
+            raise StoreMismatchError(f"{path} holds records but its {_CONFIG} is gone: restore that file")
+    finally:
+        shard.close()
+    shutil.rmtree(path / _SHARD)
+
+
+def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], None] | None) -> None:
+    import qdrant_edge
+
+    packages = Path(qdrant_edge.__file__).parents[1]
+    start = time.monotonic()
+    child = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard)],
+        stdin=lock._context.lock_file_fd,  # so the folder stays locked when this process is killed and the child is not
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, errors = child.communicate(timeout=_POLL_SECONDS)
+                break
+            if progress is not None:
+                progress(time.monotonic() - start, _size(shard / "temp_segments"))
+    except BaseException:
+        child.kill()
+        child.communicate()
+        raise
+    if child.returncode:
+        lines = errors.strip().splitlines() or ["no message"]
+        raise StoreEngineError(
+            f"{shard.parent}: optimize failed with status {child.returncode}: {lines[-1]}; nothing was lost"
+        )
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):  # files come and go
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total

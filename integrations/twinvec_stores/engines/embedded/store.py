@@ -1,0 +1,178 @@
+"""EmbeddedStore: Qdrant's engine in this process, in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twinvec.errors import ConfigurationError, StoreClosedError
+from twinvec.vectors import Int32, Int64
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.points import Dialect, to_hits, to_record
+from twinvec_stores.filters.conditions import And, Filter
+from twinvec_stores.protocol import HybridStore, StoreInfo
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
+
+if TYPE_CHECKING:
+    from twinvec_stores.engines.embedded.folder import Folder
+
+_CHUNK = 512  # records in one operation of the engine
+
+
+class EmbeddedStore(HybridStore):
+    """A store in a folder, on Qdrant Edge (``pip install 'twinvec[embedded]'``).
+
+    One process at a time; in it, every EmbeddedStore of the same folder shares one engine. What ``upsert`` and
+    ``delete`` have done survives a killed process at once, and a loss of power after ``flush``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: StoreConfig | None = None) -> None:
+        """Open a store, or make one.
+
+        Args:
+            path: its folder.
+            config: what it holds. Where there is a store, it must have been made with the same; where there is
+                none, it is made. None: open whatever is there.
+
+        Raises:
+            StoreNotFoundError: nothing is there and ``config`` is None.
+            StoreLockedError: another process has it open.
+            FingerprintMismatchError: it holds another model's vectors.
+            StoreMismatchError: it was made with other settings.
+            StoreEngineError: it cannot be read.
+        """
+        try:
+            import qdrant_edge
+        except ModuleNotFoundError:
+            raise ConfigurationError("stores in a folder need Qdrant Edge: pip install 'twinvec[embedded]'") from None
+        from twinvec_stores.engines.embedded.folder import Folder
+
+        self.path = Path(path)
+        self._edge: Any = qdrant_edge
+        self._dialect = Dialect(qdrant_edge)
+        self._folder = Folder.acquire(self.path, config)
+        self._release = weakref.finalize(self, self._folder.release)
+        self.config = self._folder.config
+
+    def flush(self) -> None:
+        """Return when everything written so far survives a loss of power."""
+        self._open().flush()
+
+    def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
+        """Build the graph for fast dense search (above some 10 MB of vectors), and merge what writes left behind.
+
+        Runs in a child process and takes seconds to minutes; other calls wait. A crash in the middle loses nothing.
+
+        Args:
+            progress: called now and then with the seconds passed and the bytes written.
+
+        Raises:
+            StoreEngineError: it failed; the data is as before.
+        """
+        self._open().optimize(progress)
+
+    def close(self) -> None:
+        """Flush and close; a second call does nothing."""
+        self._release()
+
+    def info(self) -> StoreInfo:
+        """Return what the store holds and where."""
+        info = self._run(lambda shard: shard.info())
+        return StoreInfo(
+            engine="embedded",
+            location=str(self._folder.path),
+            records=self.count(),
+            has_graph=self._folder.has_graph(),
+            segments=info.segments_count,
+            bytes=self._folder.size(),
+            config=self.config,
+        )
+
+    def _run(self, operation: Callable[[Any], Any]) -> Any:
+        return self._open().run(operation)
+
+    def _open(self) -> Folder:
+        if not self._release.alive:
+            raise StoreClosedError(f"the store {self.path} is closed")
+        return self._folder
+
+    def _upsert(self, batch: RecordBatch) -> None:
+        points = self._dialect.points(batch, self.config)
+        sizes = [_size(record) for record in batch]
+        for start in range(0, len(points), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            self._open().write(self._edge.UpdateOperation.upsert_points(points[chunk]), sum(sizes[chunk]))
+
+    def _delete(self, ids: list[str]) -> None:
+        self._open().write(self._edge.UpdateOperation.delete_points([point_id(id) for id in ids]), 0)
+
+    def _delete_where(self, filter: Filter) -> None:
+        self._open().write(self._edge.UpdateOperation.delete_points_by_filter(self._dialect.filter(filter)), 0)
+
+    def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
+        points = self._run(lambda shard: shard.retrieve([point_id(id) for id in ids], True, with_vectors))
+        records = {record.id: record for record in (to_record(point, self.config) for point in points)}
+        return [records[id] for id in ids if id in records]
+
+    def _count(self, filter: Filter) -> int:
+        request = self._edge.CountRequest
+        if filter == And():
+            return self._open().count(None, lambda: request(exact=True))
+        return int(self._run(lambda shard: shard.count(request(exact=True, filter=self._dialect.filter(filter)))))
+
+    def _scroll(
+        self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
+    ) -> tuple[list[Record], str | None]:
+        request = self._edge.ScrollRequest(
+            offset=cursor, limit=limit, filter=self._filter(filter), with_payload=True, with_vector=with_vectors
+        )
+        points, following = self._run(lambda shard: shard.scroll(request))
+        return [to_record(point, self.config) for point in points], None if following is None else str(following)
+
+    def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
+        asked = [i for i, query in enumerate(queries) if isinstance(query, DenseQuery) or len(query.vector)]
+        requests = [self._request(queries[i], limit, filter, exact) for i in asked]
+        found: list[list[Hit]] = [[] for _ in queries]
+        if requests:
+            batch = self._edge.QueryBatchRequest(requests)
+            for i, points in zip(asked, self._run(lambda shard: shard.query_batch(batch)), strict=True):
+                found[i] = to_hits(points)
+        return found
+
+    def _request(self, query: StoreQuery, limit: int, filter: Filter, exact: bool) -> Any:
+        vector, name = self._dialect.query(query)
+        return self._edge.QueryRequest(
+            limit=limit,
+            query=self._edge.Query.Nearest(vector, using=name),
+            filter=self._filter(filter),
+            params=self._dialect.parameters(query, self.config, exact=exact),
+            with_payload=["id"],
+        )
+
+    def _document_frequencies(self, keys: Int32) -> Int64:
+        def count(key: int) -> int:
+            request = self._edge.CountRequest
+            return self._open().count(key, lambda: request(exact=True, filter=self._dialect.term(key)))
+
+        return np.array([count(key) for key in keys.tolist()], dtype=np.int64)
+
+    def _filter(self, filter: Filter) -> Any:
+        return None if filter == And() else self._dialect.filter(filter)
+
+    def __repr__(self) -> str:
+        return f"EmbeddedStore({str(self.path)!r}, model={self.config.model!r}, dim={self.config.dim})"
+
+    def __reduce__(self) -> tuple[type[EmbeddedStore], tuple[str]]:
+        return type(self), (str(self._folder.path),)
+
+
+def _size(record: Record) -> int:
+    """Return about how many bytes a record has."""
+    vectors = (0 if record.dense is None else record.dense.nbytes) + 12 * len(record.sparse or ())
+    return vectors + len(record.text.encode()) + len(json.dumps([record.metadata, record.provenance]))

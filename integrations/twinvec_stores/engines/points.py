@@ -1,0 +1,231 @@
+"""Records and filters in the language of Qdrant, which Qdrant Edge and qdrant-client speak with two accents."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from twinvec.vectors import Float32, SparseVector
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.filters.conditions import (
+    And,
+    Eq,
+    Exists,
+    Filter,
+    HasId,
+    In,
+    Ne,
+    Not,
+    Or,
+    Range,
+    Scalar,
+    comparable,
+    is_wide,
+    parse_field,
+)
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
+
+DENSE, SPARSE = "dense", "sparse"
+_EXACT = "exact"
+TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
+_SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # where engines read a float of 15 digits as another: see _payload
+_HNSW_EF = 256  # candidates while walking the graph: recall@10 1.0 and recall@100 .998 where 100 gave .990
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+def payload_path(field: str) -> str:
+    """Return where a metadata field lies in the payload."""
+    keys = (key if _PLAIN_KEY.match(key) else f'"{key}"' for key in parse_field(field))
+    return ".".join(("metadata", *keys))
+
+
+class Dialect:
+    """Points and filters as one of the two packages wants them.
+
+    Args:
+        models: ``qdrant_edge`` or ``qdrant_client.models``.
+    """
+
+    def __init__(self, models: ModuleType) -> None:
+        """Keep the package's names."""
+        self.models: Any = models
+        self.is_edge = models.__name__ == "qdrant_edge"
+
+    def points(self, batch: RecordBatch, config: StoreConfig) -> list[Any]:
+        """Return a batch as points."""
+        dense = self._rows(batch.dense) if batch.dense is not None else None
+        make = self.models.Point if self.is_edge else self.models.PointStruct
+        points = []
+        for i, record in enumerate(batch):
+            vector: dict[str, Any] = {}
+            payload = _payload(record)
+            if dense is not None:
+                vector[DENSE] = dense[i]
+            if record.sparse is not None:
+                vector[SPARSE] = self.sparse(record.sparse)
+                if config.idf:
+                    payload[TERMS] = record.sparse.indices.tolist()
+            points.append(make(id=point_id(record.id), vector=vector, payload=payload))
+        return points
+
+    def _rows(self, dense: Float32) -> Sequence[Any]:
+        if self.is_edge:  # it reads a buffer twice as fast as a list
+            return [memoryview(row) for row in np.ascontiguousarray(dense)]
+        rows: list[Any] = dense.tolist()
+        return rows
+
+    def sparse(self, row: SparseVector) -> Any:
+        """Return a sparse row as the package's own."""
+        return self.models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist())
+
+    def query(self, query: StoreQuery) -> tuple[Any, str]:
+        """Return what to search for, and in which vectors."""
+        if isinstance(query, DenseQuery):
+            return query.vector.tolist(), DENSE
+        return self.sparse(query.vector), SPARSE
+
+    def parameters(self, query: StoreQuery, config: StoreConfig, *, exact: bool) -> Any:
+        """Return how to search."""
+        if not isinstance(query, DenseQuery):
+            return None
+        rescored = self.models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+        quantization = rescored if config.quantization is not None else None
+        return self.models.SearchParams(exact=exact, hnsw_ef=_HNSW_EF, quantization=quantization)
+
+    def filter(self, condition: Filter) -> Any:
+        """Return a filter."""
+        if isinstance(condition, And):
+            return self.models.Filter(must=[self.filter(f) for f in condition.filters])
+        if isinstance(condition, Or) and condition.filters:
+            return self.models.Filter(should=[self.filter(f) for f in condition.filters])
+        if isinstance(condition, Not):
+            return self.models.Filter(must_not=[self.filter(condition.filter)])
+        if isinstance(condition, Ne):
+            return self.filter(Not(Eq(condition.field, condition.value)))
+        if isinstance(condition, Exists):
+            return self.models.Filter(must_not=[self._is_empty(payload_path(condition.field))])
+        return self.models.Filter(should=self._cases(condition))
+
+    def term(self, key: int) -> Any:
+        """Return a filter for the records with a sparse key."""
+        return self.models.Filter(must=[self._field(TERMS, match=self.models.MatchValue(value=key))])
+
+    def _cases(self, condition: Eq | In | Range | HasId | Or) -> list[Any]:
+        """Return conditions of which one has to hold."""
+        if isinstance(condition, Or):  # of nothing
+            return [self._has_id([])]
+        if isinstance(condition, HasId):
+            return [self._has_id([point_id(id) for id in condition.ids])]
+        key = payload_path(condition.field)
+        if isinstance(condition, Range):
+            return [self._field(key, range=self._range(condition.bounds()))]
+        if isinstance(condition, Eq):
+            return [self._equal(key, condition.value)]
+        strings = [value for value in condition.values if isinstance(value, str)]
+        cases = [self._equal(key, value) for value in condition.values if not isinstance(value, str)]
+        cases += [self._field(key, match=self.models.MatchAny(any=strings))] if strings else []
+        return cases or [self._has_id([])]
+
+    def _equal(self, key: str, value: Scalar) -> Any:
+        if isinstance(value, bool) and self.is_edge:  # it takes Python's True for the number 1, but not numpy's
+            return self._field(key, match=self.models.MatchValue(value=np.bool_(value)))
+        if isinstance(value, (bool, str)) or is_wide(value):
+            return self._field(key, match=self.models.MatchValue(value=value))
+        return self._field(key, range=self._range({"gte": value, "lte": value}))  # 1 and 1.0 are the same number
+
+    def _range(self, bounds: Mapping[str, float]) -> Any:
+        floats = {name: _bound(name, bound) for name, bound in bounds.items()}
+        return self.models.RangeFloat(**floats) if self.is_edge else self.models.Range(**floats)
+
+    def _field(self, key: str, **condition: Any) -> Any:
+        return self.models.FieldCondition(key=key, **condition)
+
+    def _is_empty(self, key: str) -> Any:
+        if self.is_edge:
+            return self.models.IsEmptyCondition(key)
+        return self.models.IsEmptyCondition(is_empty=self.models.PayloadField(key=key))
+
+    def _has_id(self, ids: list[str]) -> Any:
+        return self.models.HasIdCondition(set(ids)) if self.is_edge else self.models.HasIdCondition(has_id=ids)
+
+
+def _payload(record: Record) -> dict[str, Any]:
+    """Return what is stored beside the vectors.
+
+    Qdrant Edge brings back one in ten floats with another last digit: only 15 digits go to it, and a record with longer
+    ones also carries itself as a string. With 15 digits, it still reads floats below 1e-8, above 1e36, and those that
+    it writes as sixteen digits and ".0", as one of the two next to them.
+    """
+    own = {"metadata": record.metadata, "provenance": record.provenance}
+    payload = {"id": record.id, "text": record.text, "metadata": _shortened(record.metadata)}
+    if not _is_kept(own):
+        payload[_EXACT] = json.dumps(own)
+    elif record.provenance:
+        payload["provenance"] = record.provenance
+    return payload
+
+
+def _is_kept(value: Any) -> bool:
+    """Return whether engines bring back every float in a value: 15 digits, neither tiny nor huge."""
+    if isinstance(value, float):
+        return value == 0 or (comparable(value) == value and _SMALL <= abs(value) < _LONG[0])
+    if isinstance(value, Mapping):
+        return all(_is_kept(inner) for inner in value.values())
+    return not isinstance(value, (list, tuple)) or all(_is_kept(inner) for inner in value)
+
+
+def _bound(name: str, bound: float) -> float:
+    """Return a bound with room for tiny and huge floats that are read as one of the two next to them."""
+    number = comparable(bound)
+    if abs(number) < sys.float_info.min or _SMALL <= abs(number) < _LARGE:
+        return number
+    outward = math.inf if name in ("gt", "lte") else -math.inf
+    return math.nextafter(math.nextafter(number, outward), outward)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, float):
+        number = comparable(value)
+        return int(number) if _LONG[0] <= abs(number) < _LONG[1] else number
+    if isinstance(value, Mapping):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shortened(inner) for inner in value]
+    return value
+
+
+def to_record(point: Any, config: StoreConfig) -> Record:
+    """Return a point that was read, as a record, with the vectors that came along."""
+    payload = point.payload
+    own = json.loads(payload[_EXACT]) if _EXACT in payload else payload
+    vectors = point.vector if isinstance(point.vector, dict) else {}
+    sparse = vectors.get(SPARSE)
+    with_vectors = bool(vectors)
+    return Record(
+        id=payload["id"],
+        text=payload["text"],
+        metadata=own["metadata"],
+        provenance=own.get("provenance", {}),
+        dense=np.array(vectors[DENSE], dtype=np.float32) if DENSE in vectors else None,
+        sparse=_row(sparse) if with_vectors and config.sparse else None,
+    )
+
+
+def to_hits(points: Sequence[Any]) -> list[Hit]:
+    """Return scored points as hits."""
+    return [Hit(point.payload["id"], point.score) for point in points]
+
+
+def _row(sparse: Any) -> SparseVector:
+    if sparse is None:  # an engine may leave empty vectors out
+        return SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    indices, values = np.array(sparse.indices, dtype=np.int32), np.array(sparse.values, dtype=np.float32)
+    order = np.argsort(indices)  # an engine may keep its own order
+    return SparseVector(indices[order], values[order])

@@ -1,0 +1,1 @@
+"""Conditions on metadata, neutral of any framework."""

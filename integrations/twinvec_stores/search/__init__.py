@@ -1,0 +1,1 @@
+"""From vectors to ranked results: index, fusion, explanations."""

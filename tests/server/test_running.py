@@ -1,0 +1,211 @@
+"""A real server on a port of this machine, in a thread and as the command."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from typer.testing import CliRunner
+
+from langchain_.gate import Gate
+from server.test_remote import assert_same
+from support import TEXTS
+from twinvec import Embedder, RemoteEmbedder
+from twinvec.errors import ConfigurationError
+from twinvec.server import run
+from twinvec_cli.main import app
+
+KEY = "a-secret-key"
+COMMAND = [sys.executable, "-c", "from twinvec_cli.main import run; run()", "serve"]
+
+
+class Running:
+    """``run`` on a thread, until it is told to stop."""
+
+    def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.servers: list[uvicorn.Server] = []
+        monkeypatch.setattr(uvicorn, "Server", self._made)
+        started = threading.Event()
+        self.url = ""
+
+        def on_start(url: str) -> None:
+            self.url = url
+            started.set()
+
+        arguments = {"port": 0, "on_start": on_start, **options}
+        self.thread = threading.Thread(target=run, args=(embedder,), kwargs=arguments)
+        self.thread.start()
+        assert started.wait(60)
+
+    def _made(self, config: uvicorn.Config, server: Any = uvicorn.Server) -> uvicorn.Server:
+        self.servers.append(server(config))
+        return self.servers[0]
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        self.servers[0].should_exit = True
+
+
+@pytest.fixture
+def served(quick: Embedder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    server = Running(quick, monkeypatch, api_key=KEY)
+    yield server
+    server.stop()
+    server.thread.join(60)
+    assert not server.thread.is_alive()
+
+
+def test_a_remote_over_a_port(served: Running, gte: Embedder, quick: Embedder) -> None:
+    assert served.url.startswith("http://127.0.0.1:")
+    with RemoteEmbedder(served.url, api_key=KEY) as remote:
+        batch = remote.embed_documents(TEXTS)
+        assert len(batch) == len(TEXTS)
+        assert remote.spec == quick.spec
+        assert_same(remote.embed_queries([]), quick.embed_queries([]))
+        assert KEY not in repr(pickle.dumps(remote))
+    assert "uvicorn" not in httpx.get(f"{served.url}/health").headers.get("server", "")
+
+
+def test_cancelling_over_a_port_frees_the_work(served: Running, quick: Embedder, gate: Gate) -> None:
+    core = quick._view.core
+    with RemoteEmbedder(served.url, api_key=KEY) as remote:
+        future = remote._submit(remote._batch(remote._check(*_call("over a port")), None))
+        assert gate.entered.wait(60)
+        (job,) = core._jobs
+        released = threading.Event()
+        job.future.add_done_callback(lambda _: released.set())
+        future.cancel()
+        assert released.wait(60)
+        assert job.future.cancelled()
+
+
+def _call(text: str) -> Any:
+    from twinvec import Role
+    from twinvec.engine.calls import Wanted
+
+    return Role.QUERY, [text], Wanted()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_connects_by_itself(served: Running) -> None:
+    context = multiprocessing.get_context("fork")
+    rows = context.SimpleQueue()
+    with RemoteEmbedder(served.url, api_key=KEY) as remote:
+        expected = remote.embed_queries(["a"]).token_counts.tolist()
+        child = context.Process(target=lambda: rows.put(remote.embed_queries(["a"]).token_counts.tolist()))
+        child.start()
+        assert rows.get() == expected
+        child.join(60)
+        assert child.exitcode == 0
+        assert remote.embed_queries(["a"]).token_counts.tolist() == expected
+
+
+def test_stopping_lets_requests_finish(served: Running, quick: Embedder, gate: Gate) -> None:
+    outcome: list[int] = []
+
+    def call() -> None:
+        with RemoteEmbedder(served.url, api_key=KEY, retries=0) as remote:
+            outcome.append(len(remote.embed_queries(["asked before the end"])))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert gate.entered.wait(60)
+    served.stop()
+    gate.open.set()
+    caller.join(60)
+    served.thread.join(60)
+    assert outcome == [1]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{served.url}/health")
+
+
+def test_a_port_that_is_taken(quick: Embedder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"cannot listen at 127\.0\.0\.1:{port}: Address already in use"):
+            run(quick, port=port)
+    with pytest.raises(ConfigurationError, match=r"cannot listen at 127\.0\.0\.1:70000"):
+        run(quick, port=70000)
+
+
+def test_listening_to_others_without_a_key_warns(quick: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped:
+        def __init__(self, config: uvicorn.Config) -> None:
+            pass
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            pass
+
+    monkeypatch.setattr(uvicorn, "Server", Stopped)
+    with pytest.warns(UserWarning, match="listening at 0.0.0.0 without an API key: whoever can reach it"):
+        run(quick, host="0.0.0.0", port=0)  # noqa: S104
+    run(quick, host="0.0.0.0", port=0, api_key=KEY)  # noqa: S104
+    run(quick, host="localhost", port=0)
+
+
+# --- the command
+
+
+def test_the_command_serves_and_stops(gte_folder: Path, gte: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    options = ["--port", "0", "--dtype", "float32", "--max-length", "128", "--max-texts", "3"]
+    process = subprocess.Popen(
+        [*COMMAND, str(gte_folder), *options, "--api-key-file", str(tmp_path / "key")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith(f"Serving {gte_folder} at http://127.0.0.1:"), line
+        with RemoteEmbedder(line.split(" at ")[1].split()[0], api_key=KEY) as remote:
+            assert len(remote.embed_documents(TEXTS[:7])) == 7
+            assert remote.spec.max_length == 128
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert rest == "interrupted\n"
+        assert KEY not in line + rest
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_empty_key_file_and_a_missing_extra(tmp_path: Path, gte_folder: Path) -> None:
+    (tmp_path / "key").write_text("\n")
+    result = CliRunner().invoke(app, ["serve", str(gte_folder), "--api-key-file", str(tmp_path / "key")])
+    assert result.exit_code == 2
+    assert "is empty: write the API key into it" in result.stderr
+    code = "import sys; sys.modules['starlette'] = None; from twinvec_cli.main import run; run()"
+    failed = subprocess.run(
+        [sys.executable, "-c", code, "serve", str(gte_folder)], capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr == "error: the server needs optional packages: pip install 'twinvec[serve]'\n"
+
+
+def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    result = CliRunner().invoke(app, ["serve", "--help"])
+    assert result.exit_code == 0
+    for option in ("--host", "--port", "--api-key-file", "--max-texts", "--task", "RemoteEmbedder"):
+        assert option in result.output
+
+
+def test_importing_twinvec_needs_neither_server_nor_client() -> None:
+    code = "import sys, twinvec; print([m for m in ('httpx', 'starlette', 'uvicorn', 'torch') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
