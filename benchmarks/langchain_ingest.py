@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.speed_models import CORPUS, REPOSITORY, build_checkpoint
 from benchmarks.speed_work import processor
+from benchmarks.splade import splade_folder
 
 RESULTS = REPOSITORY / "benchmarks/results"
 QUERY = "How do I remove duplicates from a list?"
@@ -60,12 +61,6 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "langchain-core", 
 Run = Callable[[list[Any], Path], object]  # documents, an empty folder
 
 
-def splade_folder() -> str:
-    from twinvec_cli.demo import SPARSE_PACKAGE, find_model
-
-    return str(find_model(*SPARSE_PACKAGE))
-
-
 def embeddings(checkpoint: str, sparse: str | None, dtype: str) -> Any:
     """Return TwinVecEmbeddings that remember no text of an earlier repeat."""
     from langchain_twinvec import TwinVecEmbeddings
@@ -77,7 +72,7 @@ def embeddings(checkpoint: str, sparse: str | None, dtype: str) -> Any:
 def twinvec(checkpoint: str, sparse: str | None, dtype: str = "auto") -> Run:
     from langchain_twinvec import TwinVecVectorStore
 
-    made = embeddings(checkpoint, splade_folder() if sparse == "splade" else sparse, dtype)
+    made = embeddings(checkpoint, str(splade_folder()) if sparse == "splade" else sparse, dtype)
 
     def run(documents: list[Any], folder: Path) -> None:
         with TwinVecVectorStore.from_documents(documents, made, path=folder) as store:
@@ -107,7 +102,7 @@ def splade() -> Any:
     from langchain_qdrant import SparseEmbeddings, SparseVector
     from sentence_transformers import SparseEncoder
 
-    model = SparseEncoder(splade_folder(), device="cpu")
+    model = SparseEncoder(str(splade_folder()), device="cpu")
 
     class Splade(SparseEmbeddings):
         def embed_documents(self, texts: list[str]) -> list[SparseVector]:
@@ -265,9 +260,9 @@ def checkpoint_folder(name: str, folder: Path) -> str:
     if name == "gte":
         build_checkpoint(folder)
         return str(folder)
-    from twinvec_cli.demo import DENSE_PACKAGE, find_model
+    from twinvec_cli.demo import find_model
 
-    return str(find_model(*DENSE_PACKAGE))
+    return str(find_model())
 
 
 def main() -> None:

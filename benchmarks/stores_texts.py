@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from benchmarks.splade import splade_folder
 from benchmarks.stores_data import QUERIES, Part
 from rich.console import Console
 
@@ -72,10 +73,10 @@ def _embed(texts: list[str], path: Path) -> None:
 @functools.cache
 def _embedder() -> Embedder:
     from twinvec import Embedder, TruncationWarning
-    from twinvec_cli.demo import DENSE_PACKAGE, SPARSE_PACKAGE, find_model
+    from twinvec_cli.demo import find_model
 
     warnings.simplefilter("ignore", TruncationWarning)
-    return Embedder(find_model(*DENSE_PACKAGE), sparse=find_model(*SPARSE_PACKAGE), memo_bytes=0)
+    return Embedder(find_model(), sparse=splade_folder(), memo_bytes=0)
 
 
 def _take(texts: Iterator[str], n: int) -> list[str]:

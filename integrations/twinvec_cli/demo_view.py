@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from twinvec_cli.collection import Collection
-from twinvec_cli.demo import EXPLAINED, QUESTIONS, WAYS, Search
+from twinvec_cli.demo_search import WAYS, Search
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import BaseEmbedder
 
+QUESTIONS = ("q0393", "q0477", "q0323", "q0424")
+EXPLAINED = "q0393"  # the question whose matching terms are shown
 _TOP = 3
 _LINES = 3  # of a snippet
 _TERMS = 6
@@ -24,11 +26,11 @@ def show_start(collection: Collection) -> None:
     """Say what is about to happen."""
     _print(
         f"{len(collection.documents)} answers from the Python and SQLite FAQs, {len(collection.queries)} questions.\n"
-        "Dense: all-MiniLM-L6-v2. Sparse: SPLADE-tiny. Loading both ..."
+        "Dense: all-MiniLM-L6-v2. Sparse: BM25. Loading ..."
     )
 
 
-def show(embedder: Embedder, search: Search, load_seconds: float) -> None:
+def show(embedder: BaseEmbedder, search: Search, load_seconds: float) -> None:
     """Print answers, the matching terms of one question, quality and times."""
     console = Console()
     _print("\nThe three best answers. A [x] marks the one that the FAQ gives to this very question.")
@@ -76,7 +78,7 @@ def _terms(search: Search) -> Table:
         table.add_column(name, justify="left" if name == "Term" else "right")
     for term, first, second in why.terms[:_TERMS]:
         table.add_row(Text(term, style="bold"), f"{first:.2f}", f"{second:.2f}", f"{first * second:.2f}")
-    table.caption = "A learned sparse vector also weighs related words that the text itself does not contain."
+    table.caption = "BM25 compares stems of words: rare ones count more, long answers less."
     table.caption_justify = "left"
     return table
 
@@ -102,14 +104,14 @@ def _verdict(search: Search) -> str:
     )
 
 
-def _times(embedder: Embedder, search: Search, load_seconds: float) -> Table:
+def _times(embedder: BaseEmbedder, search: Search, load_seconds: float) -> Table:
     stats, report = embedder.stats(), search.report
     n = len(search.collection.queries)
     table = Table(title=f"\nTimes ({stats['device']}, {stats['dtype']})", title_justify="left")
     table.add_column("Step")
     table.add_column("Seconds", justify="right")
     table.add_column("Rate", justify="right")
-    table.add_row("load both models", f"{load_seconds:.1f}", "")
+    table.add_row("load the model", f"{load_seconds:.1f}", "")
     table.add_row(
         f"ingest {report.records} documents",
         f"{report.seconds:.1f}",

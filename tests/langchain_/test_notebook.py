@@ -11,9 +11,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from twinvec.errors import ConfigurationError
-from twinvec_cli.demo import DENSE_PACKAGE, find_model
-
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "langchain_rag.ipynb"
 SECTIONS = [
     "Overview", "Setup", "Credentials", "Installation", "Instantiation", "Indexing and Retrieval", "Direct Usage",
@@ -49,10 +46,6 @@ def test_it_has_the_sections_of_a_partner_package_and_its_outputs() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        find_model(*DENSE_PACKAGE)
-    except ConfigurationError as error:
-        pytest.skip(str(error))
     monkeypatch.setenv("TWINVEC_OFFLINE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))

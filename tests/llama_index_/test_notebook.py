@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from twinvec.errors import ConfigurationError
-from twinvec_cli.demo import DENSE_PACKAGE, find_model
-
 nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel matplotlib")
 nbformat = pytest.importorskip("nbformat", reason="pip install nbformat")
 pytest.importorskip("ipykernel", reason="pip install ipykernel")
@@ -63,10 +60,6 @@ def test_it_has_its_sections_and_outputs() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        find_model(*DENSE_PACKAGE)
-    except ConfigurationError as error:
-        pytest.skip(str(error))
     for name in ("IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("TWINVEC_OFFLINE", "1")
