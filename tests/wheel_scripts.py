@@ -28,7 +28,7 @@ from twinvec_stores import EmbeddedStore, HybridIndex, MemoryStore, StoreConfig
 
 with Embedder(gte) as embedder:
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
-    index.add(["a", "b"], TEXTS)
+    index.add(TEXTS, ids=["a", "b"])
     assert index.search(TEXTS[1], k=1)[0].record.id == "b"
 
     def missing(extra, action):
@@ -64,7 +64,7 @@ from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 
 with Embedder(bert, sparse="bm25") as embedder:
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
-    index.add(["a", "b"], TEXTS)
+    index.add(TEXTS, ids=["a", "b"])
     assert index.search("sorting lists", k=1, mode="sparse")[0].record.id == "b"
 print("done")
 """
@@ -97,7 +97,7 @@ warnings.simplefilter("ignore")  # the client warns of payload indexes that its 
 with Embedder(gte) as embedder:
     store = QdrantStore(client=QdrantClient(":memory:"), collection="kb", config=StoreConfig.for_embedder(embedder))
     index = HybridIndex(embedder, store)
-    index.add(["a", "b"], TEXTS)
+    index.add(TEXTS, ids=["a", "b"])
     assert index.search(TEXTS[0], k=1)[0].record.id == "a"
 print("done")
 """

@@ -12,7 +12,7 @@ from cli.conftest import Run
 from twinvec import Embedder, TruncationWarning
 from twinvec_cli import demo, demo_view
 from twinvec_cli.collection import FAQ, Collection
-from twinvec_cli.demo_search import WAYS
+from twinvec_cli.demo_search import WAYS, search
 
 
 def lines(name: str) -> list[dict[str, object]]:
@@ -52,7 +52,7 @@ def test_search_ranks_by_the_scores_of_the_models(tiny: Embedder, tmp_path: Path
         {"q1": "a python", "q2": "file"},
         {"q1": {"d1": 1}, "q2": {"d2": 1}},
     )
-    search = demo.search(tiny, collection, tmp_path / "index")
+    searched = search(tiny, collection, tmp_path / "index")
     for way, weights in (("dense", (1.0, 0.0)), ("sparse", (0.0, 1.0))):
         for query, text in collection.queries.items():
             pairs = [(text, document) for document in collection.documents.values()]
@@ -60,13 +60,13 @@ def test_search_ranks_by_the_scores_of_the_models(tiny: Embedder, tmp_path: Path
             expected = {
                 id: s for id, s in zip(collection.documents, scores.tolist(), strict=True) if way == "dense" or s > 0
             }
-            found = {result.record.id: result.score for result in search.found[way][query]}
+            found = {result.record.id: result.score for result in searched.found[way][query]}
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
-            assert search.ranking(way, query) == sorted(expected, key=lambda id: (-expected[id], id))
+            assert searched.ranking(way, query) == sorted(expected, key=lambda id: (-expected[id], id))
     for way in WAYS:
-        ndcg, recall = search.quality(way, k=1)
+        ndcg, recall = searched.quality(way, k=1)
         assert ndcg == recall  # one relevant document, one rank
-    assert (search.report.new, search.report.records, search.info.records) == (2, 2, 2)
+    assert (searched.report.new, searched.report.records, searched.info.records) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -99,8 +99,8 @@ def test_real_model(tmp_path: Path) -> None:
     documents = {d: collection.documents[d] for grades in some.values() for d in grades}
     part = Collection(documents, {q: collection.queries[q] for q in some}, some)
     with Embedder(demo.find_model(), sparse="bm25") as embedder:
-        search = demo.search(embedder, part, tmp_path / "index")
+        searched = search(embedder, part, tmp_path / "index")
     # far below what was seen, far above chance
-    assert search.quality("dense")[0] > 0.8
-    assert search.quality("sparse")[0] > 0.7
-    assert search.quality("hybrid")[0] > 0.8
+    assert searched.quality("dense")[0] > 0.8
+    assert searched.quality("sparse")[0] > 0.7
+    assert searched.quality("hybrid")[0] > 0.8

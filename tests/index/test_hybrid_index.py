@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from twinvec_stores import (
     QdrantStore,
     Range,
     Result,
+    SearchOptions,
     SparseQuery,
     StoreConfig,
 )
+from twinvec_stores.search.index import SearchKeywords
 
 Scores = NDArray[np.float64]
 TEXTS = [
@@ -241,10 +244,15 @@ def test_wrong_options_are_refused(embedder: Embedder, wrong: dict[str, Any]) ->
         index.search("a", **wrong)
 
 
+def test_keywords_are_the_fields_of_search_options() -> None:
+    expected = {field.name: field.type for field in dataclasses.fields(SearchOptions)}
+    assert {name: hint.__forward_arg__ for name, hint in SearchKeywords.__annotations__.items()} == expected
+
+
 def test_unknown_options_and_a_string_of_queries_are_refused(embedder: Embedder) -> None:
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
     with pytest.raises(TypeError, match="top_k"):
-        index.search("a", top_k=3)
+        index.search("a", top_k=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="list"):
         index.search_many("a")
 

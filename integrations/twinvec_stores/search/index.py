@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from twinvec_stores.filters.conditions import Filter, HasId
 from twinvec_stores.protocol import HybridStore, check_limit
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery, StoreQuery
 from twinvec_stores.search.fusion import Fusion, Method, diversify, ranked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Mode = Literal["hybrid", "dense", "sparse"]
 _T = TypeVar("_T")
@@ -140,6 +143,22 @@ class SearchOptions:
         return wanted
 
 
+class SearchKeywords(TypedDict, total=False):
+    """The fields of ``SearchOptions`` as keyword arguments, so that type checkers see a wrong one."""
+
+    k: int
+    mode: Mode | None
+    fusion: Fusion | Method
+    fetch_k: int | None
+    dense_k: int | None
+    sparse_k: int | None
+    filter: Filter | None
+    score_threshold: float | None
+    mmr: float | None
+    explain: bool
+    exact: bool
+
+
 class HybridIndex:
     """A model and a store of its vectors. Thread safe; every method has an async twin with an ``a`` before its name.
 
@@ -204,7 +223,7 @@ class HybridIndex:
         await self.store.aupsert(_records(names, texts, metadata, batch))
         return names
 
-    def search(self, query: str, *, task: Task | str | None = None, **options: Any) -> list[Result]:
+    def search(self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]) -> list[Result]:
         """Return the best records for a query, best first, ties by id.
 
         Args:
@@ -216,7 +235,7 @@ class HybridIndex:
         return self.search_many([query], task=task, **options)[0]
 
     def search_many(
-        self, queries: Sequence[str], *, task: Task | str | None = None, **options: Any
+        self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search for several queries with one forward pass; see ``search``."""
         return _finish(
@@ -224,17 +243,19 @@ class HybridIndex:
         )
 
     def search_vectors(
-        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Any
+        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search with vectors that are there already: dense float32 [n, dim], n sparse rows, or both."""
         return _finish(_Search(_Blocking(self), SearchOptions(**options)).vectors(dense, sparse))
 
-    async def asearch(self, query: str, *, task: Task | str | None = None, **options: Any) -> list[Result]:
+    async def asearch(
+        self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
+    ) -> list[Result]:
         """See ``search``."""
         return (await self.asearch_many([query], task=task, **options))[0]
 
     async def asearch_many(
-        self, queries: Sequence[str], *, task: Task | str | None = None, **options: Any
+        self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """See ``search_many``."""
         return await _Search(_Awaiting(self), SearchOptions(**options)).texts(
@@ -242,7 +263,7 @@ class HybridIndex:
         )
 
     async def asearch_vectors(
-        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Any
+        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
         return await _Search(_Awaiting(self), SearchOptions(**options)).vectors(dense, sparse)
