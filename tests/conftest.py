@@ -1,4 +1,7 @@
-"""Before anything imports transformers: no network, modules from checkpoints in a folder of this run, Ctrl-C works."""
+"""Before anything imports transformers: no network, modules from checkpoints in a folder of this run, Ctrl-C works.
+
+The whole suite changes no file of the checkout.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -15,3 +22,31 @@ atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=Tru
 
 # a shell's background job ignores it, and so would the children: tests that interrupt would wait for ever
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ROOT = Path(__file__).parents[1]
+TOOLS = {".git", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", "site"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checkout_is_unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where a file was written, changed or removed: tests and examples write into temporary folders only."""
+    if request.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        yield  # a few files of it, chosen by somebody who may be editing meanwhile
+        return
+    before = checkout()
+    yield
+    after = checkout()
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    assert not changed, f"files of the checkout that changed while the tests ran: {', '.join(changed)}"
+
+
+def checkout() -> dict[str, tuple[int, int]]:
+    """Return size and time of every file of the checkout, but for those of tools and virtual environments."""
+    files = {}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in TOOLS and not name.startswith(".venv")]
+        for name in names:
+            path = Path(folder, name)
+            status = path.lstat()
+            files[str(path.relative_to(ROOT))] = (status.st_size, status.st_mtime_ns)
+    return files

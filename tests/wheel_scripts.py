@@ -217,9 +217,9 @@ except SystemExit as end:
 print("done")
 """
 
-# extra -> script; "" is no extra
+# extra -> script; "none": without one
 SCRIPTS = {
-    "": _NONE,
+    "none": _NONE,
     "bm25": _BM25,
     "embedded": _EMBEDDED,
     "qdrant": _QDRANT,

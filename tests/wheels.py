@@ -77,11 +77,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(request: pytest.FixtureRequest, bare: Path, wheel: Path) -> Iterator[Path]:
-    """A fresh environment with one extra ("": none)."""
+    """A fresh environment with one extra, or "none"."""
     extra: str = request.param
-    folder = bare.with_name(extra or "none")
+    folder = bare.with_name(extra)
     call("cp", "-al", bare, folder, cwd=bare.parent)
-    pip(folder, "install", "-c", ROOT / "constraints.txt", f"{wheel}[{extra}]" if extra else wheel)
+    pip(folder, "install", "-c", ROOT / "constraints.txt", wheel if extra == "none" else f"{wheel}[{extra}]")
     yield folder
     call("rm", "-rf", folder, cwd=bare.parent)
 
@@ -109,7 +109,7 @@ def test_the_sdist_has_the_tests(dist: Path) -> None:
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".so", ".pyc"))]
 
 
-@pytest.mark.parametrize(("environment", "script"), SCRIPTS.items(), indirect=["environment"], ids=lambda x: x[:12])
+@pytest.mark.parametrize(("environment", "script"), SCRIPTS.items(), indirect=["environment"], ids=list(SCRIPTS))
 def test_an_extra_alone(environment: Path, script: str, checkpoints: Path, tmp_path: Path) -> None:
     python = environment / "bin/python"
     (tmp_path / "script.py").write_text(script, encoding="utf-8")

@@ -6,6 +6,13 @@ Importing this package imports neither torch nor another integration; ``TwinVecS
 
 from typing import TYPE_CHECKING, Any
 
+try:
+    import langchain_core as _  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "langchain_twinvec needs LangChain: pip install 'twinvec[langchain]'", name=error.name
+    ) from None
+
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.retrievers import HybridRetriever
 from langchain_twinvec.takeover import DifferenceWarning
