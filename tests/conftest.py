@@ -18,7 +18,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="twinvec-modules-")
-atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="twinvec-cache-")  # digests of the tests' checkpoints
+for name in ("HF_MODULES_CACHE", "XDG_CACHE_HOME"):
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
 # a shell's background job ignores it, and so would the children: tests that interrupt would wait for ever
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,7 +31,7 @@ from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
-    from twinvec.engine.jobs import Cache
+    from twinvec.cache.rows import Cache
 
 OnOverflow = Literal["truncate", "error"]
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FieldType = Literal["keyword", "integer", "float", "bool"]
 Quantization = Literal["int8"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: fingerprints came from samples of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class StoreConfig:
             a key, ``outer.inner`` for nested objects, or ``"a.b"`` in double quotes for a key with a dot.
         quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
             candidates are scored with the full vectors.
-        schema_version: layout of the stored records.
+        schema_version: layout of the stored records, and what the fingerprint covers.
     """
 
     fingerprint: str
@@ -103,6 +103,11 @@ class StoreConfig:
             StoreMismatchError: another schema version, or not a configuration.
         """
         version = data.get("schema_version") if isinstance(data, dict) else None
+        if version == 1:
+            raise StoreMismatchError(
+                f"{where} was made by an early TwinVec, which told models apart by samples of their weights: its "
+                "vectors may be another model's. Ingest the documents into a new store"
+            )
         if version != SCHEMA_VERSION:
             raise StoreMismatchError(
                 f"{where} has schema version {version}, this TwinVec reads {SCHEMA_VERSION}: export it with the "

@@ -28,7 +28,7 @@ from hypothesis.extra import numpy as hnp
 
 from twinvec.cache import VectorCache
 from twinvec.cache import sqlite as _sqlite
-from twinvec.cache.memo import Key, Row
+from twinvec.cache.rows import Key, Row
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import SparseVector
 
@@ -399,6 +399,15 @@ def test_a_value_of_another_version_is_a_miss(cache: VectorCache, monkeypatch: p
     assert present(cache, [1]) == [True]
     monkeypatch.undo()
     assert present(cache, [1]) == [False]
+
+
+def test_a_folder_of_an_early_version_is_refused_with_the_reason(cache: VectorCache) -> None:
+    """Its namespaces came from samples of the weights."""
+    cache.put_many("model", rows_of([1]))
+    cache.close()
+    execute(cache.path, "PRAGMA user_version = 0")
+    with pytest.raises(ConfigurationError, match=r"samples of their weights.*remove the folder"):
+        VectorCache(cache.path)
 
 
 class Bomb:

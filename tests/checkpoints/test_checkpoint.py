@@ -480,7 +480,7 @@ def test_the_digest_survives_a_move_and_a_copy(gte: Path, tmp_path: Path) -> Non
     moved = shutil.move(shutil.copytree(gte, tmp_path / "temporary"), tmp_path / "aa")
     digests = {open_folder(path).digest for path in (gte, copy, Path(moved))}
     assert len(digests) == 1
-    assert len(digests.pop()) == 32
+    assert len(digests.pop()) == 64
 
 
 def test_the_digest_does_not_depend_on_how_the_path_is_written(

@@ -176,9 +176,18 @@ def test_other_settings_are_refused(folder: Path, other: StoreConfig, words: str
 def test_another_schema_version_is_refused(folder: Path) -> None:
     filled(folder).close()
     data = json.loads((folder / "store.json").read_text())
-    (folder / "store.json").write_text(json.dumps({**data, "schema_version": 2, "new": 1}))
-    with pytest.raises(StoreMismatchError, match="schema version 2, this TwinVec reads 1"):
+    (folder / "store.json").write_text(json.dumps({**data, "schema_version": 3, "new": 1}))
+    with pytest.raises(StoreMismatchError, match="schema version 3, this TwinVec reads 2"):
         EmbeddedStore(folder)
+
+
+def test_a_store_with_fingerprints_of_samples_is_refused_with_the_reason(folder: Path) -> None:
+    filled(folder).close()
+    data = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps({**data, "schema_version": 1}))
+    for config in (None, CONFIG):
+        with pytest.raises(StoreMismatchError, match=r"samples of their weights.*[Ii]ngest the documents"):
+            EmbeddedStore(folder, config)
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,7 @@ def test_a_string_that_cannot_be_honoured_says_what_can(text: str, message: str)
 
 
 def test_the_spec_keeps_every_number_and_so_does_its_fingerprint() -> None:
-    spec = ModelSpec(model="owner/name", sparse="bm25", digest="0" * 32)
+    spec = ModelSpec(model="owner/name", sparse="bm25", digest="0" * 64)
     assert spec.sparse == CANONICAL
     assert spec == replace(spec, sparse="bm25:auto,k1=1.2")
     others = ["bm25:k1=0.9", "bm25:german", "bm25:b=0.5", "bm25:average_length=64", None, "naver/splade-v3"]

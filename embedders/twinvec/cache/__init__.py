@@ -1,5 +1,6 @@
 """Rows that were computed before: recent ones in memory, others on disk."""
 
 from twinvec.cache.disk import VectorCache
+from twinvec.cache.rows import Cache, Key, Row
 
-__all__ = ["VectorCache"]
+__all__ = ["Cache", "Key", "Row", "VectorCache"]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinvec.cache.memo import Key, Row
+from twinvec.cache.rows import Key, Row
 from twinvec.cache.sqlite import Database
 from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec.vectors import SparseVector
@@ -61,10 +61,11 @@ class VectorCache:
             beside it. A row of 1024 dims takes about 5 kB, so that the default of 1 GiB keeps about 200,000.
 
     Attributes:
-        hits, misses: counters of this object.
+        hits, misses: counters of this object, in rows as they are kept: dense and sparse halves apart.
 
     Raises:
-        ConfigurationError: a path that cannot be a cache, or a size limit that is too small.
+        ConfigurationError: a path that cannot be a cache, a folder made by an early version, or a size limit that is
+            too small.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, size_limit: int = 2**30) -> None:

@@ -1,4 +1,4 @@
-"""Rows as the model gives them, and a short-lived memo of them.
+"""A short-lived memo of rows.
 
 Vector stores ask for the dense half of some texts, then for the sparse half of the same texts. The memo answers the
 second call, so that both cost one forward pass.
@@ -8,43 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from twinvec.vectors import Float32, SparseVector
+from twinvec.cache.rows import Key, Row
 
 _OVERHEAD = 400  # bytes of objects and dictionary slots per row, besides arrays and text
-
-
-class Key(NamedTuple):
-    """What decides a row of one model. The role acts through the prompt alone."""
-
-    prompt: str
-    text: str
-    max_length: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Row:
-    """One text as the model gives it, before a caller's dims and sparse keys are applied.
-
-    Attributes:
-        dense: float32 [all dims], not normalised; None for a model that is only sparse.
-        sparse: by token id; None for a model without a sparse half.
-        tokens: that the model saw.
-        full_length: tokens before the cut at the maximum length.
-    """
-
-    dense: Float32 | None
-    sparse: SparseVector | None
-    tokens: int
-    full_length: int
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of the arrays."""
-        dense = 0 if self.dense is None else self.dense.nbytes
-        return dense + (0 if self.sparse is None else self.sparse.indices.nbytes + self.sparse.values.nbytes)
 
 
 class Memo:

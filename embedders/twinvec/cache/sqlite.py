@@ -22,6 +22,7 @@ _SCHEMA = (
     " (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, value BLOB NOT NULL)",
     "CREATE INDEX vectors_by_use ON vectors (used)",
 )
+_FORMAT = 2  # 1, which said 0: namespaces came from samples of the weights
 _BUSY = 5.0  # seconds to wait for the turn of another process
 _LOG = 4 * 2**20  # bytes that the write-ahead log is cut back to
 
@@ -94,6 +95,11 @@ def _prepared(uri: str) -> sqlite3.Connection:
             _create(connection)
         if _schema(connection) != sorted(_SCHEMA):
             raise ConfigurationError(f"{uri} is the database of another program: choose another folder for the cache")
+        if _format(connection) != _FORMAT:
+            raise ConfigurationError(
+                f"{uri} is of an early TwinVec, which told models apart by samples of their weights, so that its rows "
+                "may be another model's: remove the folder, or choose another one; vectors are computed anew"
+            )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG}")
     except BaseException:
@@ -107,6 +113,10 @@ def _schema(connection: sqlite3.Connection) -> list[str]:
     return sorted(bytes(sql).decode(errors="replace") for (sql,) in found)
 
 
+def _format(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _create(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
     connection.execute("BEGIN IMMEDIATE")
@@ -114,6 +124,7 @@ def _create(connection: sqlite3.Connection) -> None:
         if not _schema(connection):
             for statement in _SCHEMA:
                 connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_FORMAT}")
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

@@ -5,15 +5,15 @@ Nothing here builds a model or runs code from the checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twinvec.checkpoints.tensors import Tensor, read_json, read_tensor_headers, sample_digest
+from twinvec.checkpoints.identity import Identity, identify, memory_folder
+from twinvec.checkpoints.tensors import Tensor, read_json, read_tensor_headers
 from twinvec.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -55,6 +55,7 @@ class Checkpoint:
         modules: sentence-transformers modules, empty where there is no ``modules.json``.
         revision: the hub commit, None for a folder.
         trusted: the caller opted in to the checkpoint's own code, at a pinned revision.
+        memory: folder where the digests of large files are remembered.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Checkpoint:
     modules: tuple[Module, ...]
     revision: str | None = None
     trusted: bool = False
+    memory: Path = field(default_factory=lambda: memory_folder(None), compare=False)
 
     @property
     def model_type(self) -> str:
@@ -99,17 +101,24 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Return a digest of the content: small files whole, weights by header, size and 64 spread samples."""
-        digest = hashlib.sha256()
+        """Return a digest of every byte that decides a vector, but for the checkpoint's own code."""
+        return self.identify().digest
+
+    def identify(self, *, own_code: bool = False) -> Identity:
+        """Read the files, or recall their digests; ``own_code``: the checkpoint's Python files decide, too.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be read.
+        """
         folders = {self.root, self.folder, *(m.folder for m in self.modules)}
-        for file in sorted({f for folder in folders for f in folder.glob("*.json")}):
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes())
-        heads = [p for p in (self.root / BGE_HEAD,) if p.is_file()]
-        dense = [m.weights for m in self.modules if m.kind == "Dense"]
-        for file in sorted({*self.weight_files, *heads, *dense}):
-            digest.update(sample_digest(file))
-        return digest.hexdigest()[:32]
+        files = [file for folder in folders for file in folder.glob("*.json") if file.is_file()]
+        files += [*self.weight_files, *(m.weights for m in self.modules if m.kind == "Dense")]
+        files += [self.root / BGE_HEAD] if (self.root / BGE_HEAD).is_file() else []
+        files += self.folder.rglob("*.py") if own_code else []
+        try:
+            return identify({file.relative_to(self.root).as_posix(): file for file in files}, self.memory)
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
 
     def json(self, relative: str) -> dict[str, Any]:
         """Return a JSON file of the checkpoint, {} where it does not exist."""
@@ -131,7 +140,7 @@ class Checkpoint:
             )
 
 
-def read_checkpoint(name: str, root: Path, revision: str | None, trusted: bool) -> Checkpoint:
+def read_checkpoint(name: str, root: Path, revision: str | None, *, trusted: bool, cache_dir: str | None) -> Checkpoint:
     """Read the configuration of a folder.
 
     Raises:
@@ -142,7 +151,8 @@ def read_checkpoint(name: str, root: Path, revision: str | None, trusted: bool) 
     folder = modules[0].folder if modules else root
     if not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; give the folder of a checkpoint")
-    return Checkpoint(name, root, folder, read_json(folder / "config.json"), modules, revision, trusted)
+    config = read_json(folder / "config.json")
+    return Checkpoint(name, root, folder, config, modules, revision, trusted, memory_folder(cache_dir))
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -49,7 +49,7 @@ def open_checkpoint(
     if path.is_dir():
         if revision is not None:
             raise ConfigurationError(f"revision={revision!r} is for hub ids, but {model} is a folder")
-        return read_checkpoint(model, path, None, trust_remote_code)
+        return read_checkpoint(model, path, None, trusted=trust_remote_code, cache_dir=cache_dir)
     if path.exists():
         raise CheckpointNotFoundError(f"{model} is a file; give the folder that holds config.json and the weights")
     if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
@@ -60,14 +60,14 @@ def open_checkpoint(
     patterns = _SMALL_FILES + _WEIGHT_FILES + (["*.py"] if trust_remote_code else [])
     if model.startswith(_MODELSCOPE):
         root = _from_modelscope(model.removeprefix(_MODELSCOPE), revision, cache_dir, offline, patterns)
-        return read_checkpoint(model, root, revision, trust_remote_code)
+        return read_checkpoint(model, root, revision, trusted=trust_remote_code, cache_dir=cache_dir)
     if not _HUB_ID.fullmatch(model):
         raise CheckpointNotFoundError(f"{model}: no such folder, and not a hub id of the form owner/name")
     repo = model if "/" in model else f"sentence-transformers/{model}"
     root = _from_hub(repo, revision, cache_dir, token, offline, patterns)
     if not any(root.rglob("*.safetensors")):
         root = _from_hub(repo, revision, cache_dir, token, offline, patterns + _PICKLES)
-    return read_checkpoint(model, root, root.name, trust_remote_code)
+    return read_checkpoint(model, root, root.name, trusted=trust_remote_code, cache_dir=cache_dir)
 
 
 def _from_hub(

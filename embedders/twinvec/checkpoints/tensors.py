@@ -1,8 +1,7 @@
-"""Files of a checkpoint, read without trust: JSON, tensor headers, tensors, digests; and strict loading."""
+"""Files of a checkpoint, read without trust: JSON, tensor headers, tensors; and strict loading."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -133,17 +132,3 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tup
     missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or unexpected or mismatched:
         raise CheckpointMismatchError(where, missing=list(missing), unexpected=list(unexpected), mismatched=mismatched)
-
-
-def sample_digest(path: Path, samples: int = 64, block: int = 16384) -> bytes:
-    """Return a digest of a file's size and of blocks spread evenly over it, the first and last included."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{path.name}:{size}".encode())
-    step = max((size - block) // max(samples - 1, 1), 1)
-    with path.open("rb") as file:
-        for offset in range(0, max(size - block, 0) + 1, step):
-            file.seek(offset)
-            digest.update(file.read(block))
-        file.seek(max(size - block, 0))
-        digest.update(file.read(block))
-    return digest.digest()

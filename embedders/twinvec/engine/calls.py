@@ -100,9 +100,7 @@ class View:
         from twinvec.engine.registry import SHARED
 
         opened = open_model(spec, device, source)
-        # the namespace of cached rows: what decides them before dims, keys and lengths are applied
-        namespace = replace(opened.spec, dim=None, max_length=None, sparse=None, sparse_keys="surface").fingerprint
-        core = SHARED.acquire(opened.key, lambda: InferenceCore(build_model(opened, budget), namespace))
+        core = SHARED.acquire(opened.key, lambda: InferenceCore(build_model(opened, budget), opened.namespaces))
         core.memo.max_bytes = max(core.memo.max_bytes, memo_bytes)
         return cls(core, opened.spec, opened.description)
 

@@ -17,9 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from traceback import format_exception
 
-from twinvec.cache.memo import Key, Memo, Row
+from twinvec.cache.memo import Memo
+from twinvec.cache.rows import Cache, Key, Namespaces, Row, find_rows, keep_rows
 from twinvec.compute.encoder import Encoded, Encoder, Flight, is_device_lost
-from twinvec.engine.jobs import WINDOW, Cache, Job, Request
+from twinvec.engine.jobs import WINDOW, Job, Request
 from twinvec.engine.loading import Model
 from twinvec.engine.scheduler import Scheduler
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
@@ -76,14 +77,14 @@ class InferenceCore:
         queue_seconds: sum over entries.
     """
 
-    def __init__(self, model: Model, namespace: str = "") -> None:
+    def __init__(self, model: Model, namespaces: Namespaces) -> None:
         self.model = model
         self.memo = Memo()
         self.truncated = self.failures = 0
         self.queue_seconds = 0.0
         self.cache_hits = self.cache_misses = 0
         self._filled = self._offered = 0
-        self._namespace = namespace
+        self._namespaces = namespaces
         # queries are tokenised beside bulk windows, not after them
         self._hosts = {
             urgent: ThreadPoolExecutor(1, thread_name_prefix=f"twinvec-{'query' if urgent else 'bulk'}")
@@ -271,7 +272,13 @@ class InferenceCore:
             found = {n: row for n, key in keys.items() if (row := self.memo.get(key)) is not None}
         if request.cache is not None:
             missing = [n for n in keys if n not in found]
-            rows = request.cache.get_many(self._namespace, [keys[n] for n in missing])
+            rows = find_rows(
+                request.cache,
+                self._namespaces,
+                [keys[n] for n in missing],
+                dense=request.dim is not None,
+                sparse=request.keys is not None,
+            )
             cached = {n: row for n, row in zip(missing, rows, strict=True) if row is not None}
             with self._lock:
                 self.cache_hits += len(cached)
@@ -384,7 +391,7 @@ class InferenceCore:
 
     def _keep(self, cache: Cache, rows: list[tuple[Key, Row]]) -> None:
         try:
-            cache.put_many(self._namespace, rows)
+            keep_rows(cache, self._namespaces, rows)
         except Exception:
             logger.exception("the persistent cache failed; its callers have their vectors")
 

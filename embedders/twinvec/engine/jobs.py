@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from twinvec.cache.memo import Key, Row
+from twinvec.cache.rows import Cache, Row
 from twinvec.compute.pooling import reduce_token_weights
 from twinvec.errors import InvalidTextError, TextTooLongError
 from twinvec.spec import SparseKeys
@@ -20,16 +19,6 @@ from twinvec.text.tokenizer import TextTokenizer
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch, SparseVector
 
 WINDOW = 2048  # texts tokenised ahead: long enough to sort well, short enough to start at once
-
-
-class Cache(Protocol):
-    """What the core needs of a persistent cache; ``twinvec.cache.VectorCache`` is one."""
-
-    def get_many(self, namespace: str, keys: Sequence[Key]) -> list[Row | None]:
-        """Return the kept rows, None where there is none."""
-
-    def put_many(self, namespace: str, rows: Sequence[tuple[Key, Row]]) -> None:
-        """Keep rows."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from twinvec.cache.rows import Namespaces
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.hub import open_checkpoint
-from twinvec.checkpoints.tensors import load_tensors, sample_digest
+from twinvec.checkpoints.identity import Identity, identify
+from twinvec.checkpoints.tensors import load_tensors
 from twinvec.compute.encoder import Encoder
 from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from twinvec.families import Description, Family, find_family
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEAD_FILES = (".safetensors", ".pt")
+_SAMPLED = 32  # hex digits of digests that early versions made
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,27 @@ class Opened:
     devices: tuple[torch.device, ...]
     dtype: torch.dtype
     head_file: Path | None
+    identity: Identity
+    head_identity: Identity | None
 
     @property
     def key(self) -> Hashable:
-        """Return what decides the forward pass, and where: callers that agree in it share one model."""
-        return self.spec.digest, self.dtype, self.devices, self.spec.reproducible, self.spec.quantization
+        """Return what decides the forward pass, and where: callers that agree in it share one model.
+
+        The very same files, by path and stat: equal content elsewhere is another model that may go another way.
+        """
+        files = self.identity, self.head_identity
+        return files, self.dtype, self.devices, self.spec.reproducible, self.spec.quantization
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """Return what decides the halves of cached rows, before a caller's dims, keys and lengths are applied.
+
+        A head file or the want of a sparse half changes no dense vector.
+        """
+        row = replace(self.spec, dim=None, max_length=None, sparse=None, sparse_keys="surface")
+        dense = replace(row, digest=self.identity.digest)
+        return Namespaces(f"dense {dense.fingerprint}", f"sparse {row.fingerprint}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
     devices = tuple(choose_device(name.strip()) for name in device.split(","))
     dtype = choose_dtype(spec.dtype, devices[0])
     head_file = _head_file(spec)
+    identities = _identify(checkpoint, family, head_file)
     resolved = replace(
         spec,
         revision=checkpoint.revision,
@@ -111,13 +131,10 @@ def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
         dim=check_dim(spec.dim, description, checkpoint.name),
         max_length=check_max_length(spec.max_length, description, checkpoint.name),
         sparse=_check_sparse(spec, description, head_file),
-        digest=_digest(checkpoint, head_file),
+        digest=_digest(*identities),
     )
-    if spec.digest not in (None, resolved.digest):
-        raise CheckpointError(
-            f"{checkpoint.name}: its content has changed: digest {resolved.digest}, the spec has {spec.digest}"
-        )
-    return Opened(resolved, checkpoint, family, description, devices, dtype, head_file)
+    _check_digest(spec, str(resolved.digest))
+    return Opened(resolved, checkpoint, family, description, devices, dtype, head_file, *identities)
 
 
 def build_model(opened: Opened, token_budget: int | None) -> Model:
@@ -162,6 +179,9 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
                 build_dense_layers(description.dense_layers),
                 _build_head(opened),
             )
+            for module in parts[device]:
+                if module is not None and device.type == "cpu":
+                    _own_memory(module)
         backbone, dense_layers, head = parts[device]
         encoders.append(
             Encoder(
@@ -175,6 +195,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
                 id_keys=tokenizer.id_keys,
             )
         )
+    _check_unchanged(opened)
     rebuild = functools.partial(build_model, opened, token_budget)
     seconds = time.perf_counter() - start
     return Model(opened.family, description, tokenizer, tuple(encoders), seconds, rebuild)
@@ -298,7 +319,39 @@ def _build_head(opened: Opened) -> TokenWeightHead | None:
     return None
 
 
-def _digest(checkpoint: Checkpoint, head_file: Path | None) -> str:
+def _identify(checkpoint: Checkpoint, family: Family, head_file: Path | None) -> tuple[Identity, Identity | None]:
+    model = checkpoint.identify(own_code=family.runs_own_code(checkpoint))
     if head_file is None:
-        return checkpoint.digest
-    return hashlib.sha256(checkpoint.digest.encode() + sample_digest(head_file)).hexdigest()[:32]
+        return model, None
+    try:
+        return model, identify({"head": head_file}, checkpoint.memory)
+    except OSError as error:
+        raise CheckpointError(f"{head_file}: cannot be read ({error})") from error
+
+
+def _digest(model: Identity, head: Identity | None) -> str:
+    return model.digest if head is None else hashlib.sha256((model.digest + head.digest).encode()).hexdigest()
+
+
+def _check_digest(spec: ModelSpec, found: str) -> None:
+    if spec.digest in (None, found):
+        return
+    if len(str(spec.digest)) == _SAMPLED:
+        raise CheckpointError(
+            f"{spec.model}: digest={spec.digest} is of an early TwinVec, which read samples of the weights only: two "
+            "models could have one. Make the Embedder from the model's name instead of this spec."
+        )
+    raise CheckpointError(f"{spec.model}: its content has changed: digest {found}, the spec has {spec.digest}")
+
+
+def _check_unchanged(opened: Opened) -> None:
+    """Refuse what was loaded from other bytes than those that the spec is about: files may be rewritten meanwhile."""
+    identities = (opened.identity, opened.head_identity)
+    if not all(identity is None or identity.holds() for identity in identities):
+        _check_digest(opened.spec, _digest(*_identify(opened.checkpoint, opened.family, opened.head_file)))
+
+
+def _own_memory(module: torch.nn.Module) -> None:
+    """Copy what may be mapped from a file: rewriting the file would change an open model."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()

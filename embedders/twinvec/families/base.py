@@ -105,6 +105,10 @@ class Family(ABC):
             CheckpointMismatchError: tensors that do not fit.
         """
 
+    def runs_own_code(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the checkpoint's Python files may take part in the computation."""
+        return False
+
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load the checkpoint's own lexical head; only called where ``sparse`` is "token_weights"."""
         raise NotImplementedError(f"{self.name} describes a lexical head but does not load one")

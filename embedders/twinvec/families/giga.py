@@ -68,6 +68,10 @@ class Giga(Family):
             experimental=_is_mla(checkpoint),
         )
 
+    def runs_own_code(self, checkpoint: Checkpoint) -> bool:
+        """Return whether generation 2 may fall back to its own code."""
+        return checkpoint.trusted and _is_mla(checkpoint)
+
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:

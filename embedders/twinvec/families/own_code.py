@@ -60,6 +60,10 @@ class Remote(Family):
             lower_case=modules.lower_case,
         )
 
+    def runs_own_code(self, checkpoint: Checkpoint) -> bool:
+        """Return True."""
+        return True
+
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:
