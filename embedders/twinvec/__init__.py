@@ -11,6 +11,7 @@ from twinvec._version import __version__
 from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import TruncationWarning, TwinVecError
+from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import TASKS, Role, Task
 from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
@@ -22,6 +23,7 @@ __all__ = [
     "TASKS",
     "BaseEmbedder",
     "Embedder",
+    "EmbedderOptions",
     "EmbeddingBatch",
     "ModelSpec",
     "RemoteEmbedder",

@@ -12,6 +12,7 @@ import numpy as np
 
 from twinvec.engine.calls import Checked, Wanted, check_texts
 from twinvec.errors import ConfigurationError, PromptError, TruncationWarning
+from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
@@ -27,9 +28,11 @@ class BaseEmbedder(ABC):
 
     Attributes:
         spec: everything that decides a vector; ``spec.fingerprint`` names stores and caches.
+        options: everything else, without the token. Of a server's model, the task and the prompts.
     """
 
     spec: ModelSpec
+    options: EmbedderOptions
     _prompts: PromptTemplate
     _closed: bool
 
@@ -228,14 +231,14 @@ class BaseEmbedder(ABC):
         return Bm25.parse(self.spec.sparse) is not None
 
     @property
-    @abstractmethod
     def prompts(self) -> Mapping[str, str]:
         """Return the prompts that were laid over the checkpoint's."""
+        return dict(self.options.prompts or {})
 
     @property
-    @abstractmethod
     def task(self) -> Task | str | None:
         """Return the default task."""
+        return self.options.task
 
     @property
     @abstractmethod

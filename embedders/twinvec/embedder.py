@@ -9,8 +9,8 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from twinvec.base import BaseEmbedder
 from twinvec.engine.calls import (
@@ -24,16 +24,16 @@ from twinvec.engine.calls import (
     open_views,
     show_progress_of,
 )
-from twinvec.errors import ConfigurationError, DeadlineError
-from twinvec.spec import ModelSpec, SparseKeys
+from twinvec.errors import DeadlineError
+from twinvec.options import EmbedderKeywords, EmbedderOptions, read_options, takes_options
+from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
-    from twinvec.cache.rows import Cache
+    from typing_extensions import Unpack
 
-OnOverflow = Literal["truncate", "error"]
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
 
 
@@ -50,98 +50,22 @@ class Embedder(BaseEmbedder):
         ((1, 256), 1)
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | ModelSpec,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        dim: int | None = None,
-        max_length: int | None = None,
-        sparse: str | os.PathLike[str] | None = "auto",
-        sparse_keys: SparseKeys = "surface",
-        reproducible: bool = False,
-        quantization: Literal["int8"] | None = None,
-        task: Task | str | None = None,
-        prompts: Mapping[str, str] | None = None,
-        on_overflow: OnOverflow = "truncate",
-        trust_remote_code: bool = False,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | None = None,
-        offline: bool | None = None,
-        token_budget: int | None = None,
-        on_overload: Literal["wait", "error"] = "wait",
-        memo_bytes: int = 64 * 2**20,
-        cache: Cache | None = None,
-    ) -> None:
+    @takes_options
+    def __init__(self, model: str | os.PathLike[str] | ModelSpec, **options: Unpack[EmbedderKeywords]) -> None:
         """Load a model.
 
         Args:
-            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec that says all that
-                decides a vector (then leave ``revision``, ``dtype``, ``dim``, ``max_length``, ``sparse``,
-                ``sparse_keys``, ``reproducible``, ``quantization`` and ``trust_remote_code`` out).
-            revision: branch, tag or commit of a hub id.
-            device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"; several ("cuda:0,cuda:1") share one
-                queue.
-            dtype: see ``ModelSpec``.
-            dim: see ``ModelSpec``.
-            max_length: see ``ModelSpec``.
-            sparse: see ``ModelSpec``.
-            sparse_keys: see ``ModelSpec``.
-            reproducible: see ``ModelSpec``.
-            quantization: see ``ModelSpec``.
-            task: default task of every call; see ``embed_queries``.
-            prompts: prompts by name laid over the checkpoint's, as sentence-transformers' ``prompts``: for
-                example ``{"query": "query: ", "document": "passage: "}`` for E5 models.
-            on_overflow: "truncate" cuts the tail of longer texts and warns once per call; "error" raises.
-            trust_remote_code: see ``ModelSpec``.
-            cache_dir: where hub downloads are kept.
-            token: the hub's access token; never stored, logged or pickled.
-            offline: never ask the hub. Default: TWINVEC_OFFLINE.
-            token_budget: tokens per forward pass. Default: TWINVEC_TOKEN_BUDGET, else chosen by device.
-            on_overload: when very many texts are pending, "wait" queues the call, "error" raises.
-            memo_bytes: recent rows are kept in so much memory, so that asking for the dense and then for the sparse
-                half of the same texts is one forward pass; 0 switches that off.
-            cache: a ``twinvec.cache.VectorCache`` that keeps vectors on disk.
+            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which says all that decides a
+                vector; then leave out what is a field of it.
+            {options}
 
         Raises:
             CheckpointError: the model cannot be found, read or loaded.
             ConfigurationError: an argument that cannot be honoured.
         """
-        spec = _make_spec(
-            model,
-            revision=revision,
-            dtype=dtype,
-            dim=dim,
-            max_length=max_length,
-            sparse=os.fspath(sparse) if sparse is not None else None,
-            sparse_keys=sparse_keys,
-            reproducible=reproducible,
-            quantization=quantization,
-            trust_remote_code=trust_remote_code,
-        )
-        if on_overflow not in ("truncate", "error"):
-            raise ConfigurationError(f'on_overflow={on_overflow!r} is neither "truncate" nor "error"')
-        if on_overload not in ("wait", "error"):
-            raise ConfigurationError(f'on_overload={on_overload!r} is neither "wait" nor "error"')
-        if memo_bytes < 0:
-            raise ConfigurationError(f"memo_bytes={memo_bytes} must not be negative")
-        if token_budget is not None and token_budget < 1:
-            raise ConfigurationError(f"token_budget={token_budget} must be at least 1")
-        self._options: dict[str, Any] = {
-            "device": device,
-            "task": task,
-            "prompts": dict(prompts) if prompts is not None else None,
-            "on_overflow": on_overflow,
-            "cache_dir": os.fspath(cache_dir) if cache_dir is not None else None,
-            "offline": offline,
-            "token_budget": token_budget,
-            "on_overload": on_overload,
-            "memo_bytes": memo_bytes,
-            "cache": cache,
-        }
-        self._views = open_views(spec, self._options, token)
+        spec, chosen = read_options(model, options)
+        self.options = replace(chosen, token=None)
+        self._views = open_views(spec, chosen)
         self._view = self._views[0]
         self._bm25 = Bm25.parse(spec.sparse)
         self._closed = False
@@ -149,9 +73,9 @@ class Embedder(BaseEmbedder):
         self._finalizer = weakref.finalize(self, close_later, self._views)
         self._finalizer.atexit = False
         description = self._view.description
-        self._prompts = description.prompts.override(prompts) if prompts else description.prompts
+        self._prompts = description.prompts.override(self.prompts) if self.prompts else description.prompts
         for role in Role:
-            self._prompts.prefix(role, task)
+            self._prompts.prefix(role, self.task)
         self.spec = self._resolved()
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
@@ -222,17 +146,6 @@ class Embedder(BaseEmbedder):
             view.core.restart()
 
     @property
-    def prompts(self) -> Mapping[str, str]:
-        """Return the prompts that were laid over the checkpoint's."""
-        return dict(self._options["prompts"] or {})
-
-    @property
-    def task(self) -> Task | str | None:
-        """Return the default task."""
-        task: Task | str | None = self._options["task"]
-        return task
-
-    @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
         return self._view.description.family
@@ -249,7 +162,7 @@ class Embedder(BaseEmbedder):
                 view.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.spec, self._options)
+        return _rebuild, (self.spec, self.options)
 
     def __repr__(self) -> str:
         encoder = self._view.core.model.encoder
@@ -275,15 +188,15 @@ class Embedder(BaseEmbedder):
             dim = check_dim(wanted.dim, self._view.description, self.spec.model)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
-            fail_on_overflow = self._options["on_overflow"] == "error"
+            fail_on_overflow = self.options.on_overflow == "error"
         urgent = role is Role.QUERY and len(checked) <= _INTERACTIVE
         request = functools.partial(
             Request,
             urgent=urgent,
             fail_on_overflow=fail_on_overflow,
-            fail_on_overload=self._options["on_overload"] == "error",
-            memo=self._options["memo_bytes"] > 0,
-            cache=self._options["cache"],
+            fail_on_overload=self.options.on_overload == "error",
+            memo=self.options.memo_bytes > 0,
+            cache=self.options.cache,
         )
         keys = self.spec.sparse_keys if call.sparse else None
         if self._bm25 is None and len(self._views) == 1:
@@ -348,16 +261,5 @@ class Embedder(BaseEmbedder):
         return batch
 
 
-def _make_spec(model: str | os.PathLike[str] | ModelSpec, **fields: Any) -> ModelSpec:
-    if not isinstance(model, ModelSpec):
-        return ModelSpec(model=os.fspath(model), **fields)
-    defaults = ModelSpec(model="-")
-    if given := [name for name, value in fields.items() if value != getattr(defaults, name)]:
-        raise ConfigurationError(
-            f"{', '.join(given)}: already said by the ModelSpec; change it with dataclasses.replace"
-        )
-    return model
-
-
-def _rebuild(spec: ModelSpec, options: dict[str, Any]) -> Embedder:
-    return Embedder(spec, **options)
+def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:
+    return Embedder(spec, **{field.name: getattr(options, field.name) for field in fields(options)})

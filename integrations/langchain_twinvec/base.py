@@ -6,17 +6,17 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from langchain_core.load.serializable import Serializable, SerializedConstructor, SerializedNotImplemented
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
-from twinvec import BaseEmbedder, Embedder, EmbeddingBatch, Role, SparseBatch, Task
-from twinvec.cache import VectorCache
-from twinvec.embedder import OnOverflow
+from twinvec import BaseEmbedder, Embedder, EmbeddingBatch, ModelSpec, Role, SparseBatch, Task
 from twinvec.errors import ConfigurationError
-from twinvec.spec import SparseKeys
+from twinvec.fields import OptionFields, option
+from twinvec.options import option_docs
 from twinvec.vectors import Float32
 
 _Rows = TypeVar("_Rows", Float32, SparseBatch)
@@ -30,33 +30,15 @@ _PEER_OPTIONS = {
     "multi_process",
     "cache_folder",
 }
-_NOT_OF_THE_MODEL = {"embedder", "task", "show_progress"}
+_OWN = ("model", "embedder", "show_progress")  # fields that are no options of an Embedder
+_SPARSE = "sparse_"  # the attribute behind the argument ``sparse``: that name is a method's
 
 
-def _as_string(place: Any) -> Any:
-    return os.fspath(place) if isinstance(place, os.PathLike) else place
-
-
-Place = Annotated["str | os.PathLike[str]", BeforeValidator(_as_string)]
-
-
-class TwinVecModel(Serializable):
+class TwinVecModel(OptionFields, Serializable):
     """Options of an Embedder, and the Embedder itself: loaded on construction, or given.
 
     Objects do not change once made. Copies, also deep ones, share the Embedder; pickles and ``dumps`` carry the options
     without the weights and without the token.
-
-    Attributes:
-        model: folder, hub id ("owner/name") or "modelscope:owner/name".
-        embedder: an Embedder or a RemoteEmbedder to share instead of ``model``; always there afterwards.
-        task: what the texts are for, for models trained with instructions: a Task, a task's name or an instruction; see
-            ``Embedder.embed_queries``. None: the Embedder's own default.
-        show_progress: draw a progress bar while documents are embedded.
-        cache: folder in which vectors are kept for the next run, by text and role; or a ``twinvec.cache.VectorCache``.
-        token: the hub's access token; never shown, pickled or dumped.
-        sparse_source: the argument ``sparse`` of ``Embedder``, under that name.
-        revision, device, dtype, dim, max_length, sparse_keys, reproducible, quantization, prompts, on_overflow,
-            trust_remote_code, cache_dir, offline, token_budget: see ``Embedder``; not together with ``embedder``.
 
     Raises:
         ValidationError: an unknown argument, or one of the wrong type (pydantic's, a ValueError).
@@ -64,40 +46,37 @@ class TwinVecModel(Serializable):
         CheckpointError: the model cannot be found, read or loaded.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: Place | None = None
-    embedder: BaseEmbedder = Field(default=cast("BaseEmbedder", None), exclude=True, repr=False)
-    task: Task | str | None = None
-    show_progress: bool = False
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    dim: int | None = None
-    max_length: int | None = None
-    sparse_source: Place | None = Field(default="auto", alias="sparse")
-    sparse_keys: SparseKeys = "surface"
-    reproducible: bool = False
-    quantization: Literal["int8"] | None = None
-    prompts: dict[str, str] | None = None
-    on_overflow: OnOverflow = "truncate"
-    trust_remote_code: bool = False
-    cache_dir: Place | None = None
-    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    offline: bool | None = None
-    token_budget: int | None = None
-    cache: Place | VectorCache | None = None
+    model: str | os.PathLike[str] | SkipJsonSchema[ModelSpec] | None = Field(
+        default=None,
+        kw_only=False,
+        description='folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which says all that '
+        "decides a vector.",
+    )
+    embedder: SkipJsonSchema[BaseEmbedder] = Field(
+        default=cast("BaseEmbedder", None),
+        exclude=True,
+        repr=False,
+        description="an Embedder or a RemoteEmbedder to share instead of ``model``; always there afterwards. Only "
+        "``task`` and ``show_progress`` go with it.",
+    )
+    show_progress: bool = Field(default=False, description="draw a progress bar while documents are embedded.")
+
+    sparse_: str | os.PathLike[str] | None = Field(
+        default="auto", alias="sparse", description=option_docs().get("sparse")
+    )
+    token: SecretStr | None = option("token", exclude=True, repr=False)
 
     if not TYPE_CHECKING:  # type checkers read the signature off the fields
 
-        def __init__(self, **options: Any) -> None:
+        def __init__(self, model: Any = None, **options: Any) -> None:
             # not in a validator: pydantic would turn TwinVec's errors into its own
-            super().__init__(**options)
+            given = options if model is None else {"model": model, **options}
+            super().__init__(**{name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in given.items()})
             if self.embedder is None:
                 self.__dict__["embedder"] = self._load()
-            elif given := sorted(self.model_fields_set - _NOT_OF_THE_MODEL):
+            elif given := sorted(self._given().keys() - {"task"} | ({"model"} & self.model_fields_set)):
                 raise ConfigurationError(
                     f"{', '.join(given)}: already said by embedder=; pass model= instead, or make another Embedder"
                 )
@@ -123,31 +102,15 @@ class TwinVecModel(Serializable):
         self.embedder.prompt_for(Role.QUERY, task)
         return self.model_copy(update={"task": task})
 
+    def _given(self) -> dict[str, Any]:
+        """Return the options of an Embedder that were given, by their names there."""
+        names = {field: info.alias or field for field, info in type(self).model_fields.items()}
+        return {names[field]: getattr(self, field) for field in self.model_fields_set if field not in _OWN}
+
     def _load(self) -> Embedder:
         if self.model is None:
             raise ConfigurationError(f"{type(self).__name__} needs model= (a folder or a hub id) or embedder=")
-        cache = self.cache if isinstance(self.cache, VectorCache | None) else VectorCache(self.cache)
-        return Embedder(
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            dim=self.dim,
-            max_length=self.max_length,
-            sparse=self.sparse_source,
-            sparse_keys=self.sparse_keys,
-            reproducible=self.reproducible,
-            quantization=self.quantization,
-            task=self.task,
-            prompts=self.prompts,
-            on_overflow=self.on_overflow,
-            trust_remote_code=self.trust_remote_code,
-            cache_dir=self.cache_dir,
-            token=self.token.get_secret_value() if self.token is not None else None,
-            offline=self.offline,
-            token_budget=self.token_budget,
-            cache=cache,
-        )
+        return Embedder(self.model, **self._given())
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.__copy__()
@@ -157,7 +120,8 @@ class TwinVecModel(Serializable):
         return {**state, "__dict__": {**state["__dict__"], "token": None}}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        yield from super().__repr_args__()
+        for name, value in super().__repr_args__():
+            yield "sparse" if name == _SPARSE else name, value
         if self.model is None:
             yield "embedder", self.embedder
 
@@ -174,13 +138,18 @@ class TwinVecModel(Serializable):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """Return what ``dumps`` writes in another form."""
-        return {"task": asdict(self.task)} if isinstance(self.task, Task) else {}
+        values = {"task": self.task, "model": self.model}
+        return {name: asdict(value) for name, value in values.items() if isinstance(value, Task | ModelSpec)}
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """Return what ``dumps`` writes: the options where they are all plain values, else why it cannot."""
         objects = [name for name in ("embedder", "cache") if name in self.model_fields_set]
         objects = [name for name in objects if not isinstance(getattr(self, name), str | None)]
-        return not_serialized(self, f"it holds an object, {objects[0]}=") if objects else super().to_json()
+        if objects:
+            return not_serialized(self, f"it holds an object, {objects[0]}=")
+        written = cast("SerializedConstructor", super().to_json())
+        named = {"sparse" if name == _SPARSE else name: value for name, value in written["kwargs"].items()}
+        return {**written, "kwargs": named}
 
 
 class TwinVecSparseModel(TwinVecModel):

@@ -26,7 +26,7 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
 
     Queries get the query prompt the model was trained with and documents get the document prompt; texts reach the model
     unchanged. The async methods wait for the shared queue without a thread, so that concurrent calls share forward
-    passes; cancelling them frees the work. See ``TwinVecModel`` for the arguments.
+    passes; cancelling them frees the work.
 
     Example:
         >>> embeddings = TwinVecEmbeddings(model="Alibaba-NLP/gte-multilingual-base", dim=256)

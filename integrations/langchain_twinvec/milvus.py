@@ -19,7 +19,7 @@ else:
 class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
     """Sparse vectors for ``Milvus(embedding_function=[dense, sparse])``; made by ``embeddings.sparse("milvus")``.
 
-    Rows are ``{key: weight}``. See ``TwinVecModel`` for the arguments.
+    Rows are ``{key: weight}``.
     """
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:

@@ -28,7 +28,7 @@ class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
     """Sparse vectors for ``QdrantVectorStore(sparse_embedding=...)``; made by ``TwinVecEmbeddings.sparse``.
 
     Indices are unique and never special tokens. With ``sparse="bm25"`` the collection must apply the idf:
-    ``sparse_vector_params={"modifier": models.Modifier.IDF}``. See ``TwinVecModel`` for the arguments.
+    ``sparse_vector_params={"modifier": models.Modifier.IDF}``.
     """
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:

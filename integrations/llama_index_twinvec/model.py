@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
-from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field
+from llama_index.core.bridge.pydantic import ConfigDict, Field
 from pydantic import SkipValidation, WithJsonSchema
 from typing_extensions import Self
 
 from twinvec import BaseEmbedder, Embedder, ModelSpec, RemoteEmbedder, Role, Task
-from twinvec.embedder import OnOverflow
 from twinvec.errors import CheckpointError, ConfigurationError
-from twinvec.spec import SparseKeys
+from twinvec.fields import OptionFields, option
+from twinvec.options import EmbedderOptions, spec_fields
 
-_DOCUMENTS = ("dtype", "dim", "max_length", "reproducible", "quantization")
-_SPEC = (*_DOCUMENTS, "revision", "sparse", "sparse_keys", "trust_remote_code")
-_RUNTIME = ("device", "prompts", "on_overflow", "cache_dir", "offline", "token_budget", "on_overload", "memo_bytes")
+_DOCUMENTS = ("dtype", "dim", "max_length", "reproducible", "quantization")  # what decides a document's dense vector
+_SPEC = tuple(field.name for field in spec_fields())
 _LIVE = ("token", "cache")  # kept out of everything that is written down
+_RUNTIME = tuple(field.name for field in fields(EmbedderOptions) if field.name not in ("task", *_LIVE))
 _OPTIONS = (*_SPEC, *_RUNTIME, *_LIVE)
 _CALLS = ("embed_batch_size", "num_workers")
 _BEFORE, _AFTER = "<settings at 0x", ">"
 
 
-class TwinVecModel(BaseModel):
+class TwinVecModel(OptionFields):
     """Options of an Embedder, and the Embedder itself: loaded on construction, or given.
 
     The options cannot be changed afterwards, and say what they were resolved to. Copies share the model in memory, and
@@ -47,44 +47,28 @@ class TwinVecModel(BaseModel):
     needs: ClassVar[Literal["dense", "sparse"]]
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=("pydantic_model_",))
 
-    model_name: str = Field(default="", description='Folder, hub id ("owner/name") or "modelscope:owner/name".')
-    embed_batch_size: int = Field(
-        default=256, gt=0, le=2048, description="Texts handed over at once; the device's batches are made by tokens."
+    model_name: str = Field(
+        default="", kw_only=False, description='folder, hub id ("owner/name") or "modelscope:owner/name".'
     )
-    num_workers: int | None = Field(default=None, ge=1, description="Batches of one async call at the same time.")
     embedder: Annotated[BaseEmbedder, SkipValidation, WithJsonSchema({})] = Field(
         default=cast("BaseEmbedder", None),
         exclude=True,
         repr=False,
-        description="The Embedder or RemoteEmbedder: given to be shared, or made.",
+        description="an Embedder or a RemoteEmbedder to share instead of ``model_name``; always there afterwards.",
     )
-    task: Task | str | None = Field(
-        default=None, description="Instruction, for models trained with them; see Embedder.embed_queries."
+    embed_batch_size: int = Field(
+        default=256, gt=0, le=2048, description="texts handed over at once; the device's batches are made by tokens."
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    device: str = Field(default="auto", description='"auto", "cpu", "cuda", "cuda:0,cuda:1" ...')
-    dtype: str = Field(default="auto", description='"auto", "float32", "bfloat16" or "float16".')
-    dim: int | None = Field(default=None, description="Dense dimensions; None: all.")
-    max_length: int | None = Field(default=None, description="Tokens per text; None: the model's own limit.")
-    sparse: str | None = Field(default="auto", description="Where the sparse half comes from; see ModelSpec.")
-    sparse_keys: SparseKeys = Field(default="surface", description='"surface" or "ids"; see ModelSpec.')
-    reproducible: bool = Field(default=False, description="Bitwise the same vector whatever a text travels with.")
-    quantization: Literal["int8"] | None = Field(default=None, description="8-bit weights; see ModelSpec.")
-    trust_remote_code: bool = Field(default=False, description="Run the checkpoint's own code; see ModelSpec.")
-    prompts: Mapping[str, str] | None = Field(default=None, description="Prompts laid over the checkpoint's.")
-    on_overflow: OnOverflow = Field(default="truncate", description='"truncate" or "error" for too long texts.')
-    cache_dir: str | None = Field(default=None, description="Where hub downloads are kept.")
-    token: str | None = Field(default=None, exclude=True, repr=False, description="The hub's token; used, not kept.")
-    offline: bool | None = Field(default=None, description="Never ask the hub. None: TWINVEC_OFFLINE.")
-    token_budget: int | None = Field(default=None, description="Tokens per forward pass.")
-    on_overload: Literal["wait", "error"] = Field(default="wait", description="What to do when the queue is full.")
-    memo_bytes: int = Field(default=64 * 2**20, description="Memory for recent rows; see Embedder.")
-    cache: Any = Field(default=None, exclude=True, repr=False, description="A twinvec.cache.VectorCache on disk.")
+    num_workers: int | None = Field(default=None, ge=1, description="batches of one async call at the same time.")
 
-    if not TYPE_CHECKING:  # type checkers take the signature from the fields
+    sparse: str | os.PathLike[str] | None = option("sparse")
+    token: str | None = option("token", exclude=True, repr=False)
+    cache: Any = option("cache", exclude=True, repr=False)
 
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**_opened(type(self), given))
+    if not TYPE_CHECKING:  # type checkers read the signature off the fields
+
+        def __init__(self, model_name: Any = "", **given: Any) -> None:
+            super().__init__(**_opened(type(self), {"model_name": model_name, **given} if model_name else given))
 
     @classmethod
     def class_name(cls) -> str:
@@ -95,7 +79,7 @@ class TwinVecModel(BaseModel):
         """Return what ``from_dict`` makes an equal object of; see the class."""
         digest, _, sparse_digest = str(self.embedder.spec.digest).partition("+")
         settings = {name: getattr(self, name) for name in (*_SPEC, *_RUNTIME, *_CALLS) if name not in _DOCUMENTS}
-        settings["task"] = dataclasses.asdict(self.task) if isinstance(self.task, Task) else self.task
+        settings["task"] = asdict(self.task) if isinstance(self.task, Task) else self.task
         settings["sparse_digest"] = sparse_digest or None
         if isinstance(self.embedder, RemoteEmbedder):
             settings["url"] = self.embedder.url
@@ -121,24 +105,19 @@ class TwinVecModel(BaseModel):
             RemoteError: it is on a server that cannot be reached.
         """
         given = {**data, **kwargs}
-        fields = {**_settings(given.pop("settings", None)), **given}
+        values = {**_settings(given.pop("settings", None)), **given}
         for derived in ("class_name", "document_prompt"):
-            fields.pop(derived, None)
-        url = fields.pop("url", None)
-        digests = [digest for name in ("digest", "sparse_digest") if (digest := fields.pop(name, None))]
-        if url is not None and fields.get("embedder") is None:
-            fields["embedder"] = _served(url, "+".join(digests))
-        if fields.get("embedder") is not None:
-            return cls(**{name: value for name, value in fields.items() if name not in ("model_name", *_OPTIONS)})
-        if not digests:
-            return cls(**fields)
-        spec = ModelSpec(
-            model=fields.pop("model_name"),
-            digest="+".join(digests),
-            **{name: fields.pop(name) for name in _SPEC if name in fields},
-        )
-        options = {name: fields.pop(name) for name in (*_RUNTIME, *_LIVE) if name in fields}
-        return cls(embedder=Embedder(spec, task=fields.get("task"), **options), **fields)
+            values.pop(derived, None)
+        url = values.pop("url", None)
+        digests = [digest for name in ("digest", "sparse_digest") if (digest := values.pop(name, None))]
+        if url is not None and values.get("embedder") is None:
+            values["embedder"] = _served(url, "+".join(digests))
+        if values.get("embedder") is not None:
+            return cls(**{name: value for name, value in values.items() if name not in ("model_name", *_OPTIONS)})
+        if digests:
+            deciding = {name: values.pop(name) for name in _SPEC if name in values}
+            values["model_name"] = ModelSpec(model=values["model_name"], digest="+".join(digests), **deciding)
+        return cls(**values)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("model_name", "embedder", "task", *_OPTIONS):
@@ -193,14 +172,12 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
             + ('; make it with sparse="bm25", a head file or a SPLADE checkpoint' if cls.needs == "sparse" else "")
         )
     spec = embedder.spec
-    # the rest of a server's options is its own affair
-    options = embedder.__reduce__()[1][1] if isinstance(embedder, Embedder) else {"prompts": embedder.prompts or None}
     described = {name: getattr(spec, name) for name in _SPEC}
-    described |= {name: options[name] for name in (*_RUNTIME, "cache") if name in options}
-    fields = {**described, "task": embedder.task, **rest, "embedder": embedder}
+    described |= {field.name: getattr(embedder.options, field.name) for field in fields(EmbedderOptions)}
+    values = {**described, **rest, "embedder": embedder}
     for role in Role:
-        embedder.prompt_for(role, fields["task"])
-    return {**fields, "model_name": spec.model}
+        embedder.prompt_for(role, values["task"])
+    return {**values, "model_name": spec.model}
 
 
 def _served(url: str, digest: str) -> RemoteEmbedder:

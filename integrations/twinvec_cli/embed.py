@@ -6,7 +6,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +21,20 @@ from twinvec.errors import (
 )
 from twinvec.text.prompts import Role
 from twinvec_cli.console import note, warn
-from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
+from twinvec_cli.options import (
+    Device,
+    Dim,
+    Dtype,
+    MaxLength,
+    Model,
+    OnOverflow,
+    Overflow,
+    Precision,
+    Revision,
+    SparseSource,
+    TaskText,
+    TrustRemoteCode,
+)
 from twinvec_cli.reading import TextSource
 from twinvec_cli.writing import Writer, check_output, open_writer
 
@@ -34,23 +46,12 @@ _CHUNK_TEXTS = 512
 _CHUNK_CHARACTERS = 500_000
 
 
-class Overflow(str, Enum):
-    """What to do with a text over the model's length."""
-
-    TRUNCATE = "truncate"
-    ERROR = "error"
-
-
 _TEXTS = "Texts; a single - reads stdin."
 _INPUT = "One text a line, or .jsonl: one object a line. - is stdin."
 _FIELD = "Field of each JSON line that holds the text. Default: text."
 _OUTPUT = "FILE.jsonl or FILE.npz instead of JSON lines on stdout; written whole or not at all."
-_TASK = "An instruction, or the name of one, for models trained with them."
 _PROMPT = "Put exactly this before each text, in place of the model's prompt."
-_OVERFLOW = "truncate or error: what to do with longer texts."
 _SPARSE = "Demand the sparse half, or leave it out. Default: where the model has one."
-_SOURCE = "A lexical head file (.safetensors, .pt), a SPLADE checkpoint, or bm25 for the sparse half."
-_DTYPE = "auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16."
 
 
 def embed(
@@ -61,15 +62,15 @@ def embed(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=_OUTPUT)] = None,
     with_text: Annotated[bool, typer.Option("--with-text", help="Repeat each text in its JSON line.")] = False,
     role: Annotated[Role, typer.Option(metavar="ROLE", help="query or document.")] = Role.DOCUMENT,
-    task: Annotated[str | None, typer.Option(metavar="TEXT", help=_TASK)] = None,
+    task: TaskText = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help=_PROMPT)] = None,
-    dim: Annotated[int | None, typer.Option(metavar="N", help="Fewer dimensions (Matryoshka models).")] = None,
-    max_length: Annotated[int | None, typer.Option(metavar="N", help="Tokens per text, all included.")] = None,
-    on_overflow: Annotated[Overflow, typer.Option(metavar="HOW", help=_OVERFLOW)] = Overflow.TRUNCATE,
+    dim: Dim = None,
+    max_length: MaxLength = None,
+    on_overflow: OnOverflow = Overflow.TRUNCATE,
     sparse: Annotated[bool | None, typer.Option("--sparse/--no-sparse", help=_SPARSE)] = None,
-    sparse_source: Annotated[str | None, typer.Option(metavar="PATH", help=_SOURCE)] = None,
+    sparse_source: SparseSource = None,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help=_DTYPE)] = Dtype.AUTO,
+    dtype: Precision = Dtype.AUTO,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, StoreNotFoundError, TruncationWarning
 from twinvec_cli.console import note
-from twinvec_cli.options import Collection, Device, Dtype, Revision, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Revision, SparseSource, TrustRemoteCode
 
 if TYPE_CHECKING:
     from twinvec import Embedder
@@ -35,7 +35,6 @@ class OnError(str, Enum):
 _SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md) or folders of texts."
 _MODEL = "Folder or hub id; only needed where the store is new."
 _FIELD = "Metadata field to index, with its type: --field year:integer (keyword, integer, float, bool). Repeatable."
-_SPARSE = "The sparse half of a new store: a head file, a SPLADE checkpoint, bm25, or none."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
 _PRUNE = "Delete what the store has and the source does not."
@@ -62,15 +61,15 @@ def ingest(
     resume: Annotated[bool, typer.Option(help="Go on where a killed run was.")] = True,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records embedded at once.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    sparse_source: Annotated[str | None, typer.Option(metavar="PATH", help=_SPARSE, show_default=False)] = None,
+    sparse_source: SparseSource = None,
     prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
-    dim: Annotated[int | None, typer.Option(metavar="N", help="Fewer dimensions (Matryoshka models).")] = None,
+    dim: Dim = None,
     quantization: Annotated[
         str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
     ] = None,
     collection: Collection = None,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help="Precision of a new store's vectors.")] = Dtype.AUTO,
+    dtype: Precision = Dtype.AUTO,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -1,11 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share; a model's say what ``ModelSpec`` and ``EmbedderOptions`` say of them."""
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from twinvec.options import option_docs
 
 
 class Dtype(str, Enum):
@@ -17,20 +19,33 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="Folder, hub id (owner/name) or modelscope:owner/name.", show_default=False),
-]
-Revision = Annotated[
-    str | None, typer.Option(metavar="REF", help="Branch, tag or commit of a hub id.", show_default=False)
-]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run the checkpoint's own code; a hub id needs a full commit as --revision."
-    ),
-]
+class Overflow(str, Enum):
+    """What to do with a text over the model's length."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+
+
+def meaning(name: str) -> str:
+    """Return what an option means, as a sentence for the terminal."""
+    text = option_docs().get(name, "").replace("``", "")
+    return text[:1].upper() + text[1:]
+
+
+def _option(name: str, metavar: str | None, *flags: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=meaning(name))
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=meaning("model"), show_default=False)]
+Revision = Annotated[str | None, _option("revision", "REF")]
+Device = Annotated[str, _option("device", "NAME")]
+Precision = Annotated[Dtype, _option("dtype", "NAME")]
+Dim = Annotated[int | None, _option("dim", "N")]
+MaxLength = Annotated[int | None, _option("max_length", "N")]
+OnOverflow = Annotated[Overflow, _option("on_overflow", "HOW")]
+SparseSource = Annotated[str | None, _option("sparse", "PATH")]
+TaskText = Annotated[str | None, _option("task", "TEXT")]
+TrustRemoteCode = Annotated[bool, _option("trust_remote_code", None, "--trust-remote-code")]
 
 Store = Annotated[
     str,

@@ -10,18 +10,27 @@ import typer
 
 from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note
-from twinvec_cli.embed import Overflow
-from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
+from twinvec_cli.options import (
+    Device,
+    Dim,
+    Dtype,
+    MaxLength,
+    Model,
+    OnOverflow,
+    Overflow,
+    Precision,
+    Revision,
+    SparseSource,
+    TaskText,
+    TrustRemoteCode,
+)
 
 _HOST = "Address to listen at; 0.0.0.0 for all of this machine's, which needs an API key."
 _PORT = "Port to listen at; 0 for any free one."
 _KEY = "File with the API key that clients must send. Default: TWINVEC_API_KEY, else none is asked for."
-_TASK = "Default instruction, or the name of one, for models trained with them."
-_SPARSE = "A lexical head file, a SPLADE checkpoint, or bm25; none leaves it out. Default: the model's own."
 _REQUESTS = "Requests at the same time; more get status 429."
 _TEXTS = "Texts of one request."
 _CHARACTERS = "Characters of one request's texts."
-_OVERFLOW = "truncate or error: what to do with longer texts."
 
 
 def serve(
@@ -30,12 +39,12 @@ def serve(
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEY, show_default=False)] = None,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = Dtype.AUTO,
-    dim: Annotated[int | None, typer.Option(metavar="N", help="Fewer dimensions (Matryoshka models).")] = None,
-    max_length: Annotated[int | None, typer.Option(metavar="N", help="Tokens per text, all included.")] = None,
-    on_overflow: Annotated[Overflow, typer.Option(metavar="HOW", help=_OVERFLOW)] = Overflow.TRUNCATE,
-    sparse_source: Annotated[str | None, typer.Option(metavar="PATH", help=_SPARSE, show_default=False)] = None,
-    task: Annotated[str | None, typer.Option(metavar="TEXT", help=_TASK)] = None,
+    dtype: Precision = Dtype.AUTO,
+    dim: Dim = None,
+    max_length: MaxLength = None,
+    on_overflow: OnOverflow = Overflow.TRUNCATE,
+    sparse_source: SparseSource = None,
+    task: TaskText = None,
     max_requests: Annotated[int, typer.Option(metavar="N", min=1, help=_REQUESTS)] = 512,
     max_texts: Annotated[int, typer.Option(metavar="N", min=1, help=_TEXTS)] = 2048,
     max_characters: Annotated[int, typer.Option(metavar="N", min=1, help=_CHARACTERS)] = 4_000_000,

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from twinvec.engine.jobs import Request
     from twinvec.engine.loading import Source
     from twinvec.families import Description
+    from twinvec.options import EmbedderOptions
 
 _BM25_WINDOW = 64  # texts, some milliseconds
 
@@ -118,22 +119,22 @@ class View:
         SHARED.release(self.core, drain=drain)
 
 
-def open_views(spec: ModelSpec, options: Mapping[str, Any], token: str | None) -> list[View]:
-    """Open the model, and the second one where ``spec.sparse`` names one; ``options`` are an Embedder's."""
+def open_views(spec: ModelSpec, options: EmbedderOptions) -> list[View]:
+    """Open the model, and the second one where ``spec.sparse`` names one."""
     from twinvec.engine.loading import Source, names_other_checkpoint
 
     settings = Settings.from_env()
     source = Source(
-        cache_dir=options["cache_dir"] or settings.cache_dir,
-        token=token,
-        offline=settings.offline if options["offline"] is None else options["offline"],
+        cache_dir=options.cache_dir or settings.cache_dir,
+        token=options.token,
+        offline=settings.offline if options.offline is None else options.offline,
     )
     view = functools.partial(
         View.open,
-        device=options["device"] if options["device"] != "auto" else settings.device,
+        device=options.device if options.device != "auto" else settings.device,
         source=source,
-        budget=options["token_budget"] or settings.token_budget,
-        memo_bytes=options["memo_bytes"],
+        budget=options.token_budget or settings.token_budget,
+        memo_bytes=options.memo_bytes,
     )
     if (bm25 := Bm25.parse(spec.sparse)) is not None:
         bm25.prepare()

@@ -24,6 +24,7 @@ from twinvec._version import __version__
 from twinvec.base import BaseEmbedder
 from twinvec.engine.calls import Checked, Wanted, check_texts
 from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextTooLongError, TwinVecError
+from twinvec.options import EmbedderOptions
 from twinvec.server.wire import (
     ERRORS,
     FINGERPRINT,
@@ -125,16 +126,6 @@ class RemoteEmbedder(BaseEmbedder):
             return False
 
     @property
-    def prompts(self) -> Mapping[str, str]:
-        """Return the prompts that were laid over the checkpoint's."""
-        return dict(self._overridden)
-
-    @property
-    def task(self) -> Task | str | None:
-        """Return the default task."""
-        return self._task
-
-    @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
         return self._family
@@ -169,8 +160,9 @@ class RemoteEmbedder(BaseEmbedder):
             if protocol == PROTOCOL:
                 self.spec = ModelSpec(**info["spec"])
                 self._prompts = PromptTemplate(**info["template"])
-                self._task = task_from_json(info["task"])
-                self._family, self._overridden = str(info["family"]), dict(info["prompts"])
+                task, prompts = task_from_json(info["task"]), dict(info["prompts"])
+                self.options = EmbedderOptions(task=task, prompts=prompts or None)
+                self._family = str(info["family"])
                 self._special_tokens = int(info["special_tokens"])
                 limits = info["limits"]
                 self._max_texts = min(_TEXTS, int(limits["max_texts"]))

@@ -1,0 +1,54 @@
+"""Every option as a pydantic field, for the frameworks' classes; pydantic comes with the framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from twinvec.options import OnOverflow, OnOverload, option_docs, option_fields, written_docs
+from twinvec.spec import SparseKeys
+from twinvec.text.prompts import Task
+
+_DEFAULTS = {field.name: field.default for field in option_fields()}
+
+
+def option(name: str, **more: Any) -> Any:
+    """Return a field with the option's declared default and meaning."""
+    return Field(default=_DEFAULTS[name], description=option_docs().get(name), **more)
+
+
+class OptionFields(BaseModel):
+    """The options of an Embedder but ``sparse``, which is a method's name in LangChain's class."""
+
+    revision: str | None = option("revision")
+    dtype: str = option("dtype")
+    dim: int | None = option("dim")
+    max_length: int | None = option("max_length")
+    sparse_keys: SparseKeys = option("sparse_keys")
+    reproducible: bool = option("reproducible")
+    quantization: Literal["int8"] | None = option("quantization")
+    trust_remote_code: bool = option("trust_remote_code")
+    device: str = option("device")
+    task: Task | str | None = option("task")
+    prompts: Mapping[str, str] | None = option("prompts")
+    on_overflow: OnOverflow = option("on_overflow")
+    cache_dir: str | os.PathLike[str] | None = option("cache_dir")
+    token: Any = option("token", exclude=True, repr=False)
+    offline: bool | None = option("offline")
+    token_budget: int | None = option("token_budget")
+    on_overload: OnOverload = option("on_overload")
+    memo_bytes: int = option("memo_bytes")
+    # JSON can name a folder, not an object
+    cache: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})] = option("cache")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Write the meaning of every field into the documentation of a class, where ``help`` shows it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if doc := vars(cls).get("__doc__"):
+            docs = {info.alias or name: info.description for name, info in cls.model_fields.items() if info.description}
+            own = {name: text for name, text in docs.items() if name not in _DEFAULTS}
+            cls.__doc__ = f"{doc.rstrip()}\n\n    Args:\n{written_docs(own | docs)}\n    "

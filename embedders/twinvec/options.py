@@ -1,0 +1,224 @@
+"""EmbedderOptions: how a model is run. With ModelSpec it holds every option, each documented where it is declared.
+
+The constructor of ``Embedder``, the fields of the frameworks' classes, the command's options and pickles are made from
+these two classes. ``EmbedderKeywords`` repeats their names and types for type checkers and editors; a test compares.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
+
+from twinvec.errors import ConfigurationError
+from twinvec.spec import ModelSpec, SparseKeys
+from twinvec.text.prompts import Task
+
+if TYPE_CHECKING:
+    from twinvec.cache.rows import Cache
+
+OnOverflow = Literal["truncate", "error"]
+OnOverload = Literal["wait", "error"]
+_F = TypeVar("_F", bound=Callable[..., None])
+_NOT_ASKED_FOR = ("model", "digest")  # fields of ModelSpec that are no option of a constructor
+_ENTRY = re.compile(r"(\w+): (.*)", re.DOTALL)
+
+
+class Secret(Protocol):
+    """A string that does not show itself, such as pydantic's SecretStr."""
+
+    def get_secret_value(self) -> str:
+        """Return the string."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderOptions:
+    """How a model is run; what decides its vectors is in ``ModelSpec``.
+
+    Pickles and copies carry all of it but the token.
+
+    Attributes:
+        device: "auto" (CUDA where there is one; TWINVEC_DEVICE goes before that), "cpu", "cuda" or "cuda:1". Several,
+            "cuda:0,cuda:1", hold the model once each and share one queue.
+        task: what the texts are for, for models trained with instructions: a Task, a name from ``TASKS`` or from the
+            checkpoint, or an instruction such as "Given a question, find a paragraph with the answer". The default of
+            every call; None: the model's own.
+        prompts: prompts by name laid over the checkpoint's, as sentence-transformers' ``prompts``: {"query": "query: ",
+            "document": "passage: "} for E5 models whose folder does not have them. None: the checkpoint's.
+        on_overflow: "truncate" cuts the tail of longer texts and warns once per call; "error" raises TextTooLongError:
+            for pipelines that split texts themselves and want to know when that failed.
+        cache_dir: where hub downloads are kept. None: TWINVEC_CACHE_DIR, else the hub library's own place.
+        token: the hub's access token, for gated and private models. None: what the hub library finds (HF_TOKEN, or a
+            login). Never stored, shown, logged or pickled.
+        offline: never ask the hub, use what is downloaded. None: TWINVEC_OFFLINE, HF_HUB_OFFLINE.
+        token_budget: tokens of one forward pass. More fill a larger device, fewer save memory and let queries in
+            sooner. None: TWINVEC_TOKEN_BUDGET, else measured on the device.
+        on_overload: when very many texts are pending, "wait" queues the call; "error" raises OverloadedError, for
+            servers that had better refuse than be late.
+        memo_bytes: recent rows stay in so much memory, so that asking for the dense and then for the sparse half of
+            the same texts, as stores do, is one forward pass. 0 switches that off.
+        cache: a folder, or a ``twinvec.cache.VectorCache`` with a size of its own: vectors are kept there for the next
+            run, by text, prompt and model. For texts that are embedded again and again. None: nothing is kept.
+    """
+
+    device: str = "auto"
+    task: Task | str | None = None
+    prompts: Mapping[str, str] | None = None
+    on_overflow: OnOverflow = "truncate"
+    cache_dir: str | None = None
+    token: str | None = None
+    offline: bool | None = None
+    token_budget: int | None = None
+    on_overload: OnOverload = "wait"
+    memo_bytes: int = 64 * 2**20
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_overflow not in ("truncate", "error"):
+            raise ConfigurationError(f'on_overflow={self.on_overflow!r} is neither "truncate" nor "error"')
+        if self.on_overload not in ("wait", "error"):
+            raise ConfigurationError(f'on_overload={self.on_overload!r} is neither "wait" nor "error"')
+        for name, least in (("memo_bytes", 0), ("token_budget", 1)):
+            number = getattr(self, name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+                raise ConfigurationError(f"{name}={number!r} must be a whole number of at least {least}")
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", _texts_by_name(self.prompts))
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", os.fspath(self.cache_dir))
+        object.__setattr__(self, "token", _revealed(self.token))
+        object.__setattr__(self, "cache", _opened(self.cache))
+
+    def __repr__(self) -> str:
+        values = {field: getattr(self, field.name) for field in fields(self) if field.name != "token"}
+        shown = [f"{field.name}={value!r}" for field, value in values.items() if value != field.default]
+        return f"EmbedderOptions({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "token": None}
+
+
+class EmbedderKeywords(TypedDict, total=False):
+    """The keyword arguments of ``Embedder``: the fields of ``ModelSpec`` and ``EmbedderOptions``."""
+
+    revision: str | None
+    dtype: str
+    dim: int | None
+    max_length: int | None
+    sparse: str | os.PathLike[str] | None
+    sparse_keys: SparseKeys
+    reproducible: bool
+    quantization: Literal["int8"] | None
+    trust_remote_code: bool
+    device: str
+    task: Task | str | None
+    prompts: Mapping[str, str] | None
+    on_overflow: OnOverflow
+    cache_dir: str | os.PathLike[str] | None
+    token: str | Secret | None
+    offline: bool | None
+    token_budget: int | None
+    on_overload: OnOverload
+    memo_bytes: int
+    cache: str | os.PathLike[str] | Cache | None
+
+
+def spec_fields() -> tuple[Field[Any], ...]:
+    """Return the options that decide a vector."""
+    return tuple(field for field in fields(ModelSpec) if field.name not in _NOT_ASKED_FOR)
+
+
+def option_fields() -> tuple[Field[Any], ...]:
+    """Return all options: those that decide a vector, then those that do not."""
+    return *spec_fields(), *fields(EmbedderOptions)
+
+
+def read_options(
+    model: str | os.PathLike[str] | ModelSpec, given: Mapping[str, Any]
+) -> tuple[ModelSpec, EmbedderOptions]:
+    """Return what the arguments of ``Embedder`` mean.
+
+    Raises:
+        TypeError: an unknown option.
+        ConfigurationError: one that cannot be honoured, or that the ModelSpec says already.
+    """
+    names = {field.name for field in option_fields()}
+    if unknown := [name for name in given if name not in names]:
+        raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(names))}")
+    deciding = {field.name: given[field.name] for field in spec_fields() if field.name in given}
+    options = EmbedderOptions(**{name: value for name, value in given.items() if name not in deciding})
+    if not isinstance(model, ModelSpec):
+        return ModelSpec(model=model, **deciding), options  # type: ignore[arg-type]  # a path becomes a string there
+    defaults = {field.name: field.default for field in spec_fields()}
+    if said := [name for name, value in deciding.items() if value != defaults[name]]:
+        raise ConfigurationError(
+            f"{', '.join(said)}: already said by the ModelSpec; change it with dataclasses.replace"
+        )
+    return model, options
+
+
+@functools.cache
+def option_docs() -> Mapping[str, str]:
+    """Return what each option means, in one line, as the classes that declare them say; empty under ``python -OO``."""
+    docs = {**_attributes(ModelSpec.__doc__), **_attributes(EmbedderOptions.__doc__)}
+    return {name: docs[name] for name in ("model", *(field.name for field in option_fields())) if name in docs}
+
+
+def written_docs(docs: Mapping[str, str], indent: int = 8) -> str:
+    """Return the meanings of arguments as lines of an "Args" section."""
+    margin = " " * indent
+    wrapper = textwrap.TextWrapper(
+        120, initial_indent=margin, subsequent_indent=margin + "    ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(f"{name}: {text}") for name, text in docs.items())
+
+
+def takes_options(init: _F) -> _F:
+    """Give a constructor with ``**options`` all of them as its signature, and their meanings for "{options}"."""
+    signature = inspect.signature(init)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in option_fields()
+    ]
+    vars(init)["__signature__"] = signature.replace(parameters=[*named, *options])
+    docs = {name: text for name, text in option_docs().items() if name not in signature.parameters}
+    init.__doc__ = init.__doc__ and init.__doc__.replace("            {options}", written_docs(docs, indent=12))
+    return init
+
+
+def _attributes(doc: str | None) -> dict[str, str]:
+    """Read the "Attributes" section of a docstring."""
+    _, _, section = inspect.cleandoc(doc or "").partition("\nAttributes:\n")
+    entries = re.split(r"\n(?=    \w)", "\n" + section.partition("\n\n")[0])[1:]
+    matches = [_ENTRY.fullmatch(" ".join(entry.split())) for entry in entries]
+    return {match[1]: match[2] for match in matches if match is not None}
+
+
+def _texts_by_name(prompts: Any) -> dict[str, str]:
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for pair in prompts.items() for text in pair):
+        raise ConfigurationError(f"prompts={prompts!r:.60} must be a dict of names and texts")
+    return dict(prompts)
+
+
+def _revealed(token: Any) -> str | None:
+    token = token.get_secret_value() if hasattr(token, "get_secret_value") else token
+    if not isinstance(token, str | None):
+        raise ConfigurationError(f"token must be a string, not {type(token).__name__}")
+    return token
+
+
+def _opened(cache: Any) -> Cache | None:
+    if isinstance(cache, str | os.PathLike):
+        from twinvec.cache import VectorCache
+
+        return VectorCache(cache)
+    if cache is not None and not (hasattr(cache, "get_many") and hasattr(cache, "put_many")):
+        raise ConfigurationError(f"cache must be a folder or a twinvec.cache.VectorCache, not {type(cache).__name__}")
+    known: Cache | None = cache
+    return known
