@@ -30,7 +30,7 @@ from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.index import Mode
 
 if TYPE_CHECKING:
-    from langchain_twinvec.searching import FilterForm
+    from langchain_twinvec.filters import FilterForm
 else:
     FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
 

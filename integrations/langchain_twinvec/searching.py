@@ -11,13 +11,13 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
+from langchain_twinvec.filters import FilterForm, as_filter
 from twinvec import Role
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Float32
-from twinvec_stores import Filter, Fusion, HybridIndex, Result, SearchOptions, StoreConfig, from_langchain
+from twinvec_stores import Fusion, HybridIndex, Result, SearchOptions, StoreConfig
 
 Scored: TypeAlias = "list[tuple[Document, float]]"
-FilterForm: TypeAlias = "Mapping[str, Any] | Filter | None"
 EXPLANATION = "_twinvec"  # metadata key
 _OPTIONS = {each.name for each in fields(SearchOptions)} - {"k", "filter"} | {"task"}
 _FOR_VECTORS = {"fetch_k", "score_threshold", "mmr", "explain", "exact"}
@@ -210,11 +210,6 @@ def search_arguments(
         raise TypeError(f"unknown search argument {unknown[0]!r}; there are filter, k, {', '.join(sorted(known))}")
     chosen = {name: value for name, value in given.items() if value is not None}
     return {**({"mode": "dense"} if vectors else defaults), **chosen, "k": k, "filter": as_filter(filter)}
-
-
-def as_filter(form: FilterForm) -> Filter | None:
-    """Return a filter in LangChain's form, or in ours, as ours."""
-    return from_langchain(form) if isinstance(form, Mapping) else form
 
 
 def _relevance(options: SearchOptions, config: StoreConfig) -> Callable[[float], float]:

@@ -15,7 +15,8 @@ from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
-from langchain_twinvec.searching import FilterForm, SearchableStore, as_filter, to_document
+from langchain_twinvec.filters import FilterForm, as_filter
+from langchain_twinvec.searching import SearchableStore, to_document
 from twinvec.errors import ConfigurationError, InvalidRecordError
 from twinvec_stores import (
     And,

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 
+from llama_index_twinvec.filters import from_llama_index
 from llama_index_twinvec.nodes import REF_DOC_ID
 from twinvec import EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Float32
-from twinvec_stores import And, Filter, Fusion, HasId, In, from_llama_index
+from twinvec_stores import And, Filter, Fusion, HasId, In
 
 _MMR_THRESHOLD = 0.5  # LlamaIndex's own default
 _MORE = {"fetch_k", "exact", "score_threshold"}

@@ -12,12 +12,13 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
+from llama_index_twinvec.filters import from_llama_index
 from llama_index_twinvec.model import meet
 from llama_index_twinvec.nodes import provenance_of, to_node
 from llama_index_twinvec.vector_stores import TwinVecVectorStore
 from twinvec import EmbeddingBatch, Role, SparseBatch, Task
 from twinvec.vectors import Float32
-from twinvec_stores import Result, SearchOptions, from_llama_index
+from twinvec_stores import Result, SearchOptions
 
 
 class ExplainedNode(NodeWithScore):

@@ -112,13 +112,13 @@ def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weig
 def _filter(text: str | None) -> Any:
     if text is None:
         return None
-    from twinvec_stores import from_langchain
+    from twinvec_stores import parse_filter
 
     try:
         form = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FilterError(f"--filter: not JSON ({error})") from None
-    return from_langchain(form)
+    return parse_filter(form)
 
 
 def _queries(query: str) -> list[str]:

@@ -4,8 +4,8 @@ from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
 from twinvec_stores.engines.qdrant import QdrantStore
+from twinvec_stores.filters.as_json import parse_filter
 from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
-from twinvec_stores.filters.forms import from_langchain, from_llama_index
 from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
@@ -47,11 +47,10 @@ __all__ = [
     "aingest",
     "copy_store",
     "export_store",
-    "from_langchain",
-    "from_llama_index",
     "import_store",
     "ingest",
     "load_embedder",
     "open_store",
+    "parse_filter",
     "read_export",
 ]

@@ -13,9 +13,10 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from llama_index_.conftest import local_clients
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
+from llama_index_twinvec.filters import from_llama_index
 from twinvec import Embedder
 from twinvec.errors import FilterError
-from twinvec_stores import And, QdrantStore, StoreConfig, from_llama_index
+from twinvec_stores import And, QdrantStore, StoreConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 METADATA: dict[str, dict[str, Any]] = {

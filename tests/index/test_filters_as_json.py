@@ -1,4 +1,4 @@
-"""LangChain's dict filters mean what LangChain's users mean."""
+"""Filters as JSON mean what users of LangChain's stores mean by them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from twinvec.errors import FilterError
-from twinvec_stores import And, Eq, Exists, Filter, In, Ne, Not, Or, Range, from_langchain
+from twinvec_stores import And, Eq, Exists, Filter, In, Not, Or, Range, parse_filter
 from twinvec_stores.filters.conditions import matches
 
 
@@ -21,24 +21,25 @@ from twinvec_stores.filters.conditions import matches
         ({"year": {"$lt": 1.5}}, Range("year", lt=1.5)),
         ({"year": {"$between": [1, 2]}}, Range("year", gte=1, lte=2)),
         ({"a": {"$eq": True}}, Eq("a", True)),
-        ({"a": {"$ne": "x"}}, Ne("a", "x")),
+        ({"a": {"$ne": "x"}}, Not(Eq("a", "x"))),
         ({"a": {"$in": ["x", 1]}}, In("a", ["x", 1])),
         ({"a": {"$nin": ["x"]}}, Not(In("a", ["x"]))),
         ({"a": {"$exists": True}}, Exists("a")),
         ({"a": {"$exists": False}}, Not(Exists("a"))),
         ({"$and": [{"a": 1}, {"$or": [{"b": 2}, {"c": 3}]}]}, And(Eq("a", 1), Or(Eq("b", 2), Eq("c", 3)))),
         ({"$not": {"a": 1}}, Not(Eq("a", 1))),
-        ({"loc.lines.from": 3}, Eq("loc.lines.from", 3)),
+        ({"loc.lines.from": 3}, Or(Eq("loc.lines.from", 3), Eq('"loc.lines.from"', 3))),
+        ({"a.b": {"$ne": 1}}, Not(Or(Eq("a.b", 1), Eq('"a.b"', 1)))),
         ({"a key [x]": 1}, Eq('"a key [x]"', 1)),
         ({}, And()),
     ],
 )
 def test_translation(form: dict[str, Any], expected: Filter) -> None:
-    assert from_langchain(form) == expected
+    assert parse_filter(form) == expected
 
 
 def test_the_whole_decides() -> None:
-    condition = from_langchain({"$or": [{"year": {"$gte": 2000, "$lt": 2010}}, {"tag": {"$in": ["a", "b"]}}]})
+    condition = parse_filter({"$or": [{"year": {"$gte": 2000, "$lt": 2010}}, {"tag": {"$in": ["a", "b"]}}]})
     assert matches(condition, "x", {"year": 2009})
     assert matches(condition, "x", {"year": 1, "tag": ["c", "b"]})
     assert not matches(condition, "x", {"year": 2010, "tag": "c"})
@@ -58,8 +59,10 @@ def test_the_whole_decides() -> None:
         ({"a": {"$exists": 1}}, "true or false"),
         ({"$and": {"a": 1}}, "list"),
         ({"a": {"b": 1}}, "'b'"),
+        ({"tags[].id": 1}, r"tags\[\]\.id"),
+        ({"tags[].id": {"$exists": True}}, r"tags\[\]\.id"),
     ],
 )
 def test_other_forms_are_refused_with_the_reason(form: Any, message: str) -> None:
     with pytest.raises(FilterError, match=message):
-        from_langchain(form)
+        parse_filter(form)
