@@ -102,8 +102,9 @@ class Embedder(BaseEmbedder):
         ``queued`` (texts waiting), ``batch_fill`` (mean share of the token budget), ``token_budget``, ``healthy``,
         ``device_memory`` (bytes held on CUDA devices), ``predicted_memory`` (the most they will be, from a probe at
         loading). Choices: ``device``, ``dtype``, ``attention`` ("varlen", "flash", "sdpa" or "padded"), ``kernels``
-        ("triton" or "torch"), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what
-        loading took. A second, sparse model adds to the counters.
+        ("triton" or "torch"), ``linear`` ("packed", "packed int8", "int8" or "torch": how products with
+        weights run), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what loading took. A
+        second, sparse model adds to the counters.
         """
         cores = [view.core for view in self._views]
         encoders = [encoder for core in cores for encoder in core.model.encoders]
@@ -129,6 +130,7 @@ class Embedder(BaseEmbedder):
             "dtype": str(first.dtype).removeprefix("torch."),
             "attention": first.attention,
             "kernels": first.kernels,
+            "linear": first.linear,
             "graphs": first.graphs,
             "device_memory": sum(e.memory() for e in encoders),
             "predicted_memory": sum(e.predicted_memory for e in encoders),

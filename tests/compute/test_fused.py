@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from twinvec.compute import fused
+from twinvec.compute import fused, linear
 from twinvec.compute.backbone import Backbone, PackedTransformer, PaddedTransformer
 from twinvec.compute.packing import TokenBatch
 from twinvec.compute.quantization import quantize
@@ -89,7 +89,7 @@ LAYOUTS = pytest.mark.parametrize("device", [CPU, JOINED], ids=["cpu", "joined"]
 
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(fused, "_ROWS", 30)  # several per batch, the last one not full
+    monkeypatch.setattr(linear, "ROWS", 30)  # several per batch, the last one not full
     with torch.no_grad():
         yield
 
@@ -174,7 +174,7 @@ def test_bfloat16_stays_within_its_roundings_and_is_repeated_bitwise(
 
 @LAYOUTS
 def test_slices_of_their_real_size(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_ROWS", 512)
+    monkeypatch.setattr(linear, "ROWS", 128)
     batch = make_batch((300, 1, 290, 2))
     family = FAMILIES["gte"]
     backbone = family.wrap(family.build())
@@ -269,6 +269,6 @@ def test_every_class_that_is_known_was_met(monkeypatch: pytest.MonkeyPatch) -> N
         family.wrap(family.build()).fuse(CPU)
     known = set().union(
         fused._ROTARY, fused._ABSOLUTE, fused._GATED, fused._PLAIN, fused._POST_NORM, fused._PRE_NORM, fused._SUMS,
-        fused._RMS,
+        fused._RMS, fused._LAYERS,
     )  # fmt: skip
     assert known - met == NO_SUCH_STEP

@@ -15,6 +15,7 @@ import torch
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.compute.attention import PREFIX
 from twinvec.compute.fused import fuse
+from twinvec.compute.linear import pack
 from twinvec.compute.packing import TokenBatch
 from twinvec.errors import CheckpointError, CheckpointMismatchError
 
@@ -45,6 +46,12 @@ class Backbone(torch.nn.Module):
 
     def fuse(self, device: torch.device) -> None:
         """Replace layers by faster ones for a device (``fused``), where they are known; once."""
+
+    def pack(self) -> None:
+        """Lay out the weights of linear layers for a CPU (``linear``), last of all changes.
+
+        Code that a checkpoint brings may read its layers' weights: nothing is done there.
+        """
 
     def rope_variants(self) -> tuple[str, ...]:
         """Return the rotations that ``verify`` may try; empty where the checkpoint settles it."""
@@ -85,6 +92,10 @@ class PackedTransformer(Backbone):
     def fuse(self, device: torch.device) -> None:
         """Replace the layers that ``fused`` knows."""
         fuse(self.model, device, packed=True)
+
+    def pack(self) -> None:
+        """Pack every linear layer; transformers' classes call theirs."""
+        pack(self)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
@@ -128,6 +139,10 @@ class PaddedTransformer(Backbone):
     def fuse(self, device: torch.device) -> None:
         """Replace the layers that ``fused`` knows, but for attention."""
         fuse(self.model, device, packed=False)
+
+    def pack(self) -> None:
+        """Pack every linear layer; transformers' classes call theirs."""
+        pack(self)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden]."""

@@ -22,6 +22,7 @@ from twinvec.compute.backbone import Backbone
 from twinvec.compute.graphs import Graphs, Outputs
 from twinvec.compute.heads import TokenWeightHead
 from twinvec.compute.kernels import use_triton
+from twinvec.compute.linear import linear_in_use
 from twinvec.compute.packing import TokenBatch, plan
 from twinvec.compute.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.compute.quantization import Int8Linear
@@ -88,6 +89,7 @@ class Encoder:
         forwards, texts, tokens, out_of_memory, seconds: counters; seconds of forward passes, overlaps once.
         attention: the packed attention in use, or "padded".
         kernels: "triton" or "torch": what runs between the matrix products.
+        linear: how most of them run: "packed", "packed int8", "int8" or "torch" (``linear``).
         predicted_memory: bytes that torch will hold at most, as far as a measured probe tells; 0 on a CPU.
     """
 
@@ -113,6 +115,7 @@ class Encoder:
         if backbone.packed:
             backbone.use_attention(self.attention)
         self.kernels = "triton" if use_triton(device) else "torch"
+        self.linear = linear_in_use(backbone)
         self.forwards = self.texts = self.tokens = self.out_of_memory = 0
         self.predicted_memory = self._calm = 0
         self.seconds = self._finished = 0.0

@@ -3,11 +3,13 @@
 The classes run three products for queries, keys and values and two for gate and up, and write each activation,
 rotation, sum and norm to a new tensor. At CPU sizes every one of those is fresh memory that the kernel has to map and
 clear; on CUDA each is a trip through the device's memory. Here products of the same input are joined, and what lies
-between products is one pass, or at least in place (``kernels``). Weights and formulas stay the same.
+between products is one pass, or at least in place (``kernels``). On a CPU all of a layer but attention runs for some
+rows (``linear.slices``) from its first step to its last, in the caches. Weights and formulas stay the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, cast
 
@@ -15,15 +17,16 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from twinvec.compute.kernels import Activation, Norm, activate_, add_norm, apply_norm, gate, rotate_
+from twinvec.compute.kernels import Activation, Norm, add_norm, apply_norm, gate, rotate_
+from twinvec.compute.linear import product, slices
 
-_ROWS = 512  # rows per slice on a CPU: the slice's activations stay in the L2/L3 cache
 _NAMES = ("Gte", "NomicBert", "JinaEmbeddingsV3", "EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")
 _BERTS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
 _ROTARY = {f"{name}Attention" for name in _NAMES}
 _ABSOLUTE = {f"{name}SelfAttention" for name in _BERTS}
 _GATED = {f"{name}MLP" for name in (*_NAMES, "Gemma3", "DeepseekV3")}  # not all of them are gated
 _PLAIN = {f"{name}Intermediate" for name in (*_BERTS, "MPNet")}
+_LAYERS = {f"{name}Layer" for name in _BERTS}
 _POST_NORM = {f"{name}Layer" for name in ("Gte", "NomicBert", "JinaEmbeddingsV3")}
 _PRE_NORM = {f"{name}DecoderLayer" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")}
 _SUMS = {f"{name}{part}" for name in (*_BERTS, "MPNet") for part in ("SelfOutput", "Output")}
@@ -54,16 +57,19 @@ def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
     return fused
 
 
-def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:
+def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:  # noqa: PLR0911  (one for each kind)
     name = type(module).__name__
     if name in _SUMS or name in _RMS:
         return _sum_norm if name in _SUMS else _rms_norm
+    on_cpu = device.type == "cpu"
     if packed and (name in _POST_NORM or name in _PRE_NORM):
         return _post_norm if name in _POST_NORM else _pre_norm
+    if packed and name in _LAYERS and on_cpu:
+        return _bert_layer
     if name in _GATED and hasattr(module, "gate_proj") and type(module.act_fn).__name__ in _ACTIVATIONS:
-        if device.type != "cpu":
+        if not on_cpu:
             _join(module, "gate_up_proj", ("gate_proj", "up_proj"))
-        return _gated_slices if device.type == "cpu" else _gated
+        return _gated_slices if on_cpu else _gated
     if name in _PLAIN and type(module.intermediate_act_fn).__name__ in _ACTIVATIONS:
         return _plain
     if packed and (name in _ROTARY or name in _ABSOLUTE):
@@ -92,18 +98,50 @@ def _join(module: nn.Module, joined: str, names: tuple[str, ...]) -> None:
 
 def _post_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = None, **options: Any) -> torch.Tensor:
     attended, _ = self.self_attn(hidden_states, attention_mask=None, **options)
-    hidden = add_norm(attended, hidden_states, _norm(self.post_attention_layernorm))
-    return add_norm(self.mlp(hidden), hidden, _norm(self.post_mlp_layernorm))
+
+    def rest(hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden = add_norm(attended, hidden, _norm(self.post_attention_layernorm))
+        return add_norm(self.mlp(hidden), hidden, _norm(self.post_mlp_layernorm))
+
+    return _in_slices(rest, hidden_states, attended)
 
 
 def _pre_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = None, **options: Any) -> torch.Tensor:
     attended, _ = self.self_attn(self.input_layernorm(hidden_states), attention_mask=None, **options)
-    normed = add_norm(attended, hidden_states, _norm(self.post_attention_layernorm), keep_sum=True)
-    return hidden_states.add_(self.mlp(normed))
+
+    def rest(hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        normed = add_norm(attended, hidden, _norm(self.post_attention_layernorm), keep_sum=True)
+        return hidden.add_(self.mlp(normed))
+
+    return _in_slices(rest, hidden_states, attended)
+
+
+def _bert_layer(self: Any, hidden_states: torch.Tensor, *unused: None, **options: Any) -> torch.Tensor:
+    attended, _ = self.attention.self(hidden_states, **options)
+
+    def rest(hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden = self.attention.output(attended, hidden)
+        return cast(torch.Tensor, self.output(self.intermediate(hidden), hidden))
+
+    return _in_slices(rest, hidden_states, attended)
+
+
+def _in_slices(rest: Callable[..., torch.Tensor], hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """Run what follows attention; both are [1, tokens, width], ``hidden`` may be overwritten."""
+    parts = list(slices(hidden.shape[1])) if hidden.device.type == "cpu" else []
+    if len(parts) < 2:
+        return rest(hidden, attended)
+    for part in parts:
+        hidden[:, part] = rest(hidden[:, part], attended[:, part])
+    return hidden
 
 
 def _sum_norm(self: Any, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-    return add_norm(self.dense(hidden_states), input_tensor, _norm(self.LayerNorm))
+    norm = _norm(self.LayerNorm)
+    if hidden_states.device.type != "cpu":
+        return add_norm(self.dense(hidden_states), input_tensor, norm)
+    total = product(self.dense, hidden_states.flatten(0, -2), plus=input_tensor.flatten(0, -2))
+    return apply_norm(total, norm).view_as(input_tensor)
 
 
 def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -172,18 +210,19 @@ def _gated(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_slices(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """On a CPU gate and up stay two products: their activations are then contiguous, and that matters more."""
+    """On a CPU gate and up stay two products: the second multiplies with the first, row by row, as it is written."""
     rows, activation = x.flatten(0, -2), _activation(self.act_fn)
-    out = rows.new_empty(len(rows), self.down_proj.out_features)
-    for start in range(0, len(rows), _ROWS):
-        part = rows[start : start + _ROWS]
-        gated = activate_(self.gate_proj(part), activation).mul_(self.up_proj(part))
-        out[start : start + _ROWS] = self.down_proj(gated)
-    return out.view(*x.shape[:-1], -1)
+    parts = []
+    for part in slices(len(rows)):
+        gated = product(self.gate_proj, rows[part], activation)
+        parts.append(self.down_proj(product(self.up_proj, rows[part], times=gated)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return cast(torch.Tensor, out.view(*x.shape[:-1], -1))
 
 
 def _plain(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    return activate_(self.dense(hidden_states), _activation(self.intermediate_act_fn))
+    inner = product(self.dense, hidden_states.flatten(0, -2), _activation(self.intermediate_act_fn))
+    return inner.view(*hidden_states.shape[:-1], -1)
 
 
 def _activation(function: Any) -> Activation:

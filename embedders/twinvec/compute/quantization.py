@@ -14,6 +14,7 @@ On other devices only the weights are integers: y = x (s_w q_w)^T + b.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,14 +96,9 @@ def quantize(model: nn.Module) -> int:
         ConfigurationError: less than half of the weights that are matrices belong to linear layers; the model is left
             as it was.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    places = linear_layers(model, nn.Linear)
+    embeddings = _embeddings(model)
     matrices = {id(p): p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings}
-    places: dict[nn.Linear, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            # a subclass may be one whose owner reads its weights (torch's own attention does)
-            if type(child) is nn.Linear and id(child.weight) in matrices:
-                places.setdefault(child, []).append((parent, name))
     covered = sum(matrices[key] for key in {id(linear.weight) for linear in places})
     if 2 * covered < sum(matrices.values()) or not covered:
         raise ConfigurationError(
@@ -115,6 +111,31 @@ def quantize(model: nn.Module) -> int:
         for parent, name in where:
             setattr(parent, name, quantised)
     return covered
+
+
+def linear_layers(model: nn.Module, *types: type[nn.Module]) -> dict[Any, list[tuple[nn.Module, str]]]:
+    """Return the layers of exactly these types, and where each hangs: (parent, name).
+
+    A subclass may be one whose owner reads its weights (torch's own attention does). Layers that share their weights
+    with an embedding are left out.
+    """
+    embeddings = _embeddings(model)
+    places: dict[Any, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if type(child) in types and id(child.weight) not in embeddings:  # type: ignore[union-attr]
+                places.setdefault(child, []).append((parent, name))
+    return places
+
+
+def inverse_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 1 / s_x and s_x [rows, 1] of fp32 rows."""
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(_SMALLEST)
+    return _LEVELS / largest, largest / _LEVELS
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:

@@ -211,6 +211,8 @@ def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
         from twinvec.compute.quantization import quantize
 
         quantize(backbone)
+    if device.type == "cpu":
+        backbone.pack()
     return backbone
 
 

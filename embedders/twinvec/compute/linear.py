@@ -1,0 +1,222 @@
+"""Linear layers on a CPU: weights that oneDNN has laid out once, with bias, activation and sum inside of the product.
+
+``F.linear`` hands weights as they lie to a BLAS, or has them laid out anew at every call; for a query's few rows that
+costs more than the product. oneDNN also builds a plan for each number of rows (some 2 ms, 0.7 MB), so rows run in
+slices of ``ROWS``, and what is left over is filled up to one of ``_SIZES``.
+
+A layer that oneDNN cannot run, or that it does not run as torch does, stays what it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from twinvec.compute.kernels import Activation, activate_
+from twinvec.compute.quantization import Int8Linear, inverse_scales, linear_layers
+
+logger = logging.getLogger(__name__)
+
+ROWS = 128  # of a slice: at 85 to 99% of the full rate, and what lies between two products stays in the L2 cache
+_SIZES = (8, 16, 32, 64, 96, 128)
+_POST_OPS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the largest result, at load
+_ZERO_POINT = 128
+# added to a float of at most 2^21 it leaves the integer, rounded to even, in the low byte, moved by the zero point
+_ROUND = 1.5 * 2**23 + _ZERO_POINT
+
+
+def slices(rows: int) -> Iterator[slice]:
+    """Cut rows into parts of ``ROWS``."""
+    return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
+
+
+def product(
+    layer: nn.Module, x: torch.Tensor, activation: Activation | None = None, *, plus: torch.Tensor | None = None,
+    times: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Return activation(layer(x)) + plus, or layer(x) * times, in memory of its own.
+
+    Args:
+        layer: any linear layer.
+        x: [rows, in].
+        activation: applied to the layer's result.
+        plus: [rows, out], contiguous; not together with the others.
+        times: as ``plus``.
+    """
+    if isinstance(layer, PackedLinear):
+        return layer.run(x, activation, plus, times)
+    out: torch.Tensor = layer(x)
+    if activation is not None:
+        activate_(out, activation)
+    if plus is not None:
+        out.add_(plus)
+    return out if times is None else out.mul_(times)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights lie as oneDNN wants them; it has no gradients and stays on the CPU.
+
+    Attributes:
+        bias: [out] in the dtype of the layer, or None.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, layer: nn.Linear | Int8Linear) -> None:
+        """Lay out a layer's weights.
+
+        Raises:
+            RuntimeError: this torch or this processor has no such product.
+        """
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        # no buffer: an opaque tensor can be neither moved nor saved
+        self._weight = self._pack(layer.weight.detach())
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        return packed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [..., out] of [..., in]."""
+        return self.run(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def run(
+        self, rows: torch.Tensor, activation: Activation | None = None, plus: torch.Tensor | None = None,
+        times: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """See ``product``."""
+        if len(rows) <= ROWS:
+            return self._slice(rows, activation, plus, times)
+        out = rows.new_empty(len(rows), self.out_features)
+        for part in slices(len(rows)):
+            more = (None if other is None else other[part] for other in (plus, times))
+            out[part] = self._slice(rows[part], activation, *more)
+        return out
+
+    def _slice(
+        self, rows: torch.Tensor, activation: Activation | None, plus: torch.Tensor | None, times: torch.Tensor | None
+    ) -> torch.Tensor:
+        n = len(rows)
+        other = plus if times is None else times
+        rows, filled = _fill(rows), None if other is None else _fill(other)
+        ops: Any = torch.ops.mkldnn._linear_pointwise
+        if filled is not None:
+            out = ops.binary(rows, filled, self._weight, self.bias, "add" if times is None else "mul")
+        else:
+            name, algorithm = ("none", "") if activation is None else _POST_OPS[activation]
+            out = ops(rows, self._weight, self.bias, name, [], algorithm)
+        return out[:n]  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class PackedInt8Linear(PackedLinear):
+    """The same of 8-bit weights, with the formula of ``quantization``.
+
+    Attributes:
+        scale: fp32 [out], what a weight of 1 stands for.
+    """
+
+    scale: torch.Tensor
+
+    def __init__(self, layer: Int8Linear) -> None:
+        super().__init__(layer)
+        self.register_buffer("scale", layer.scale)
+        self.register_buffer("_zeros", torch.zeros(self.out_features, dtype=torch.int32))
+        self._bias = torch.zeros(()) if layer.bias is None else layer.bias.float()
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [ROWS, self.in_features])
+        return packed
+
+    def _slice(
+        self, rows: torch.Tensor, activation: Activation | None, plus: torch.Tensor | None, times: torch.Tensor | None
+    ) -> torch.Tensor:
+        n, dtype = len(rows), rows.dtype
+        rows = rows.float()
+        inverse, scale = inverse_scales(rows)
+        rounded = torch.mul(rows, inverse).add_(_ROUND)
+        quantised = _fill(rounded.view(torch.int32).to(torch.uint8))
+        out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantised, 1.0, _ZERO_POINT, self._weight, self.scale, self._zeros, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )[:n]  # fmt: skip
+        torch.addcmul(self._bias, out, scale, out=out)
+        if activation is not None:
+            activate_(out, activation)
+        if plus is not None:
+            out.add_(plus)
+        if times is not None:
+            out.mul_(times)
+        return out.to(dtype)
+
+
+def _fill(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows with as many of zeros behind them as the next size takes."""
+    size = next(size for size in _SIZES if len(rows) <= size)
+    return rows.contiguous() if size == len(rows) else nn.functional.pad(rows, (0, 0, 0, size - len(rows)))
+
+
+def pack(model: nn.Module) -> None:
+    """Replace the linear layers of a model on a CPU, one after another, so that no second copy of the model is needed.
+
+    Layers that share their weights with an embedding stay: they would need a copy of their own.
+    """
+    places = linear_layers(model, nn.Linear, Int8Linear)
+    failed: dict[str, None] = {}
+    while places:  # each layer is let go before the next is packed
+        layer, where = places.popitem()
+        try:
+            packed = _packed(layer)
+        except (RuntimeError, AttributeError, ArithmeticError) as error:
+            failed[str(error).partition("\n")[0]] = None
+            continue
+        for parent, name in where:
+            setattr(parent, name, packed)
+    for reason in failed:
+        logger.info("linear layers stay as torch has them: %s", reason)
+
+
+@torch.inference_mode()
+def _packed(layer: nn.Linear | Int8Linear) -> PackedLinear:
+    """Pack a layer and compare it with itself.
+
+    Raises:
+        ArithmeticError: another result, or a dtype that oneDNN does not multiply.
+    """
+    if isinstance(layer, nn.Linear) and layer.weight.dtype not in _TOLERANCE:
+        raise ArithmeticError(f"{layer.weight.dtype} is not packed")
+    packed = PackedInt8Linear(layer) if isinstance(layer, Int8Linear) else PackedLinear(layer)
+    dtype = torch.float32 if isinstance(layer, Int8Linear) else layer.weight.dtype
+    # the largest numbers too: without VNNI instructions int8 products of them are cut off at 16 bits
+    rows = torch.cat([torch.ones(1, layer.in_features), torch.randn(2, layer.in_features, generator=_generator())])
+    rows = rows.to(dtype)
+    found, wanted = packed(rows).float(), layer(rows).float()
+    if not (found - wanted).abs().max() <= _TOLERANCE[dtype] * wanted.abs().max():  # NaN is no agreement
+        raise ArithmeticError(f"oneDNN's packed product is not torch's ({dtype})")
+    return packed
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def linear_in_use(model: nn.Module) -> str:
+    """Return how most of a model's products run: "packed", "packed int8", "int8" or "torch"."""
+    names: dict[type, str] = {PackedLinear: "packed", PackedInt8Linear: "packed int8", Int8Linear: "int8"}
+    found: dict[str, int] = {}
+    for module in model.modules():
+        size = getattr(module, "in_features", 0) * getattr(module, "out_features", 0)
+        if isinstance(size, int) and size:
+            name = names.get(type(module), "torch")
+            found[name] = found.get(name, 0) + size
+    return max(found, key=found.__getitem__, default="torch")
