@@ -127,7 +127,7 @@ def test_one_row_is_a_vector_and_iteration_ends() -> None:
 
 @given(st.lists(BATCHES, max_size=4))
 def test_concatenation_keeps_all_rows_in_order(parts: list[list[Row]]) -> None:
-    joined = SparseBatch.concatenate([SparseBatch.from_dicts(part) for part in parts])
+    joined = SparseBatch.stack([SparseBatch.from_dicts(part) for part in parts])
     assert joined.to_dicts() == [row for part in parts for row in part]
 
 

@@ -8,10 +8,11 @@ TwinVecError
 │   └── RemoteCodeRequiredError  only the checkpoint's own code can run it, and that was not opted in to
 ├── ConfigurationError           an argument that cannot be honoured (also a ValueError)
 │   └── PromptError              a task or prompt that the model was not trained for, or that does not fit
-├── InvalidTextError             a text that cannot be tokenised (also a ValueError)
-├── TextTooLongError             a text over the limit with on_overflow="error" (also a ValueError)
-├── NonFiniteError               the model returned NaN or infinity
-├── OutOfMemoryError             one text alone does not fit into the device's memory
+├── TextError                    one text is to blame: .position, .reason
+│   ├── InvalidTextError         it cannot be tokenised (also a ValueError)
+│   ├── TextTooLongError         it is over the limit with on_overflow="error" (also a ValueError)
+│   ├── NonFiniteError           the model returned NaN or infinity for it
+│   └── OutOfMemoryError         it alone does not fit into the device's memory
 ├── OverloadedError              the queue is full and on_overload="error"
 ├── DeadlineError                a call's timeout passed (also a TimeoutError)
 ├── DeviceLostError              no device works any more; Embedder.restart() builds the model again
@@ -23,8 +24,8 @@ TwinVecError
     ├── StoreMismatchError       a store made with other settings or by another version
     │   └── FingerprintMismatchError  made with another model: .stored, .given
     ├── StoreEngineError         the engine failed, or the server cannot be reached
-    ├── InvalidRecordError       a record that would harm the store (also a ValueError)
-    ├── FilterError              a filter that cannot be applied (also a ValueError)
+    ├── InvalidRecordError       a record that would harm the store (also a ValueError): .id, .field, .reason
+    ├── FilterError              a filter that cannot be applied (also a ValueError): .field
     └── IngestError              a source that cannot be read, or a bad row with on_error="stop"
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
@@ -33,6 +34,10 @@ TruncationWarning                texts were cut at the model's limit (a UserWarn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+_Text = TypeVar("_Text", bound="TextError")
+_Record = TypeVar("_Record", bound="InvalidRecordError")
 
 
 class TwinVecError(Exception):
@@ -94,19 +99,37 @@ class PromptError(ConfigurationError):
     """A task or prompt the model was not trained for, or that does not fit into its length."""
 
 
-class InvalidTextError(TwinVecError, ValueError):
+class TextError(TwinVecError):
+    """One text is to blame for a call that failed.
+
+    Attributes:
+        position: of the text in the caller's list; None where there is none.
+        reason: what is wrong with it, and what to do; the message without the position.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None, name: str = "texts") -> None:
+        super().__init__(reason if position is None else f"{name}[{position}] {reason}")
+        self.position = position
+        self.reason = reason
+
+    def moved(self: _Text, by: int) -> _Text:
+        """Return the error for a list in which the text stands so much further on."""
+        return self if self.position is None else type(self)(self.reason, position=self.position + by)
+
+
+class InvalidTextError(TextError, ValueError):
     """A text that cannot be tokenised."""
 
 
-class TextTooLongError(TwinVecError, ValueError):
+class TextTooLongError(TextError, ValueError):
     """A text is longer than the limit and ``on_overflow="error"`` was asked for."""
 
 
-class NonFiniteError(TwinVecError):
+class NonFiniteError(TextError):
     """The model returned NaN or infinity for a text."""
 
 
-class OutOfMemoryError(TwinVecError):
+class OutOfMemoryError(TextError):
     """One text alone does not fit into the device's memory."""
 
 
@@ -170,11 +193,35 @@ class StoreEngineError(StoreError):
 
 
 class InvalidRecordError(StoreError, ValueError):
-    """A record that would harm the store."""
+    """A record that would harm the store.
+
+    Attributes:
+        id: of the record; None where it is not known, or where the whole batch is to blame.
+        field: of the record: "text", "dense", "metadata['a'][0]"; None where none is to blame.
+        reason: what is wrong with it; the message without the id.
+    """
+
+    def __init__(self, reason: str, *, id: str | None = None, field: str | None = None) -> None:
+        super().__init__(reason if id is None else f"record {id!r}: {reason}")
+        self.id = id
+        self.field = field
+        self.reason = reason
+
+    def of(self: _Record, id: str) -> _Record:
+        """Return the error of a record that is known by now."""
+        return type(self)(self.reason, id=id, field=self.field)
 
 
 class FilterError(StoreError, ValueError):
-    """A filter that cannot be applied."""
+    """A filter that cannot be applied.
+
+    Attributes:
+        field: that it is about; None where none is to blame.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class IngestError(StoreError):

@@ -101,13 +101,14 @@ class SparseBatch:
         return cls(csr.indptr, csr.indices, csr.data)
 
     @classmethod
-    def concatenate(cls, batches: Sequence[SparseBatch]) -> SparseBatch:
-        """Stack batches, rows in order."""
-        counts = [np.diff(b.indptr) for b in batches]
+    def stack(cls, parts: Iterable[SparseVector | SparseBatch]) -> SparseBatch:
+        """Put rows and batches one below the other."""
+        parts = list(parts)
+        counts = [np.array([len(part)]) if isinstance(part, SparseVector) else np.diff(part.indptr) for part in parts]
         return cls(
-            np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]),
-            np.concatenate([np.zeros(0, np.int32), *(b.indices for b in batches)]),
-            np.concatenate([np.zeros(0, np.float32), *(b.values for b in batches)]),
+            np.concatenate([[0], *counts]).cumsum(dtype=np.int64),
+            np.concatenate([np.zeros(0, np.int32), *(part.indices for part in parts)]),
+            np.concatenate([np.zeros(0, np.float32), *(part.values for part in parts)]),
         )
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from twinvec import BaseEmbedder, SparseBatch, SparseVector, Task
-from twinvec_stores.records import stack_rows
 
 _MAX_BYTES = 256 * 2**20
 _OVERHEAD = 400  # bytes of objects and dictionary slots per row
@@ -45,7 +44,7 @@ class WaitingRows:
             rows = self._embedder.embed_documents(missing, task=self._task, dense=False).sparse
             assert rows is not None
             found.update(zip(missing, rows, strict=True))
-        return stack_rows([found[text] for text in texts])
+        return SparseBatch.stack([found[text] for text in texts])
 
     async def adocuments(self, texts: Sequence[str]) -> SparseBatch:
         """See ``documents``."""
@@ -55,7 +54,7 @@ class WaitingRows:
             rows = (await self._embedder.aembed_documents(missing, task=self._task, dense=False)).sparse
             assert rows is not None
             found.update(zip(missing, rows, strict=True))
-        return stack_rows([found[text] for text in texts])
+        return SparseBatch.stack([found[text] for text in texts])
 
     def _take(self, texts: Sequence[str]) -> dict[str, SparseVector]:
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinvec.errors import (
-    ConfigurationError,
-    InvalidTextError,
-    NonFiniteError,
-    OutOfMemoryError,
-    TextTooLongError,
-    TruncationWarning,
-)
+from twinvec.errors import ConfigurationError, TextError, TruncationWarning
 from twinvec.text.prompts import Role
 from twinvec_cli.console import note, warn
 from twinvec_cli.options import (
@@ -119,8 +111,8 @@ def _embed(embedder: Embedder, source: TextSource, writer: Writer, role: Role, p
         for chunk in _chunks(source):
             try:
                 batch: EmbeddingBatch = call(chunk, prompt=prompt)
-            except (InvalidTextError, TextTooLongError, NonFiniteError, OutOfMemoryError) as error:
-                raise _renumbered(error, start) from error
+            except TextError as error:
+                raise error.moved(start) from error
             writer.write(start, chunk, batch)
             if first_cut is None and batch.truncated.any():
                 first_cut = start + int(batch.truncated.argmax())
@@ -145,8 +137,3 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
             chunk, characters = [], 0
     if chunk or not any_yet:
         yield chunk
-
-
-def _renumbered(error: Exception, start: int) -> Exception:
-    """Return the error with positions in the whole input instead of in its chunk."""
-    return type(error)(re.sub(r"texts\[(\d+)\]", lambda m: f"texts[{int(m[1]) + start}]", str(error)))

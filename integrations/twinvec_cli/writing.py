@@ -71,7 +71,7 @@ class Npz(Writer):
         if dense:
             arrays["dense"] = np.concatenate(dense)
         if rows := [b.sparse for b in self._batches if b.sparse is not None]:
-            sparse = SparseBatch.concatenate(rows)
+            sparse = SparseBatch.stack(rows)
             arrays |= {f"sparse_{name}": getattr(sparse, name) for name in ("indptr", "indices", "values")}
         for name in ("token_counts", "truncated"):
             arrays[name] = np.concatenate([getattr(b, name) for b in self._batches])

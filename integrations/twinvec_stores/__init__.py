@@ -7,6 +7,7 @@ from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.filters.as_json import parse_filter
 from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
 from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
+from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
@@ -52,5 +53,7 @@ __all__ = [
     "load_embedder",
     "open_store",
     "parse_filter",
+    "plain_id",
+    "plain_metadata",
     "read_export",
 ]

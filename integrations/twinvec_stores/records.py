@@ -6,7 +6,6 @@ that it cannot read again. So everything is checked here, once, for every engine
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,11 @@ import numpy as np
 
 from twinvec.errors import InvalidRecordError
 from twinvec.vectors import Float32, SparseBatch, SparseVector
-from twinvec_stores.config import StoreConfig
+from twinvec_stores.config import FieldType, StoreConfig
 from twinvec_stores.filters.conditions import field_values
+from twinvec_stores.metadata import check_text, plain_id, plain_metadata
 
 _NAMESPACE = uuid.UUID("6c3f1f5e-9b53-5d0a-8f0e-6b6f0c7c2a11")
-_MAX_DEPTH = 32
-_MAX_ID_BYTES = 1024
 _MAX_WEIGHT = 1e12  # products and sums of such numbers stay finite in float32
 _UNIT = 1e-5  # rows as near to length 1 as this are kept bit for bit
 
@@ -127,32 +125,65 @@ class SparseQuery:
 StoreQuery: TypeAlias = "DenseQuery | SparseQuery"
 
 
-def stack_rows(rows: Sequence[SparseVector]) -> SparseBatch:
-    """Return sparse rows as one batch."""
-    return SparseBatch(
-        np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        np.concatenate([np.zeros(0, np.int32), *(row.indices for row in rows)]),
-        np.concatenate([np.zeros(0, np.float32), *(row.values for row in rows)]),
-    )
-
-
 def point_id(id: str) -> str:
     """Return the engine's id of a record: uuid5 of the caller's."""
     return str(uuid.uuid5(_NAMESPACE, id))
 
 
-def check_ids(ids: Sequence[str]) -> list[str]:
-    """Return the ids as a list.
+def check_ids(ids: Sequence[Any]) -> list[str]:
+    """Return the ids as a list of strings.
 
     Raises:
-        InvalidRecordError: an id that is not a string of 1 to 1024 bytes.
+        InvalidRecordError: see ``plain_id``.
     """
-    checked = _column(ids, "ids")
-    for i, id in enumerate(checked):
-        _check_string(id, f"ids[{i}]")
-        if not 0 < len(id.encode()) <= _MAX_ID_BYTES:
-            raise InvalidRecordError(f"ids[{i}] must have 1 to {_MAX_ID_BYTES} bytes, not {len(id.encode())}")
-    return checked
+    return [plain_id(id, f"ids[{i}]") for i, id in enumerate(_column(ids, "ids"))]
+
+
+class Rows(NamedTuple):
+    """What records have besides their vectors."""
+
+    ids: list[str]
+    texts: list[str]
+    metadata: list[dict[str, Any]]
+
+
+def check_rows(
+    ids: Sequence[Any], texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None, config: StoreConfig
+) -> Rows:
+    """Return what records have besides their vectors, in plain types; to be asked before these are paid for.
+
+    Raises:
+        InvalidRecordError: says which record, and what is wrong with it.
+    """
+    names = check_ids(ids)
+    n = len(names)
+    columns = {"texts": _column(texts, "texts"), "metadata": _objects(metadata, n, "metadata")}
+    for name, column in columns.items():
+        if len(column) != n:
+            raise InvalidRecordError(f"{n} ids but {len(column)} {name}")
+    for i, id in enumerate(names):
+        try:
+            columns["texts"][i] = check_text(columns["texts"][i], "text")
+            columns["metadata"][i] = check_metadata(columns["metadata"][i], config)
+        except InvalidRecordError as error:
+            raise error.of(id) from None
+    return Rows(names, columns["texts"], columns["metadata"])
+
+
+def check_metadata(metadata: Any, config: StoreConfig) -> dict[str, Any]:
+    """Return metadata in plain JSON types, of which the declared fields have the types that they were declared with.
+
+    Raises:
+        InvalidRecordError: see ``plain_metadata``.
+    """
+    plain = plain_metadata(metadata)
+    for name, kind in config.fields.items():
+        for value in field_values(plain, name):
+            if not _fits(value, kind):
+                raise InvalidRecordError(
+                    f"metadata field {name} is declared as {kind}, but holds {value!r:.60}", field=f"metadata[{name!r}]"
+                )
+    return plain
 
 
 def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
@@ -165,19 +196,16 @@ def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
     """
     if not isinstance(batch, RecordBatch):
         raise InvalidRecordError(f"expected a RecordBatch, not {type(batch).__name__}; see RecordBatch.of")
-    ids = check_ids(batch.ids)
+    ids, texts, metadata = check_rows(batch.ids, batch.texts, batch.metadata, config)
     n = len(ids)
-    texts = _column(batch.texts, "texts")
-    metadata = [{}] * n if batch.metadata is None else _column(batch.metadata, "metadata")
-    provenance = [{}] * n if batch.provenance is None else _column(batch.provenance, "provenance")
-    for name, column in (("texts", texts), ("metadata", metadata), ("provenance", provenance)):
-        if len(column) != n:
-            raise InvalidRecordError(f"{n} ids but {len(column)} {name}")
+    provenance = _objects(batch.provenance, n, "provenance")
+    if len(provenance) != n:
+        raise InvalidRecordError(f"{n} ids but {len(provenance)} provenance")
     for i, id in enumerate(ids):
-        _check_string(texts[i], f"record {id!r}: text")
-        metadata[i] = _object(metadata[i], f"record {id!r}: metadata")
-        provenance[i] = _object(provenance[i], f"record {id!r}: provenance")
-        _check_fields(metadata[i], config, id)
+        try:
+            provenance[i] = plain_metadata(provenance[i], "provenance")
+        except InvalidRecordError as error:
+            raise error.of(id) from None
     dense = _check_dense(batch.dense, config, ids)
     sparse = _check_sparse(batch.sparse, config, ids)
     checked = RecordBatch(ids, texts, dense, sparse, metadata, provenance)
@@ -225,74 +253,28 @@ def _column(values: Any, name: str) -> list[Any]:
     return list(values)
 
 
+def _objects(column: Any, n: int, name: str) -> list[Any]:
+    return [{}] * n if column is None else _column(column, name)
+
+
 def _stacked(rows: Sequence[SparseVector], where: str) -> SparseBatch:
     for row in rows:
         if not isinstance(row, SparseVector):
-            raise InvalidRecordError(f"{where}: expected a SparseVector, not {type(row).__name__}")
+            raise InvalidRecordError(f"{where}: expected a SparseVector, not {type(row).__name__}", field="sparse")
     try:
-        return stack_rows(rows)
+        return SparseBatch.stack(rows)
     except (TypeError, ValueError) as error:
-        raise InvalidRecordError(f"{where}: {error}") from None
+        raise InvalidRecordError(f"{where}: {error}", field="sparse") from None
 
 
-def _check_string(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise InvalidRecordError(f"{where} must be a string, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRecordError(f"{where} is not valid Unicode (lone surrogate at {error.start})") from None
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidRecordError(f"{where} must be a dict, not {type(value).__name__}")
-    plain: dict[str, Any] = _plain(value, where, _MAX_DEPTH)
-    return plain
-
-
-def _plain(value: Any, where: str, depth: int) -> Any:
-    """Return a copy in plain JSON types: engines refuse subclasses and other mappings in ways of their own."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        _check_string(value, where)
-        return str.__str__(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidRecordError(f"{where} is {value}, which JSON cannot hold")
-        return float(value)
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise InvalidRecordError(f"{where} is a whole number outside of 64 bits: keep it as a string")
-        return int(value)
-    if not isinstance(value, (Mapping, list, tuple)):
-        raise InvalidRecordError(f"{where} is a {type(value).__name__}: only JSON types can be stored")
-    if depth == 0:
-        raise InvalidRecordError(f"{where:.200} is nested more than {_MAX_DEPTH} deep")
-    if not isinstance(value, Mapping):
-        return [_plain(inner, where, depth - 1) for inner in value]
-    plain = {}
-    for key, inner in value.items():
-        _check_string(key, f"{where}: key {key!r:.60}")
-        plain[str.__str__(key)] = _plain(inner, f"{where}[{key!r:.60}]", depth - 1)
-    return plain
-
-
-def _check_fields(metadata: Mapping[str, Any], config: StoreConfig, id: str) -> None:
-    for name, kind in config.fields.items():
-        for value in field_values(metadata, name):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits = {
-                "keyword": isinstance(value, str),
-                "bool": isinstance(value, bool),
-                "integer": number and isinstance(value, int),
-                "float": number,
-            }[kind]
-            if not fits:
-                raise InvalidRecordError(
-                    f"record {id!r}: metadata field {name} is declared as {kind}, but holds {value!r:.60}"
-                )
+def _fits(value: Any, kind: FieldType) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {
+        "keyword": isinstance(value, str),
+        "bool": isinstance(value, bool),
+        "integer": number and isinstance(value, int),
+        "float": number,
+    }[kind]
 
 
 def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32 | None:
@@ -312,7 +294,7 @@ def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32
         raise InvalidRecordError(f"dense has shape {list(rows.shape)}, the store needs [{len(ids)}, {config.dim}]")
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     for i in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
-        raise InvalidRecordError(f"{ids[i]!r}: its dense vector is zero, or holds NaN or infinity")
+        raise InvalidRecordError("its dense vector is zero, or holds NaN or infinity", id=ids[i], field="dense")
     off = np.abs(norms - 1) > _UNIT
     if off.any():
         rows = rows.copy()
@@ -336,5 +318,5 @@ def _check_sparse(sparse: SparseBatch | None, config: StoreConfig, ids: Sequence
     heavy = sparse.values > _MAX_WEIGHT
     if heavy.any():
         row = int(np.searchsorted(sparse.indptr, np.flatnonzero(heavy)[0], side="right")) - 1
-        raise InvalidRecordError(f"{ids[row]!r}: a sparse weight is above {_MAX_WEIGHT:g}")
+        raise InvalidRecordError(f"a sparse weight is above {_MAX_WEIGHT:g}", id=ids[row], field="sparse")
     return sparse

@@ -89,7 +89,7 @@ def texts_of(lengths: list[int], seed: int = 0) -> list[TokenizedText]:
 def encode(encoder: Encoder, graphs: Graphs | None, texts: list[TokenizedText]) -> Any:
     encoder._graphs = graphs
     try:
-        return encoder.encode(texts, [str(i) for i in range(len(texts))])
+        return encoder.encode(texts, range(len(texts)))
     finally:
         encoder._graphs = None
 

@@ -6,7 +6,9 @@ import datetime
 import decimal
 import enum
 import math
+import pathlib
 import types
+import uuid
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from stores.oracle import Driver, Row, batch, dense_query, row
 from twinvec.errors import InvalidRecordError
 from twinvec.vectors import SparseBatch, SparseVector
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.metadata import plain_metadata
 from twinvec_stores.records import DenseQuery, Record, RecordBatch, SparseQuery
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
@@ -71,21 +74,16 @@ class Colour(enum.IntEnum):
 
 
 VALUES: dict[str, Any] = {
-    "nan": math.nan,
     "infinity": math.inf,
-    "numpy nan": np.float64("nan"),
-    "set": {1, 2},
     "bytes": b"x",
-    "date": datetime.date(2024, 1, 1),
-    "time": datetime.datetime(2024, 1, 1),
-    "decimal": decimal.Decimal("1.5"),
+    "timedelta": datetime.timedelta(1),
+    "numpy timedelta": np.timedelta64(1, "s"),
+    "set of objects": {object()},
     "complex": 1j,
     "object": object(),
     "range": range(3),
-    "numpy int": np.int64(1),
-    "numpy float": np.float32(1),
-    "numpy bool": np.bool_(True),
-    "array": np.zeros(2),
+    "numpy infinity": np.float64("inf"),
+    "array of objects": np.array([object()]),
     "beyond 64 bits": 2**63,
     "below 64 bits": -(2**63) - 1,
     "very long number": 10**5000,
@@ -159,7 +157,8 @@ POISONS: dict[str, dict[str, Any]] = {
     "long id": {"ids": ["new", "x" * 1025]},
     "id of many bytes": {"ids": ["new", "日" * 342]},
     "surrogate in an id": {"ids": ["new", "\ud800"]},
-    "number for an id": {"ids": ["new", 1]},
+    "fraction for an id": {"ids": ["new", 1.5]},
+    "bool for an id": {"ids": ["new", True]},
     "no id": {"ids": ["new", None]},
     "a string for the ids": {"ids": "ab"},
     "one id": {"ids": ["new"]},
@@ -205,7 +204,7 @@ def test_a_refusal_says_which_record_and_where() -> None:
 
     store = MemoryStore(CONFIG)
     for poison, words in [
-        ({"metadata": [{}, {"k": {"inner": [1, {"x": math.nan}]}}]}, ["'earlier'", "['k']['inner']['x']", "nan"]),
+        ({"metadata": [{}, {"k": {"inner": [1, {"x": math.inf}]}}]}, ["'earlier'", "['k']['inner'][1]['x']", "inf"]),
         ({"metadata": [{}, {"i": "1"}]}, ["'earlier'", "field i", "integer", "'1'"]),
         ({"dense": np.array([[1, 0, 0, 0], [0, 0, 0, 0]], np.float32)}, ["'earlier'", "dense", "zero"]),
         ({"dense": np.ones((2, 3), np.float32)}, ["[2, 3]", "[2, 4]"]),
@@ -217,6 +216,86 @@ def test_a_refusal_says_which_record_and_where() -> None:
         with pytest.raises(InvalidRecordError) as caught:
             store.upsert(good(**poison))  # type: ignore[arg-type]
         assert [word for word in words if word not in str(caught.value)] == []
+        if "'earlier'" in words:
+            assert caught.value.id == "earlier"
+            assert str(caught.value) == f"record 'earlier': {caught.value.reason}"
+
+
+def test_a_refusal_carries_its_field() -> None:
+    from twinvec_stores.engines.memory import MemoryStore
+
+    store = MemoryStore(CONFIG)
+    for poison, field in [
+        ({"metadata": [{}, {"k": {"inner": [1, {"x": math.inf}]}}]}, "metadata['k']['inner'][1]['x']"),
+        ({"metadata": [{}, {"i": "1"}]}, "metadata['i']"),
+        ({"dense": np.array([[1, 0, 0, 0], [0, 0, 0, 0]], np.float32)}, "dense"),
+        ({"sparse": SparseBatch.from_dicts([{1: 1.0}, {1: 1e13}])}, "sparse"),
+        ({"texts": ["a", 1]}, "text"),
+        ({"ids": ["a", ""]}, "ids[1]"),
+        ({"provenance": [{}, {"k": b"x"}]}, "provenance['k']"),
+    ]:
+        with pytest.raises(InvalidRecordError) as caught:
+            store.upsert(good(**poison))  # type: ignore[arg-type]
+        assert caught.value.field == field
+
+
+class Tone(enum.Enum):
+    WARM = "warm"
+    COLD = 3
+
+
+TZ = datetime.timezone(datetime.timedelta(hours=3))
+PANDAS_NA = type("NAType", (), {})()
+RULE: dict[str, tuple[Any, Any]] = {
+    "numpy int": (np.int64(3), 3),
+    "numpy float": (np.float32(0.5), 0.5),
+    "numpy bool": (np.bool_(True), True),
+    "numpy string": (np.str_("x"), "x"),
+    "numpy array": (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    "datetime": (datetime.datetime(2024, 1, 2, 3, 4, 5), "2024-01-02T03:04:05"),
+    "datetime with an offset": (datetime.datetime(2024, 1, 2, 3, tzinfo=TZ), "2024-01-02T03:00:00+03:00"),
+    "date": (datetime.date(2024, 1, 2), "2024-01-02"),
+    "time": (datetime.time(3, 4), "03:04:00"),
+    "numpy date": (np.datetime64("2024-01-02"), "2024-01-02"),
+    "numpy time of nanoseconds": (np.datetime64("2024-01-02T03:04:05.000000001"), "2024-01-02T03:04:05.000000001"),
+    "numpy time of whole seconds": (np.datetime64("2024-01-02T03:04:05", "ns"), "2024-01-02T03:04:05"),
+    "uuid": (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    "path": (pathlib.PurePosixPath("a/b.txt"), "a/b.txt"),
+    "decimal": (decimal.Decimal("1.50"), "1.50"),
+    "enum of strings": (Tone.WARM, "warm"),
+    "enum of others": (Tone.COLD, "COLD"),
+    "enum that is a number": (Colour.RED, 1),
+    "nan": (math.nan, None),
+    "numpy nan": (np.float32("nan"), None),
+    "decimal nan": (decimal.Decimal("nan"), None),
+    "nat": (np.datetime64("NaT"), None),
+    "pandas na": (PANDAS_NA, None),
+    "set": ({"b", "a"}, ["a", "b"]),
+    "set of numbers": (frozenset({10, 9}), [9, 10]),
+    "nested": ({"a": [{"b": datetime.date(2024, 1, 2)}, math.nan]}, {"a": [{"b": "2024-01-02"}, None]}),
+}
+
+
+@pytest.mark.parametrize("name", RULE)
+def test_the_one_metadata_rule(name: str) -> None:
+    given, expected = RULE[name]
+    plain = plain_metadata({"k": given})
+    assert plain == {"k": expected}
+    assert type(plain["k"]) is type(expected)
+
+
+def test_pandas_values_are_missing_or_dates() -> None:
+    pandas = pytest.importorskip("pandas")
+    given = {"a": pandas.NaT, "b": pandas.NA, "c": pandas.Timestamp("2024-01-02 03:04:05.000000001")}
+    assert plain_metadata(given) == {"a": None, "b": None, "c": "2024-01-02T03:04:05.000000001"}
+
+
+def test_ids_become_strings(make: Make) -> None:
+    driver = make(CONFIG)
+    driver.call("upsert", good(ids=[np.int64(7), uuid.UUID(int=5)]))
+    assert [r.id for r in driver.call("get", [7, uuid.UUID(int=5)])] == ["7", str(uuid.UUID(int=5))]
+    driver.call("delete", [7])
+    assert driver.call("count") == 1
 
 
 def test_something_else_than_a_batch_is_refused(make: Make) -> None:
@@ -282,7 +361,7 @@ def test_ids_and_texts_of_any_unicode_survive(make: Make) -> None:
     assert sorted(r.id for r in driver.call("scroll")[0]) == sorted(ids[5:])
 
 
-@pytest.mark.parametrize("ids", ["abc", None, 5, [1], [None], [""], ["x" * 1025], ["\ud800"], [b"x"], {"a": 1}])
+@pytest.mark.parametrize("ids", ["abc", None, 5, [1.5], [None], [""], ["x" * 1025], ["\ud800"], [b"x"], {"a": 1}])
 def test_ids_to_get_and_to_delete_are_checked(make: Make, ids: Any) -> None:
     driver = with_earlier(make)
     with pytest.raises(InvalidRecordError, match="ids"):

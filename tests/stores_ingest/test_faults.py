@@ -24,6 +24,7 @@ from twinvec.errors import (
     NonFiniteError,
     OutOfMemoryError,
     StoreEngineError,
+    TextError,
 )
 from twinvec_stores import HybridStore, MemoryStore
 from twinvec_stores.ingestion import Document, aingest, ingest, sources
@@ -178,7 +179,7 @@ def test_the_checkpoint_fails(
 @pytest.mark.parametrize("error", [OutOfMemoryError, NonFiniteError])
 @pytest.mark.parametrize("chunk", [None, 20])
 def test_one_text_that_the_model_cannot_take(
-    embedder: Embedder, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, error: type[Exception], chunk: int | None
+    embedder: Embedder, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, error: type[TextError], chunk: int | None
 ) -> None:
     original = embedder.aembed_documents
 
@@ -186,7 +187,7 @@ def test_one_text_that_the_model_cannot_take(
         given = list(texts)
         for i, text in enumerate(given):
             if "poison" in text:
-                raise error(f"texts[{i}] alone does not fit")
+                raise error("alone does not fit", position=i)
         return await original(given)
 
     monkeypatch.setattr(embedder, "aembed_documents", embed)

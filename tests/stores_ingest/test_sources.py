@@ -64,7 +64,7 @@ def test_bad_json_lines(embedder: Embedder, memory: MemoryStore, lines: Lines) -
         {"id": "й" * 501, "text": "x"},
         '{"id": "half", "text": "a\\ud800b"}',
         '{"id": "\\ud800", "text": "ab"}',
-        '{"id": "infinite", "text": "x", "score": NaN}',
+        '{"id": "infinite", "text": "x", "score": Infinity}',
         '{"id": "key", "text": "x", "\\ud800": 1}',
         '{"id": "key", "\\ud800": 1}',
         {"id": "large", "text": "x", "n": 2**70},
@@ -83,13 +83,17 @@ def test_bad_json_lines(embedder: Embedder, memory: MemoryStore, lines: Lines) -
         ("rows.jsonl, line 6", "number", "the text must be a string, not int"),
         ("rows.jsonl, line 7", "blank", "the text is empty"),
         ("rows.jsonl, line 8", None, "the id must have 1 to 1000 bytes, not 0"),
-        ("rows.jsonl, line 9", None, "the id must be a string or a whole number, not float"),
-        ("rows.jsonl, line 10", None, "the id must be a string or a whole number, not bool"),
+        ("rows.jsonl, line 9", None, "the id must be a string, a whole number or a UUID, not float"),
+        ("rows.jsonl, line 10", None, "the id must be a string, a whole number or a UUID, not bool"),
         ("rows.jsonl, line 11", None, "the id must have 1 to 1000 bytes, not 1002"),
-        ("rows.jsonl, line 12", "half", "text is not valid Unicode (lone surrogate at 1)"),
-        ("rows.jsonl, line 13", None, "the id is not valid Unicode"),
-        ("rows.jsonl, line 14", "infinite", "metadata['score'] is nan, which JSON cannot hold"),
-        ("rows.jsonl, line 15", "key", "metadata: key '\\ud800' is not valid Unicode (lone surrogate at 0)"),
+        ("rows.jsonl, line 12", "half", "the text has a lone surrogate (U+D800 at character 1), which is not text"),
+        ("rows.jsonl, line 13", None, "the id has a lone surrogate (U+D800 at character 0), which is not text"),
+        ("rows.jsonl, line 14", "infinite", "metadata['score'] is inf, which JSON cannot hold"),
+        (
+            "rows.jsonl, line 15",
+            "key",
+            "metadata: key '\\ud800' has a lone surrogate (U+D800 at character 0), which is not text",
+        ),
         ("rows.jsonl, line 16", "key", "no field 'text' (its fields: id, \\ud800); see text_field"),
         ("rows.jsonl, line 17", "large", "metadata['n'] is a whole number outside of 64 bits: keep it as a string"),
         ("rows.jsonl, line 18", None, "not JSON ("),
@@ -212,7 +216,11 @@ def test_parquet(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> Non
     report = ingest(tmp_path / "rows.parquet", embedder, memory)
     assert failures(report) == [
         ("rows.parquet, row 6", "5", "no field 'text' (its fields: id, day, tags, nested); see text_field"),
-        ("rows.parquet, row 18", "17", "metadata['raw'] is a bytes: only JSON types can be stored"),
+        (
+            "rows.parquet, row 18",
+            "17",
+            "metadata['raw'] is a bytes, which has no form in JSON: leave it out, or convert it",
+        ),
     ]
     records = held(memory)
     assert len(records) == n - 2
@@ -331,7 +339,7 @@ def test_iterables(embedder: Embedder, memory: MemoryStore) -> None:
         "just a text",
         Document(None, "no name"),
         Document("c", "", {}),
-        Document("d", "x", {"bad": {1, 2}}),
+        Document("d", "x", {"bad": object()}),
         Document("e", "x", "bad"),  # type: ignore[arg-type]
         17,
         "just a text",
@@ -341,7 +349,7 @@ def test_iterables(embedder: Embedder, memory: MemoryStore) -> None:
     nameless = next(id for id, text in texts(memory).items() if text == "just a text")
     assert failures(report) == [
         ("item 5", "c", "the text is empty"),
-        ("item 6", "d", "metadata['bad'] is a set: only JSON types can be stored"),
+        ("item 6", "d", "metadata['bad'] is a object, which has no form in JSON: leave it out, or convert it"),
         ("item 7", "e", "metadata must be a dict, not str"),
         ("item 8", None, "a int is no document: give strings, dicts or Documents"),
         ("item 9", nameless, f"the id {nameless!r} was read before: item 3"),

@@ -62,7 +62,7 @@ class Flight:
 
     Attributes:
         texts: what it holds.
-        names: what an error calls each text.
+        positions: where an error finds each text in its caller's list.
         started: when, by the monotonic clock.
         batch: as packed, on the host; None where it was not launched.
         outputs: dense rows and sparse weights, on the host once ``ready``.
@@ -72,7 +72,7 @@ class Flight:
     """
 
     texts: Sequence[TokenizedText]
-    names: Sequence[str]
+    positions: Sequence[int]
     started: float = field(default_factory=time.monotonic)
     batch: TokenBatch | None = None
     outputs: Outputs = (None, None)
@@ -137,14 +137,14 @@ class Encoder:
         """Return how many sizes of small batches are replayed as CUDA graphs."""
         return len(self._graphs) if self._graphs is not None else 0
 
-    def start(self, texts: Sequence[TokenizedText], names: Sequence[str]) -> Flight:
+    def start(self, texts: Sequence[TokenizedText], positions: Sequence[int]) -> Flight:
         """Send one batch to the device; whatever fails is raised by ``finish``.
 
         Args:
             texts: not empty.
-            names: what to call each text in an error.
+            positions: where an error finds each text in its caller's list.
         """
-        flight = Flight(texts, names)
+        flight = Flight(texts, positions)
         try:
             self._launch(flight, TokenBatch.pack(texts))
         except BaseException as error:
@@ -176,12 +176,12 @@ class Encoder:
         self._recover()
         return encoded
 
-    def encode(self, texts: Sequence[TokenizedText], names: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[TokenizedText], positions: Sequence[int]) -> Encoded:
         """Start and finish one batch."""
-        return self.finish(self.start(texts, names))
+        return self.finish(self.start(texts, positions))
 
     def _encode_parts(self, flight: Flight) -> Encoded:
-        texts, names = flight.texts, flight.names
+        texts, positions = flight.texts, flight.positions
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -190,19 +190,20 @@ class Encoder:
         tokens = sum(len(t.ids) for t in texts)
         if len(texts) == 1:
             raise OutOfMemoryError(
-                f"{names[0]} alone ({tokens} tokens) does not fit into the memory of {self.device}: lower "
-                f"max_length, split the text, or use a device with more memory. ({flight.no_memory})"
+                f"alone ({tokens} tokens) does not fit into the memory of {self.device}: lower max_length, split the "
+                f"text, or use a device with more memory. ({flight.no_memory})",
+                position=positions[0],
             )
         self.token_budget = max(min(self.token_budget, tokens) // 2, 1)
         logger.warning("out of memory at %d tokens on %s; token budget now %d", tokens, self.device, self.token_budget)
         batches = plan([len(t.ids) for t in texts], self.token_budget)
-        parts = [self.encode([texts[i] for i in b], [names[i] for i in b]) for b in batches]
+        parts = [self.encode([texts[i] for i in b], [positions[i] for i in b]) for b in batches]
         order = np.argsort([i for b in batches for i in b])
         dense = [p.dense for p in parts if p.dense is not None]
         sparse = [p.sparse for p in parts if p.sparse is not None]
         return Encoded(
             dense=np.concatenate(dense)[order] if dense else None,
-            sparse=SparseBatch.concatenate(sparse)[order] if sparse else None,
+            sparse=SparseBatch.stack(sparse)[order] if sparse else None,
         )
 
     def _recover(self) -> None:
@@ -271,23 +272,24 @@ class Encoder:
         rows = None
         if dense is not None:
             rows = dense.numpy()
-            self._check(np.isfinite(rows).all(axis=1), flight.names)
+            self._check(np.isfinite(rows).all(axis=1), flight.positions)
         if weights is None:
             return Encoded(rows, None)
         values = weights.numpy()
         if self._head is None:
-            self._check(np.isfinite(values).all(axis=1), flight.names)
+            self._check(np.isfinite(values).all(axis=1), flight.positions)
             return Encoded(rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]))
-        self._check(np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy())), flight.names)
+        self._check(np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy())), flight.positions)
         # a prompt's words say nothing about the text
         values[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
         return Encoded(rows, reduce_token_weights(values, batch.input_ids.numpy(), batch.lengths, self._id_keys))
 
-    def _check(self, finite: Bool, names: Sequence[str]) -> None:
+    def _check(self, finite: Bool, positions: Sequence[int]) -> None:
         if not finite.all():
             raise NonFiniteError(
-                f"the model returned NaN or infinity for {names[int(np.argmin(finite))]} in {self.dtype}: use "
-                "dtype='float32' or 'bfloat16', or check the weights"
+                f"got NaN or infinity from the model in {self.dtype}: use dtype='float32' or 'bfloat16', or check the "
+                "weights",
+                position=positions[int(np.argmin(finite))],
             )
 
     # --- once, at the start, on CUDA

@@ -18,6 +18,7 @@ from twinvec.settings import Settings
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
+from twinvec.text.unicode import lone_surrogate
 from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Bm25Job:
                 self.start()
                 return
             counts = np.concatenate(self._lengths)
-            batch = EmbeddingBatch(None, SparseBatch.concatenate(self._rows), counts, np.zeros(len(self), np.bool_))
+            batch = EmbeddingBatch(None, SparseBatch.stack(self._rows), counts, np.zeros(len(self), np.bool_))
             with contextlib.suppress(InvalidStateError):  # cancelled in this moment
                 self.future.set_result(batch)
         except BaseException as error:
@@ -233,14 +234,13 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     for position, text in enumerate(checked):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{position}] must be a string, not {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
+        if reason := lone_surrogate(text):
             raise InvalidTextError(
-                f"{name}[{position}] has a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
-                "which is not text: decode the source as UTF-8, or clean it with "
-                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-            ) from None
+                f"has {reason}, which is not text: decode the source as UTF-8, or clean it with "
+                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')",
+                position=position,
+                name=name,
+            )
     return checked
 
 

@@ -53,10 +53,10 @@ class Entry:
         return any(job.live for job, _ in self.waiters)
 
     @property
-    def name(self) -> str:
-        """Return what an error calls it."""
+    def position(self) -> int:
+        """Return where an error finds it in its caller's list."""
         job, number = next(((j, n) for j, n in self.waiters if j.live), self.waiters[0])
-        return job.name(number)
+        return job.position(number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +339,7 @@ class InferenceCore:
 
     def _start_batch(self, encoder: Encoder, batch: list[Entry]) -> Started:
         budget, tokens = encoder.token_budget, sum(entry.n_tokens for entry in batch)
-        flight = encoder.start([entry.tokens for entry in batch], [entry.name for entry in batch])
+        flight = encoder.start([entry.tokens for entry in batch], [entry.position for entry in batch])
         with self._lock:
             self._filled += tokens
             self._offered += max(budget, tokens)

@@ -98,9 +98,9 @@ class Job:
         self._missing = n
         self.windows.extend(range(start, min(start + WINDOW, n)) for start in range(0, n, WINDOW))
 
-    def name(self, number: int) -> str:
-        """Return what an error calls a distinct text: its first position in the caller's list."""
-        return f"texts[{self._first[number]}]"
+    def position(self, number: int) -> int:
+        """Return the first position of a distinct text in the caller's list."""
+        return int(self._first[number])
 
     def check(self, number: int, tokens: int, full_length: int) -> None:
         """Refuse a text that has no vector, or that is too long for a caller who does not want it cut.
@@ -111,13 +111,14 @@ class Job:
         """
         if tokens == 0:
             raise InvalidTextError(
-                f"{self.name(number)} has no tokens and this model adds no special ones, so no vector is defined for "
-                "it: leave it out"
+                "has no tokens and this model adds no special ones, so no vector is defined for it: leave it out",
+                position=self.position(number),
             )
         if full_length > tokens and self.request.fail_on_overflow:
             raise TextTooLongError(
-                f"{self.name(number)} has {full_length} tokens with its prompt, the limit is "
-                f'{self.request.max_length}: split it, raise max_length, or pass on_overflow="truncate"'
+                f"has {full_length} tokens with its prompt, the limit is {self.request.max_length}: split it, raise "
+                'max_length, or pass on_overflow="truncate"',
+                position=self.position(number),
             )
 
     def put(self, rows: Sequence[tuple[int, Row]]) -> bool:

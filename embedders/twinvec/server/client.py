@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import os
 import random
-import re
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ import numpy as np
 from twinvec._version import __version__
 from twinvec.base import BaseEmbedder
 from twinvec.engine.calls import Checked, Wanted, check_texts
-from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextTooLongError, TwinVecError
+from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
 from twinvec.options import EmbedderOptions
 from twinvec.server.wire import (
     ERRORS,
@@ -46,7 +45,6 @@ _TERMS = 2**16  # sparse columns in one request
 _REMEMBERED_TERMS = 2**18
 _RETRIED = (429, 502, 503)
 _LONGEST_WAIT = 30.0
-_POSITION = re.compile(r"\btexts\[(\d+)\]")
 
 _T = TypeVar("_T")
 # tests put an application and a clock here
@@ -281,7 +279,7 @@ class RemoteEmbedder(BaseEmbedder):
         for i, text in enumerate(texts):
             if len(text) > self._max_characters:
                 raise TextTooLongError(
-                    f"texts[{i}] has {len(text)} characters, {self._url} takes {self._max_characters}: split it"
+                    f"has {len(text)} characters, {self._url} takes {self._max_characters}: split it", position=i
                 )
             if i > start and (i - start == self._max_texts or characters + len(text) > self._chunk_characters):
                 yield _Part(start, texts[start:i])
@@ -292,9 +290,8 @@ class RemoteEmbedder(BaseEmbedder):
     async def _vectors(self, route: str, asked: dict[str, Any], part: _Part, unpack: Callable[[bytes], _T]) -> _T:
         try:
             response = await self._post(route, asked)
-        except TwinVecError as error:
-            message = _POSITION.sub(lambda found: f"texts[{int(found[1]) + part.start}]", str(error))
-            raise type(error)(message) from None
+        except TextError as error:
+            raise error.moved(part.start) from None
         if response.headers.get(FINGERPRINT) != self.spec.fingerprint:
             raise RemoteError(f"{self._url} has another model now: make a new RemoteEmbedder")
         try:
@@ -345,7 +342,10 @@ class RemoteEmbedder(BaseEmbedder):
             return RemoteError(f"{self._url} asks for another API key: pass api_key= or set TWINVEC_API_KEY")
         try:
             error = response.json()["error"]
-            return ERRORS[error["type"]](error["message"])
+            kind = ERRORS[error["type"]]
+            if issubclass(kind, TextError):
+                return kind(error["reason"], position=error["position"])
+            return kind(error["message"])
         except (ValueError, KeyError, TypeError):
             detail = response.text[:200].strip()
             return RemoteError(f"{self._url} answered with status {response.status_code}: {detail or 'nothing more'}")
@@ -458,7 +458,7 @@ def _stacked(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
     sparse = [batch.sparse for batch in batches if batch.sparse is not None]
     return EmbeddingBatch(
         np.concatenate(dense) if dense else None,
-        SparseBatch.concatenate(sparse) if sparse else None,
+        SparseBatch.stack(sparse) if sparse else None,
         np.concatenate([batch.token_counts for batch in batches]),
         np.concatenate([batch.truncated for batch in batches]),
     )

@@ -21,7 +21,13 @@ _BM25_COLUMNS = 2**31 - 1
 
 def refused(refusal: RefusedError) -> Response:
     """Return an error as RemoteEmbedder reads it."""
-    error = {"type": refusal.kind, "message": refusal.message, "field": refusal.field}
+    error = {
+        "type": refusal.kind,
+        "message": refusal.message,
+        "field": refusal.field,
+        "position": refusal.position,
+        "reason": refusal.reason,
+    }
     return JSONResponse({"error": error}, refusal.status, refusal.headers)
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,16 +18,16 @@ from starlette.responses import Response
 
 from twinvec.embedder import Embedder
 from twinvec.engine.calls import Wanted
-from twinvec.errors import ConfigurationError, OverloadedError, TwinVecError
+from twinvec.errors import ConfigurationError, OverloadedError, TextError, TwinVecError
 from twinvec.server.wire import STATUS, task_from_json
 from twinvec.text.prompts import Role, Task
+from twinvec.text.unicode import lone_surrogate
 from twinvec.vectors import EmbeddingBatch
 
 logger = logging.getLogger("twinvec.server")
 
 _RETRY_AFTER = {"Retry-After": "1"}
 _ROWS_AT_ONCE = 16  # some milliseconds of JSON
-_POSITION = re.compile(r"\btexts\[(\d+)\]")
 _MISSING: Any = object()
 
 
@@ -66,6 +65,8 @@ class RefusedError(Exception):
         field: of the request's JSON, where one is to blame.
         kind: the error's class, by which RemoteEmbedder raises it again.
         headers: of the answer.
+        position: of the text that is to blame, in the request's list.
+        reason: the message without that position.
     """
 
     status: int
@@ -73,6 +74,11 @@ class RefusedError(Exception):
     field: str | None = None
     kind: str = "ConfigurationError"
     headers: Mapping[str, str] | None = None
+    position: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        self.reason = self.reason or self.message
 
     @classmethod
     def of(cls, error: Exception) -> RefusedError:
@@ -81,7 +87,10 @@ class RefusedError(Exception):
             return error
         if isinstance(error, TwinVecError):
             status = STATUS.get(type(error), 500)
-            return cls(status, str(error), None, type(error).__name__, _RETRY_AFTER if status == 429 else None)
+            refusal = cls(status, str(error), None, type(error).__name__, _RETRY_AFTER if status == 429 else None)
+            if isinstance(error, TextError):
+                refusal.position, refusal.reason = error.position, error.reason
+            return refusal
         logger.error("a request failed", exc_info=error)
         return cls(500, "the server failed, its log says why", None, "TwinVecError")
 
@@ -165,8 +174,8 @@ class Service:
             return await self._embed(request, role, texts.texts, wanted)
         except TwinVecError as error:
             refusal = RefusedError.of(error)
-            if _POSITION.search(refusal.message):
-                refusal.message = _POSITION.sub(rf"{texts.field}[\1]", refusal.message)
+            if isinstance(error, TextError) and error.position is not None:
+                refusal.message = f"{texts.field}[{error.position}] {error.reason}"
                 refusal.field = texts.field
             raise refusal from error
 
@@ -288,12 +297,8 @@ class Fields:
         if len(value) > limit:
             message = f"{where} has {len(value)} characters, the server takes {limit}: split it"
             raise RefusedError(413, message, name, "TextTooLongError")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            code = f"U+{ord(value[error.start]):04X}"
-            message = f"{where} has a lone surrogate ({code} at character {error.start}), which is not text"
-            raise RefusedError(400, message, name, "InvalidTextError") from None
+        if reason := lone_surrogate(value):
+            raise RefusedError(400, f"{where} has {reason}, which is not text", name, "InvalidTextError")
 
     def done(self) -> None:
         """Refuse fields that nobody has taken: a misspelled one would change vectors silently."""

@@ -15,7 +15,7 @@ from twinvec.vectors import Bool, Float32, Int32, Int64, SparseBatch
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Filter, matches
 from twinvec_stores.protocol import HybridStore, StoreInfo
-from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, stack_rows
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery
 
 
 class MemoryStore(HybridStore):
@@ -119,7 +119,7 @@ class _Columns:
         return cls(
             [record.id for record in records],
             np.stack(dense) if dense else np.zeros((0, 0), np.float32),
-            stack_rows(sparse),
+            SparseBatch.stack(sparse),
         )
 
     def rank(self, query: StoreQuery, chosen: Bool, limit: int) -> list[Hit]:

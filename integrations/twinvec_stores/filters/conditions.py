@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from twinvec.errors import FilterError
+from twinvec.text.unicode import lone_surrogate
 
 Scalar: TypeAlias = "str | int | float | bool"
 _SEGMENT = re.compile(r'"([^"\\]*)"|([^."\[\]\\]+)')
@@ -107,7 +108,7 @@ class HasId:
             raise FilterError(f"HasId needs a list of ids, not {ids!r:.60}")
         object.__setattr__(self, "ids", tuple(ids))
         for id in self.ids:
-            if not isinstance(id, str) or not _is_unicode(id):
+            if not isinstance(id, str) or lone_surrogate(id):
                 raise FilterError(f"HasId: {id!r:.60} is not an id")
 
 
@@ -150,7 +151,7 @@ def parse_field(field: str) -> tuple[str, ...]:
     Raises:
         FilterError: not a field.
     """
-    if isinstance(field, str) and _is_unicode(field):
+    if isinstance(field, str) and not lone_surrogate(field):
         keys, at = [], 0
         while match := _SEGMENT.match(field, at):
             keys.append(match[1] if match[1] is not None else match[2])
@@ -165,7 +166,7 @@ def parse_field(field: str) -> tuple[str, ...]:
 
 def check_scalar(value: Any, field: str) -> Scalar:
     """Return a value that can be compared with."""
-    if isinstance(value, bool) or (isinstance(value, str) and _is_unicode(value)):
+    if isinstance(value, bool) or (isinstance(value, str) and not lone_surrogate(value)):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
@@ -214,10 +215,6 @@ def field_values(metadata: Mapping[str, Any], field: str) -> list[Any]:
 def _depth(filter: Filter) -> int:
     inner = filter.filters if isinstance(filter, (And, Or)) else (filter.filter,) if isinstance(filter, Not) else ()
     return 1 + max(map(_depth, inner), default=0)
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_finite(bound: Any) -> bool:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
-
 from twinvec.errors import ConfigurationError, InvalidRecordError
-from twinvec.vectors import SparseBatch
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.records import RecordBatch, check_batch
+from twinvec_stores.metadata import check_text, plain_id
+from twinvec_stores.records import check_metadata
 
 MAX_ID_BYTES = 1000  # the number of a chunk still fits behind it
-_NO_VECTOR = SparseBatch(np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class Parser:
             raise ConfigurationError(f"metadata_fields must be a list of names, not the string {metadata_fields!r}")
         self._text, self._id = text_field, id_field
         self._wanted = None if metadata_fields is None else frozenset(metadata_fields)
-        # what the store demands of records, less the vectors that are not there yet
-        self._config = replace(config, dim=None, sparse=True, idf=False, quantization=None)
+        self._config = config
 
     def parse(self, row: Any) -> Document:
         """Return the document of a row, as the store will take it.
@@ -102,13 +98,11 @@ class Parser:
         """Return metadata in plain JSON types."""
         if self._wanted is not None and isinstance(metadata, Mapping):
             metadata = {key: value for key, value in metadata.items() if key in self._wanted}
-        name = id or "-"
         try:
-            checked = check_batch(RecordBatch([name], [text], None, _NO_VECTOR, [metadata]), self._config).metadata
+            check_text(text, "the text")
+            return check_metadata(metadata, self._config)
         except InvalidRecordError as error:
-            raise BadRowError(str(error).removeprefix(f"record {name!r}: "), id) from None
-        assert checked is not None
-        return checked[0]
+            raise BadRowError(error.reason, id) from None
 
 
 def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
@@ -125,17 +119,10 @@ def digest(id: str) -> bytes:
 def _check_id(id: Any) -> str | None:
     if id is None:
         return None
-    if isinstance(id, int) and not isinstance(id, bool):
-        id = str(id)
-    if not isinstance(id, str):
-        raise BadRowError(f"the id must be a string or a whole number, not {type(id).__name__}")
     try:
-        size = len(id.encode())
-    except UnicodeEncodeError:
-        raise BadRowError("the id is not valid Unicode") from None
-    if not 0 < size <= MAX_ID_BYTES:
-        raise BadRowError(f"the id must have 1 to {MAX_ID_BYTES} bytes, not {size}")
-    return id
+        return plain_id(id, "the id", MAX_ID_BYTES)
+    except InvalidRecordError as error:
+        raise BadRowError(error.reason) from None
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinvec.errors import InvalidTextError, NonFiniteError, OutOfMemoryError, TextTooLongError, TruncationWarning
+from twinvec.errors import TextError, TruncationWarning
 from twinvec_stores.ingestion.windows import Item
 from twinvec_stores.ingestion.writing import Embedded
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
-
-_OF_ONE_TEXT = (InvalidTextError, NonFiniteError, OutOfMemoryError, TextTooLongError)
-_POSITION = re.compile(r"texts\[(\d+)\]")
 
 
 class EmbeddingThread:
@@ -74,7 +71,7 @@ class EmbeddingThread:
             group = left.pop()
             try:
                 batch = await self._embedder.aembed_documents(part for item in group for part in item.parts)
-            except _OF_ONE_TEXT as error:
+            except TextError as error:
                 bad = _culprit(error, group)
                 if bad is None:
                     raise
@@ -86,16 +83,14 @@ class EmbeddingThread:
         return done
 
 
-def _culprit(error: Exception, items: Sequence[Item]) -> int | None:
-    """Let the document fail that an error names; return its position."""
-    named = _POSITION.search(str(error))
-    if named is None:
+def _culprit(error: TextError, items: Sequence[Item]) -> int | None:
+    """Let the document fail that an error is about; return its position."""
+    if error.position is None:
         return None
     owners = [(i, chunk) for i, item in enumerate(items) for chunk in range(len(item.spans))]
-    position, chunk = owners[int(named[1])]
+    position, chunk = owners[error.position]
     item = items[position]
-    name = "the text" if len(item.spans) == 1 else f"chunk {chunk}"
-    item.fail(_POSITION.sub(name, str(error)))
+    item.fail(f"{'the text' if len(item.spans) == 1 else f'chunk {chunk}'} {error.reason}")
     return position
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import functools
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from twinvec.errors import ConfigurationError, IngestError
+from twinvec.text.unicode import lone_surrogate
 from twinvec_stores.config import FieldType
 from twinvec_stores.ingestion.documents import BadRowError, Document
 
@@ -104,7 +104,7 @@ def _table(path: Path, kinds: Kinds, *, delimiter: str) -> Iterator[Row]:
         header = next(reader, [])
     except csv.Error as error:
         raise IngestError(f"{path}: its header cannot be read ({error})") from None
-    if not header or len(set(header)) < len(header) or not _is_unicode(header):
+    if not header or len(set(header)) < len(header) or lone_surrogate("".join(header)):
         raise IngestError(f"{path}: the first line must name the columns, each with a name of its own, in UTF-8")
     while True:
         first = reader.line_num + 1
@@ -125,7 +125,7 @@ def _table(path: Path, kinds: Kinds, *, delimiter: str) -> Iterator[Row]:
 def _parse_cells(header: list[str], cells: list[str], kinds: Kinds) -> dict[str, Any]:
     if len(cells) != len(header):
         raise BadRowError(f"{len(cells)} cells, the header has {len(header)}")
-    if not _is_unicode(cells):
+    if lone_surrogate("".join(cells)):
         raise BadRowError("not UTF-8")
     row = {name: _typed(cell, kinds.get(name)) for name, cell in zip(header, cells, strict=True)}
     return {name: value for name, value in row.items() if value is not None}
@@ -142,14 +142,6 @@ def _typed(cell: str, kind: FieldType | None) -> Any:
         return convert(cell.lower())
     except (ValueError, KeyError):
         return cell  # the store's own check says what is wrong with it
-
-
-def _is_unicode(cells: Iterable[str]) -> bool:
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fail(reason: str) -> NoReturn:
@@ -180,8 +172,7 @@ def _parquet_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -
             row = batch.slice(i, 1).to_pylist()[0]
     except ValueError as error:
         raise BadRowError(f"a value cannot be read ({error})") from None
-    dates = (datetime.date, datetime.time)
-    return {k: v.isoformat() if isinstance(v, dates) else v for k, v in row.items() if v is not None}
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def require_pyarrow() -> Any:
@@ -230,7 +221,9 @@ def _text_file(path: Path, kinds: Kinds) -> Iterator[Row]:
 
 
 def _text_row(path: Path, id: str, end: int) -> Row:
-    load = functools.partial(_read_text, path, id) if _is_unicode([id]) else functools.partial(_fail, "no Unicode name")
+    load: Callable[[], Any] = functools.partial(_read_text, path, id)
+    if lone_surrogate(id):
+        load = functools.partial(_fail, "no Unicode name")
     return Row(readable(path), load, end)
 
 

@@ -17,7 +17,7 @@ from twinvec.vectors import Float32, Int32
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter, HasId
 from twinvec_stores.protocol import HybridStore, check_limit
-from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery, StoreQuery
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery, StoreQuery, check_rows
 from twinvec_stores.search.fusion import Fusion, Method, diversify, ranked
 
 if TYPE_CHECKING:
@@ -199,16 +199,16 @@ class HybridIndex:
         Args:
             texts: the documents.
             ids: of equal length; known ids are replaced. None: random ones.
-            metadata: JSON objects, of equal length.
+            metadata: dicts, of equal length; see ``plain_metadata``. They are checked before anything is embedded.
             show_progress: draw a progress bar.
 
         Returns:
             The ids.
         """
-        names = _new_ids(texts) if ids is None else list(ids)
-        batch = self.embedder.embed_documents(texts, task=self.task, show_progress=show_progress)
-        self.store.upsert(_records(names, texts, metadata, batch))
-        return names
+        rows = check_rows(_new_ids(texts) if ids is None else ids, texts, metadata, self.store.config)
+        batch = self.embedder.embed_documents(rows.texts, task=self.task, show_progress=show_progress)
+        self.store.upsert(RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata))
+        return rows.ids
 
     async def aadd(
         self,
@@ -218,10 +218,10 @@ class HybridIndex:
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[str]:
         """See ``add``."""
-        names = _new_ids(texts) if ids is None else list(ids)
-        batch = await self.embedder.aembed_documents(texts, task=self.task)
-        await self.store.aupsert(_records(names, texts, metadata, batch))
-        return names
+        rows = check_rows(_new_ids(texts) if ids is None else ids, texts, metadata, self.store.config)
+        batch = await self.embedder.aembed_documents(rows.texts, task=self.task)
+        await self.store.aupsert(RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata))
+        return rows.ids
 
     def search(self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]) -> list[Result]:
         """Return the best records for a query, best first, ties by id.
@@ -489,12 +489,6 @@ def _idf(n: int, frequencies: Any) -> Float32:
     """Return ln(1 + (n - df + 0.5) / (df + 0.5)): Robertson's idf as Lucene keeps it above 0."""
     weights: Float32 = np.log1p((n - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
     return weights
-
-
-def _records(
-    ids: list[str], texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None, batch: EmbeddingBatch
-) -> RecordBatch:
-    return RecordBatch(ids, list(texts), batch.dense, batch.sparse, metadata)
 
 
 def _new_ids(texts: Sequence[str]) -> list[str]:

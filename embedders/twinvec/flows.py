@@ -1,0 +1,101 @@
+"""Sync and async once: a flow is written one time, ``block`` drives it for threads, ``wait`` for an event loop.
+
+A flow is a coroutine that awaits nothing but other flows and calls: what it needs of the outside, in two forms.
+
+    async def _answer(self, query: str) -> list[Hit]:
+        batch = await call(self.embedder.embed_queries, self.embedder.aembed_queries, [query])
+        return await on_thread(self._rank, batch)
+
+    def answer(self, query: str) -> list[Hit]:
+        return block(self._answer(query))
+
+    async def aanswer(self, query: str) -> list[Hit]:
+        return await wait(self._answer(query))
+
+``block`` takes the blocking form of each call, on the caller's own thread and without an event loop, so that it works
+inside of one, too. ``wait`` awaits the other form. Errors and cancellation of a call are raised inside of the flow,
+where it awaits the call, so that ``try`` and ``finally`` mean what they say under both drivers. This is the one idiom
+for twins in this code base; twins are one line each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Flow: TypeAlias = Coroutine[Any, Any, _T]
+
+
+@dataclass(frozen=True)
+class Call(Generic[_T]):
+    """What a flow needs of the outside.
+
+    Attributes:
+        blocking: does it on this thread.
+        awaiting: does it without blocking the event loop.
+    """
+
+    blocking: Callable[[], _T]
+    awaiting: Callable[[], Awaitable[_T]]
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        value: _T = yield self
+        return value
+
+
+def call(
+    blocking: Callable[_P, _T], awaiting: Callable[..., Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
+) -> Call[_T]:
+    """Return the call of a method and its async twin with the same arguments."""
+    return Call(functools.partial(blocking, *args, **kwargs), functools.partial(awaiting, *args, **kwargs))
+
+
+def on_thread(blocking: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Call[_T]:
+    """Return the call of something that blocks and has no async twin: a thread does it for an event loop."""
+    work = functools.partial(blocking, *args, **kwargs)
+    return Call(work, functools.partial(asyncio.to_thread, work))
+
+
+def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:
+    """Make a method that blocks one that a flow awaits; see ``on_thread``."""
+
+    @functools.wraps(blocking)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> Call[_T]:
+        return on_thread(blocking, *args, **kwargs)
+
+    return made
+
+
+def block(flow: Flow[_T]) -> _T:
+    """Run a flow on this thread."""
+    step: Callable[[], Call[Any]] = functools.partial(flow.send, None)
+    while True:
+        try:
+            wanted = step()
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+        try:
+            step = functools.partial(flow.send, wanted.blocking())
+        except BaseException as error:
+            step = functools.partial(flow.throw, error)
+
+
+async def wait(flow: Flow[_T]) -> _T:
+    """Run a flow on the event loop."""
+    step: Callable[[], Call[Any]] = functools.partial(flow.send, None)
+    while True:
+        try:
+            wanted = step()
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+        try:
+            step = functools.partial(flow.send, await wanted.awaiting())
+        except BaseException as error:
+            step = functools.partial(flow.throw, error)
