@@ -199,7 +199,7 @@ class Client:
                 sparse = [row.sparse for row in rows if row.sparse is not None]
                 self.truth[role] = EmbeddingBatch(
                     np.concatenate([row.dense for row in rows if row.dense is not None]),
-                    type(sparse[0]).concatenate(sparse) if sparse else None,
+                    type(sparse[0]).stack(sparse) if sparse else None,
                     np.concatenate([row.token_counts for row in rows]),
                     np.concatenate([row.truncated for row in rows]),
                 )
