@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
@@ -59,6 +59,20 @@ def on_thread(blocking: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -
     """Return the call of something that blocks and has no async twin: a thread does it for an event loop."""
     work = functools.partial(blocking, *args, **kwargs)
     return Call(work, functools.partial(asyncio.to_thread, work))
+
+
+def together(calls: Sequence[Call[_T]]) -> Call[list[_T]]:
+    """Return the call of all of them: one after the other for a thread, side by side for an event loop."""
+
+    async def gathered() -> list[_T]:
+        return list(await asyncio.gather(*(one.awaiting() for one in calls)))
+
+    return Call(lambda: [one.blocking() for one in calls], gathered)
+
+
+async def one(awaited: Awaitable[_T]) -> _T:
+    """Return the flow of a single call."""
+    return await awaited
 
 
 def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:

@@ -27,7 +27,7 @@ from langchain_twinvec.vectorstores import TwinVecVectorStore
 from twinvec import Task
 from twinvec_stores import Fusion
 from twinvec_stores.search.fusion import Method
-from twinvec_stores.search.index import Mode
+from twinvec_stores.search.options import Mode
 
 if TYPE_CHECKING:
     from langchain_twinvec.filters import FilterForm

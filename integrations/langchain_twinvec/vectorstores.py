@@ -32,7 +32,7 @@ from twinvec_stores import (
 )
 from twinvec_stores.config import FieldType, Quantization
 from twinvec_stores.search.fusion import Method
-from twinvec_stores.search.index import Mode
+from twinvec_stores.search.options import Mode
 
 if TYPE_CHECKING:
     from langchain_twinvec.retrievers import HybridRetriever

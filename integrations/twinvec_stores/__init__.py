@@ -11,8 +11,10 @@ from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
+from twinvec_stores.search.explain import Explanation, Result
 from twinvec_stores.search.fusion import Fusion
-from twinvec_stores.search.index import Explanation, HybridIndex, Result, SearchOptions
+from twinvec_stores.search.index import HybridIndex
+from twinvec_stores.search.options import SearchOptions
 from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
 __all__ = [

@@ -31,7 +31,7 @@ from twinvec_stores import (
     SparseQuery,
     StoreConfig,
 )
-from twinvec_stores.search.index import SearchKeywords
+from twinvec_stores.search.options import SearchKeywords
 
 Scores = NDArray[np.float64]
 TEXTS = [

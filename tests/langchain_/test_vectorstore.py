@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +190,13 @@ def test_ids_and_upserts(store: TwinVecVectorStore) -> None:
 
 def test_batches_are_written_as_they_come(store: TwinVecVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    upsert = store.index.store.upsert
+    upsert = store.index.store._upsert
 
-    def counted(batch: RecordBatch) -> None:
+    def counted(batch: RecordBatch) -> Awaitable[None]:
         sizes.append(len(batch))
-        upsert(batch)
+        return upsert(batch)
 
-    monkeypatch.setattr(store.index.store, "upsert", counted)
+    monkeypatch.setattr(store.index.store, "_upsert", counted)
     store.add_texts([f"t{i}" for i in range(7)], ids=[str(i) for i in range(7)], batch_size=3)
     assert sizes == [3, 3, 1]
     asyncio.run(store.aadd_texts([f"u{i}" for i in range(4)], batch_size=3))

@@ -16,6 +16,7 @@ from stores_ingest.conftest import Lines
 from stores_ingest.holding import assert_equal, held, texts
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError
+from twinvec.flows import threaded
 from twinvec_stores import EmbeddedStore, MemoryStore, RecordBatch, StoreConfig
 from twinvec_stores.ingestion import IngestReport, ingest, readers
 from twinvec_stores.ingestion.checkpoints import Checkpoint
@@ -35,17 +36,19 @@ class MortalStore(MemoryStore):
         super().__init__(config)
         self.writes_left: int | None = None
 
-    def flush(self) -> None:
+    async def _flush(self) -> None:
         self._age()
 
+    @threaded
     def _upsert(self, batch: RecordBatch) -> None:
         for record in batch:
             self._age()
-            super()._upsert(RecordBatch.of([record]))
+            super()._upsert(RecordBatch.of([record])).blocking()
 
+    @threaded
     def _delete(self, ids: list[str]) -> None:
         self._age()
-        super()._delete(ids)
+        super()._delete(ids).blocking()
 
     def _age(self) -> None:
         if self.writes_left is not None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import bisect
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from twinvec.errors import StoreClosedError
+from twinvec.flows import threaded
 from twinvec.vectors import Bool, Float32, Int32, Int64, SparseBatch
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Filter, matches
-from twinvec_stores.protocol import HybridStore, StoreInfo
+from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery
 
 
@@ -28,22 +29,10 @@ class MemoryStore(HybridStore):
         self._columns: _Columns | None = None  # made by a search, good until the next write
         self._lock = threading.RLock()
 
-    def flush(self) -> None:
-        """Do nothing: there is nothing to survive in."""
-        self._all()
-
-    def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
-        """Do nothing: every search is exact."""
-        self._all()
-
     def close(self) -> None:
         """Forget everything."""
         with self._lock:
             self._records = self._columns = None
-
-    def info(self) -> StoreInfo:
-        """Return what the store holds."""
-        return StoreInfo("memory", "this process", self.count(), False, None, None, self.config)
 
     def __repr__(self) -> str:
         return f"MemoryStore(model={self.config.model!r}, dim={self.config.dim})"
@@ -53,30 +42,39 @@ class MemoryStore(HybridStore):
             raise StoreClosedError("this MemoryStore is closed; its records are gone")
         return self._records
 
+    @threaded
     def _upsert(self, batch: RecordBatch) -> None:
         with self._lock:
             self._all().update((record.id, _copied(record, with_vectors=True)) for record in batch)
             self._columns = None
 
+    @threaded
     def _delete(self, ids: list[str]) -> None:
         with self._lock:
-            for id in ids:
-                self._all().pop(id, None)
-            self._columns = None
+            self._remove(ids)
 
+    @threaded
     def _delete_where(self, filter: Filter) -> None:
         with self._lock:
-            self._delete([record.id for record in self._matching(filter)])
+            self._remove([record.id for record in self._matching(filter)])
 
+    def _remove(self, ids: Sequence[str]) -> None:
+        for id in ids:
+            self._all().pop(id, None)
+        self._columns = None
+
+    @threaded
     def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
         with self._lock:
             records = self._all()
             return [_copied(records[id], with_vectors=with_vectors) for id in ids if id in records]
 
+    @threaded
     def _count(self, filter: Filter) -> int:
         with self._lock:
             return len(self._all()) if filter == And() else len(self._matching(filter))
 
+    @threaded
     def _scroll(
         self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
@@ -86,6 +84,7 @@ class MemoryStore(HybridStore):
             page = [_copied(self._all()[id], with_vectors=with_vectors) for id in ids[start : start + limit]]
             return page, ids[start + limit] if start + limit < len(ids) else None
 
+    @threaded
     def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
         with self._lock:
             records = list(self._all().values())
@@ -93,12 +92,22 @@ class MemoryStore(HybridStore):
         chosen = np.array([matches(filter, record.id, record.metadata) for record in records], dtype=np.bool_)
         return [columns.rank(query, chosen, limit) for query in queries]
 
+    @threaded
     def _document_frequencies(self, keys: Int32) -> Int64:
         with self._lock:
             rows = [record.sparse.indices for record in self._all().values() if record.sparse is not None]
         every, counts = np.unique(np.concatenate([np.zeros(0, np.int32), *rows]), return_counts=True)
         known = dict(zip(every.tolist(), counts.tolist(), strict=True))
         return np.array([known.get(key, 0) for key in keys.tolist()], dtype=np.int64)
+
+    async def _info(self) -> StoreInfo:
+        return StoreInfo("memory", "this process", len(self._all()), False, None, None, self.config)
+
+    async def _flush(self) -> None:
+        self._all()  # there is nothing to survive in
+
+    async def _optimize(self, progress: Progress | None) -> None:
+        self._all()  # every search is exact
 
     def _matching(self, filter: Filter) -> list[Record]:
         return [record for record in self._all().values() if matches(filter, record.id, record.metadata)]

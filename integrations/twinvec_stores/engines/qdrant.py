@@ -6,9 +6,9 @@ import asyncio
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,20 +19,13 @@ from twinvec.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
+from twinvec.flows import Call, call, on_thread, together
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.points import DENSE, SPARSE, TERMS, Dialect, payload_path, to_hits, to_record
 from twinvec_stores.filters.conditions import And, Filter, HasId
-from twinvec_stores.protocol import (
-    MAX_SCROLL,
-    HybridStore,
-    StoreInfo,
-    check_limit,
-    choose,
-    everything,
-    search_rounds,
-)
-from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, check_batch, check_ids, point_id
+from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
@@ -40,13 +33,6 @@ if TYPE_CHECKING:
 _CHUNK = 256  # records in one request
 _METADATA = "twinvec"  # key of the collection's metadata
 _POLL_SECONDS = 1.0
-
-
-class _Call(NamedTuple):
-    """One request: a method that the sync and the async client have in common, and its arguments."""
-
-    method: str
-    arguments: Mapping[str, Any]
 
 
 class QdrantStore(HybridStore):
@@ -129,20 +115,6 @@ class QdrantStore(HybridStore):
             self.close()
             raise
 
-    def flush(self) -> None:
-        """Do nothing: the server's log has every write that has returned."""
-        self._usable()
-
-    def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
-        """Wait until the server has optimized: it does so by itself, in the background."""
-        start = time.monotonic()
-        while (status := str(self._collection_info().status.value)) not in ("green", "grey"):
-            if status == "red":
-                raise StoreEngineError(f"collection {self.collection}: the server reports status red; see its log")
-            if progress is not None:
-                progress(time.monotonic() - start, 0)
-            time.sleep(_POLL_SECONDS)
-
     def close(self) -> None:
         """Close the clients that this store has made; a second call does nothing."""
         if not self._closed:
@@ -160,107 +132,31 @@ class QdrantStore(HybridStore):
         finally:
             self.close()
 
-    def info(self) -> StoreInfo:
-        """Return what the collection holds."""
-        info = self._collection_info()
-        indexed = (info.indexed_vectors_count or 0) - ((info.points_count or 0) if self.config.sparse else 0)
-        location = f"{self.url or 'given client'}, collection {self.collection}"
-        return StoreInfo("qdrant", location, self.count(), indexed > 0, info.segments_count, None, self.config)
-
-    async def aupsert(self, batch: RecordBatch) -> None:
-        """See ``upsert``."""
-        for call in self._upserts(check_batch(batch, self.config)):
-            await self._acall(call)
-
-    async def adelete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:
-        """See ``delete``."""
-        await self._acall(self._deletion(choose(ids, filter)))
-
-    async def aget(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
-        """See ``get``."""
-        checked = list(dict.fromkeys(check_ids(ids)))
-        return self._in_order(checked, await self._acall(self._retrieval(checked, with_vectors))) if checked else []
-
-    async def acount(self, filter: Filter | None = None) -> int:
-        """See ``count``."""
-        return int((await self._acall(self._counting(everything(filter)))).count)
-
-    async def ascroll(
-        self, cursor: str | None = None, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
-    ) -> tuple[list[Record], str | None]:
-        """See ``scroll``."""
-        call = self._scrolling(cursor, check_limit(limit, MAX_SCROLL), everything(filter), with_vectors)
-        return self._page(await self._acall(call))
-
-    async def asearch(
-        self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
-    ) -> list[list[Hit]]:
-        """See ``search``."""
-        rounds, condition = search_rounds(queries, limit, self.config), everything(filter)
-        step = next(rounds)
-        while not step.done:
-            asked, call = self._searching(step.queries, step.limit, condition, exact)
-            answers = await self._acall(call) if asked else []
-            step = rounds.send(_spread(answers, asked, len(step.queries)))
-        return step.rankings
-
-    async def adocument_frequencies(self, keys: Int32) -> Int64:
-        """See ``document_frequencies``."""
-        self._need_idf()
-        answers = await asyncio.gather(*(self._acall(call) for call in self._term_counts(keys)))
-        return np.array([answer.count for answer in answers], dtype=np.int64)
-
-    def _upsert(self, batch: RecordBatch) -> None:
-        for call in self._upserts(batch):
-            self._call(call)
-
-    def _delete(self, ids: list[str]) -> None:
-        self._call(self._deletion(ids))
-
-    def _delete_where(self, filter: Filter) -> None:
-        self._call(self._deletion(filter))
-
-    def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
-        return self._in_order(ids, self._call(self._retrieval(ids, with_vectors)))
-
-    def _count(self, filter: Filter) -> int:
-        return int(self._call(self._counting(filter)).count)
-
-    def _scroll(
-        self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
-    ) -> tuple[list[Record], str | None]:
-        return self._page(self._call(self._scrolling(cursor, limit, filter, with_vectors)))
-
-    def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
-        asked, call = self._searching(queries, limit, filter, exact)
-        return _spread(self._call(call) if asked else [], asked, len(queries))
-
-    def _document_frequencies(self, keys: Int32) -> Int64:
-        return np.array([self._call(call).count for call in self._term_counts(keys)], dtype=np.int64)
-
-    # what to ask, the same for both clients
-
-    def _upserts(self, batch: RecordBatch) -> Iterator[_Call]:
+    async def _upsert(self, batch: RecordBatch) -> None:
         points = self._dialect.points(batch, self.config)
         for start in range(0, len(points), _CHUNK):
-            yield self._request("upsert", points=points[start : start + _CHUNK], wait=True)
+            await self._ask("upsert", points=points[start : start + _CHUNK], wait=True)
 
-    def _deletion(self, chosen: list[str] | Filter) -> _Call:
-        filter = self._dialect.filter(HasId(chosen) if isinstance(chosen, list) else chosen)
-        return self._request("delete", points_selector=self._models.FilterSelector(filter=filter), wait=True)
+    async def _delete(self, ids: list[str]) -> None:
+        await self._delete_where(HasId(ids))
 
-    def _retrieval(self, ids: list[str], with_vectors: bool) -> _Call:
-        points = [point_id(id) for id in ids]
-        return self._request("retrieve", ids=points, with_payload=True, with_vectors=with_vectors)
+    async def _delete_where(self, filter: Filter) -> None:
+        selector = self._models.FilterSelector(filter=self._dialect.filter(filter))
+        await self._ask("delete", points_selector=selector, wait=True)
 
-    def _counting(self, filter: Filter) -> _Call:
-        return self._request("count", count_filter=self._filter(filter), exact=True)
+    async def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
+        asked = [point_id(id) for id in ids]
+        points = await self._ask("retrieve", ids=asked, with_payload=True, with_vectors=with_vectors)
+        records = {record.id: record for record in (to_record(point, self.config) for point in points)}
+        return [records[id] for id in ids if id in records]
 
-    def _term_counts(self, keys: Int32) -> list[_Call]:
-        return [self._request("count", count_filter=self._dialect.term(key), exact=True) for key in keys.tolist()]
+    async def _count(self, filter: Filter) -> int:
+        return int((await self._ask("count", count_filter=self._filter(filter), exact=True)).count)
 
-    def _scrolling(self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool) -> _Call:
-        return self._request(
+    async def _scroll(
+        self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
+    ) -> tuple[list[Record], str | None]:
+        points, following = await self._ask(
             "scroll",
             offset=cursor,
             limit=limit,
@@ -268,55 +164,72 @@ class QdrantStore(HybridStore):
             with_payload=True,
             with_vectors=with_vectors,
         )
+        return [to_record(point, self.config) for point in points], None if following is None else str(following)
 
-    def _searching(
-        self, queries: Sequence[StoreQuery], limit: int, filter: Filter, exact: bool
-    ) -> tuple[list[int], _Call]:
+    async def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
+        found: list[list[Hit]] = [[] for _ in queries]
+        # empty ones, which are not asked, find nothing
         asked = [i for i, query in enumerate(queries) if isinstance(query, DenseQuery) or len(query.vector)]
-        requests = []
-        for i in asked:
-            vector, name = self._dialect.query(queries[i])
-            requests.append(
-                self._models.QueryRequest(
-                    query=vector,
-                    using=name,
-                    limit=limit,
-                    filter=self._filter(filter),
-                    params=self._dialect.parameters(queries[i], self.config, exact=exact),
-                    with_payload=["id"],
-                )
-            )
-        return asked, self._request("query_batch_points", requests=requests)
+        requests = [self._searching(queries[i], limit, filter, exact) for i in asked]
+        answers = await self._ask("query_batch_points", requests=requests) if requests else []
+        for i, answer in zip(asked, answers, strict=True):
+            found[i] = to_hits(answer.points)
+        return found
+
+    def _searching(self, query: StoreQuery, limit: int, filter: Filter, exact: bool) -> Any:
+        vector, name = self._dialect.query(query)
+        return self._models.QueryRequest(
+            query=vector,
+            using=name,
+            limit=limit,
+            filter=self._filter(filter),
+            params=self._dialect.parameters(query, self.config, exact=exact),
+            with_payload=["id"],
+        )
+
+    async def _document_frequencies(self, keys: Int32) -> Int64:
+        asked = [self._ask("count", count_filter=self._dialect.term(key), exact=True) for key in keys.tolist()]
+        return np.array([answer.count for answer in await together(asked)], dtype=np.int64)
+
+    async def _info(self) -> StoreInfo:
+        info = await self._ask("get_collection")
+        indexed = (info.indexed_vectors_count or 0) - ((info.points_count or 0) if self.config.sparse else 0)
+        location = f"{self.url or 'given client'}, collection {self.collection}"
+        records = await self._count(And())
+        return StoreInfo("qdrant", location, records, indexed > 0, info.segments_count, None, self.config)
+
+    async def _flush(self) -> None:
+        self._usable()  # the server's log has every write that has returned
+
+    async def _optimize(self, progress: Progress | None) -> None:
+        # the server optimizes by itself, in the background: wait until it has
+        start = time.monotonic()
+        while (status := str((await self._ask("get_collection")).status.value)) not in ("green", "grey"):
+            if status == "red":
+                raise StoreEngineError(f"collection {self.collection}: the server reports status red; see its log")
+            if progress is not None:
+                progress(time.monotonic() - start, 0)
+            await call(time.sleep, asyncio.sleep, _POLL_SECONDS)
 
     def _filter(self, filter: Filter) -> Any:
         return None if filter == And() else self._dialect.filter(filter)
 
-    def _request(self, method: str, **arguments: Any) -> _Call:
-        return _Call(method, {"collection_name": self.collection, **arguments})
+    def _ask(self, method: str, **arguments: Any) -> Call[Any]:
+        """Return a request: a method that the sync and the async client have in common, and its arguments."""
+        arguments["collection_name"] = self.collection
+        return Call(lambda: self._blocking(method, arguments), lambda: self._awaiting(method, arguments))
 
-    # what the answers mean
-
-    def _in_order(self, ids: list[str], points: Sequence[Any]) -> list[Record]:
-        records = {record.id: record for record in (to_record(point, self.config) for point in points)}
-        return [records[id] for id in ids if id in records]
-
-    def _page(self, answer: tuple[Sequence[Any], Any]) -> tuple[list[Record], str | None]:
-        points, following = answer
-        return [to_record(point, self.config) for point in points], None if following is None else str(following)
-
-    # the clients
-
-    def _call(self, call: _Call) -> Any:
+    def _blocking(self, method: str, arguments: Mapping[str, Any]) -> Any:
         with self._typed_errors():
-            return getattr(self._usable(), call.method)(**call.arguments)
+            return getattr(self._usable(), method)(**arguments)
 
-    async def _acall(self, call: _Call) -> Any:
+    async def _awaiting(self, method: str, arguments: Mapping[str, Any]) -> Any:
         self._usable()
         client = self._async_client()
         if client is None:
-            return await asyncio.to_thread(self._call, call)
+            return await on_thread(self._blocking, method, arguments).awaiting()
         with self._typed_errors():
-            return await getattr(client, call.method)(**call.arguments)
+            return await getattr(client, method)(**arguments)
 
     def _async_client(self) -> AsyncQdrantClient | None:
         """Return the client of the running event loop: its connections belong to one loop."""
@@ -347,19 +260,14 @@ class QdrantStore(HybridStore):
             where = f"{self.url or 'the given client'}, collection {self.collection}"
             raise StoreEngineError(f"{where}: {_reason(error)}") from error
 
-    def _collection_info(self) -> Any:
-        return self._call(self._request("get_collection"))
-
-    # opening and making
-
     def _open(self, config: StoreConfig | None, options: dict[str, Any]) -> StoreConfig:
-        if not self._call(self._request("collection_exists")):
+        if not self._ask("collection_exists").blocking():
             if config is None:
                 raise StoreNotFoundError(
                     f"there is no collection {self.collection} on {self.url or 'the given client'}"
                 )
             self._make(config, options)
-        info = self._collection_info()
+        info = self._ask("get_collection").blocking()
         where = f"collection {self.collection}"
         data = (info.config.metadata or {}).get(_METADATA)
         if data is None:
@@ -390,9 +298,9 @@ class QdrantStore(HybridStore):
                 f"collection_options: {', '.join(both)} follow from the StoreConfig; leave them out"
             )
         try:
-            self._call(self._request("create_collection", **arguments, **options))
+            self._ask("create_collection", **arguments, **options).blocking()
         except StoreEngineError:
-            if not self._call(self._request("collection_exists")):  # else another process was faster
+            if not self._ask("collection_exists").blocking():  # else another process was faster
                 raise
 
     def _make_indexes(self, config: StoreConfig, existing: Mapping[str, Any]) -> None:
@@ -402,18 +310,10 @@ class QdrantStore(HybridStore):
             warnings.filterwarnings("ignore", message="Payload indexes have no effect")  # in the client's own engine
             for name, kind in wanted.items():
                 if name not in existing:
-                    self._call(self._request("create_payload_index", field_name=name, field_schema=kind, wait=True))
+                    self._ask("create_payload_index", field_name=name, field_schema=kind, wait=True).blocking()
 
     def __repr__(self) -> str:
         return f"QdrantStore({self.url!r}, {self.collection!r}, model={self.config.model!r}, dim={self.config.dim})"
-
-
-def _spread(answers: Sequence[Any], asked: Sequence[int], n: int) -> list[list[Hit]]:
-    """Return hits per query: empty ones, which were not asked, find nothing."""
-    found: list[list[Hit]] = [[] for _ in range(n)]
-    for i, answer in zip(asked, answers, strict=True):
-        found[i] = to_hits(answer.points)
-    return found
 
 
 def _refuse_open_key(url: str) -> None:

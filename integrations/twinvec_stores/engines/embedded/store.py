@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinvec.errors import ConfigurationError, StoreClosedError
+from twinvec.flows import threaded
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.points import Dialect, to_hits, to_record
 from twinvec_stores.filters.conditions import And, Filter
-from twinvec_stores.protocol import HybridStore, StoreInfo
+from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
 
 if TYPE_CHECKING:
@@ -60,39 +61,9 @@ class EmbeddedStore(HybridStore):
         self._release = weakref.finalize(self, self._folder.release)
         self.config = self._folder.config
 
-    def flush(self) -> None:
-        """Return when everything written so far survives a loss of power."""
-        self._open().flush()
-
-    def optimize(self, progress: Callable[[float, int], None] | None = None) -> None:
-        """Build the graph for fast dense search (above some 10 MB of vectors), and merge what writes left behind.
-
-        Runs in a child process and takes seconds to minutes; other calls wait. A crash in the middle loses nothing.
-
-        Args:
-            progress: called now and then with the seconds passed and the bytes written.
-
-        Raises:
-            StoreEngineError: it failed; the data is as before.
-        """
-        self._open().optimize(progress)
-
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
         self._release()
-
-    def info(self) -> StoreInfo:
-        """Return what the store holds and where."""
-        info = self._run(lambda shard: shard.info())
-        return StoreInfo(
-            engine="embedded",
-            location=str(self._folder.path),
-            records=self.count(),
-            has_graph=self._folder.has_graph(),
-            segments=info.segments_count,
-            bytes=self._folder.size(),
-            config=self.config,
-        )
 
     def _run(self, operation: Callable[[Any], Any]) -> Any:
         return self._open().run(operation)
@@ -102,6 +73,7 @@ class EmbeddedStore(HybridStore):
             raise StoreClosedError(f"the store {self.path} is closed")
         return self._folder
 
+    @threaded
     def _upsert(self, batch: RecordBatch) -> None:
         points = self._dialect.points(batch, self.config)
         sizes = [_size(record) for record in batch]
@@ -109,23 +81,31 @@ class EmbeddedStore(HybridStore):
             chunk = slice(start, start + _CHUNK)
             self._open().write(self._edge.UpdateOperation.upsert_points(points[chunk]), sum(sizes[chunk]))
 
+    @threaded
     def _delete(self, ids: list[str]) -> None:
         self._open().write(self._edge.UpdateOperation.delete_points([point_id(id) for id in ids]), 0)
 
+    @threaded
     def _delete_where(self, filter: Filter) -> None:
         self._open().write(self._edge.UpdateOperation.delete_points_by_filter(self._dialect.filter(filter)), 0)
 
+    @threaded
     def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
         points = self._run(lambda shard: shard.retrieve([point_id(id) for id in ids], True, with_vectors))
         records = {record.id: record for record in (to_record(point, self.config) for point in points)}
         return [records[id] for id in ids if id in records]
 
+    @threaded
     def _count(self, filter: Filter) -> int:
+        return self._counted(filter)
+
+    def _counted(self, filter: Filter) -> int:
         request = self._edge.CountRequest
         if filter == And():
             return self._open().count(None, lambda: request(exact=True))
         return int(self._run(lambda shard: shard.count(request(exact=True, filter=self._dialect.filter(filter)))))
 
+    @threaded
     def _scroll(
         self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
@@ -135,6 +115,7 @@ class EmbeddedStore(HybridStore):
         points, following = self._run(lambda shard: shard.scroll(request))
         return [to_record(point, self.config) for point in points], None if following is None else str(following)
 
+    @threaded
     def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
         asked = [i for i, query in enumerate(queries) if isinstance(query, DenseQuery) or len(query.vector)]
         requests = [self._request(queries[i], limit, filter, exact) for i in asked]
@@ -155,12 +136,35 @@ class EmbeddedStore(HybridStore):
             with_payload=["id"],
         )
 
+    @threaded
     def _document_frequencies(self, keys: Int32) -> Int64:
         def count(key: int) -> int:
             request = self._edge.CountRequest
             return self._open().count(key, lambda: request(exact=True, filter=self._dialect.term(key)))
 
         return np.array([count(key) for key in keys.tolist()], dtype=np.int64)
+
+    @threaded
+    def _info(self) -> StoreInfo:
+        info = self._run(lambda shard: shard.info())
+        return StoreInfo(
+            engine="embedded",
+            location=str(self._folder.path),
+            records=self._counted(And()),
+            has_graph=self._folder.has_graph(),
+            segments=info.segments_count,
+            bytes=self._folder.size(),
+            config=self.config,
+        )
+
+    @threaded
+    def _flush(self) -> None:
+        self._open().flush()
+
+    @threaded
+    def _optimize(self, progress: Progress | None) -> None:
+        # in a child process, for seconds to minutes, in which other calls wait; a crash in the middle loses nothing
+        self._open().optimize(progress)
 
     def _filter(self, filter: Filter) -> Any:
         return None if filter == And() else self._dialect.filter(filter)

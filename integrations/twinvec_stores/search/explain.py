@@ -1,0 +1,88 @@
+"""Results of a search, and why each of them was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinvec import SparseBatch, SparseVector
+from twinvec.flows import on_thread
+from twinvec_stores.records import Hit, Record
+
+if TYPE_CHECKING:
+    from twinvec_stores.search.searching import Found, Searching
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a record was found.
+
+    Attributes:
+        dense_score: cosine with the query; None where the mode is "sparse".
+        sparse_score: sum over common terms of weight * weight, with idf where the store has it; None where the mode
+            is "dense".
+        dense_rank: place in the dense ranking, from 1; None where it is not among its first ``fetch_k``.
+        sparse_rank: place in the sparse ranking, from 1.
+        terms: (term, weight in the query, weight in the record) of the common terms, those that count most first.
+    """
+
+    dense_score: float | None = None
+    sparse_score: float | None = None
+    dense_rank: int | None = None
+    sparse_rank: int | None = None
+    terms: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One found record.
+
+    Attributes:
+        record: with its text, metadata and provenance.
+        score: of the ranking; higher is better. Comparable within one query and one way of searching.
+        explanation: where asked for.
+    """
+
+    record: Record
+    score: float
+    explanation: Explanation | None = None
+
+
+async def explain(
+    searching: Searching, found: Found, hits: Sequence[Hit], records: Mapping[str, Record]
+) -> dict[str, Explanation]:
+    """Return, as a flow, why each of some hits was found; the records come with their vectors."""
+    query, ids = found.query, [hit.id for hit in hits]
+    scores = [
+        {} if half is None else dict(await searching.completed(half, ranking, ids))
+        for half, ranking in ((query.dense, found.dense), (query.sparse, found.sparse))
+    ]
+    ranks = [{hit.id: rank for rank, hit in enumerate(ranking, 1)} for ranking in (found.dense, found.sparse)]
+    explained = {}
+    for id in ids:
+        row = records[id].sparse
+        terms: tuple[tuple[str, float, float], ...] = ()
+        if query.sparse is not None and row is not None:
+            terms = await _terms(searching, query.sparse.vector, row)
+        explained[id] = Explanation(
+            dense_score=scores[0].get(id),
+            sparse_score=scores[1].get(id, 0.0) if query.sparse is not None else None,
+            dense_rank=ranks[0].get(id),
+            sparse_rank=ranks[1].get(id),
+            terms=terms,
+        )
+    return explained
+
+
+async def _terms(
+    searching: Searching, query: SparseVector, record: SparseVector
+) -> tuple[tuple[str, float, float], ...]:
+    keys, in_query, in_record = np.intersect1d(query.indices, record.indices, return_indices=True)
+    weights = list(zip(query.values[in_query].tolist(), record.values[in_record].tolist(), strict=True))
+    order = sorted(range(len(keys)), key=lambda i: -weights[i][0] * weights[i][1])
+    rows = SparseBatch.from_dicts([{int(keys[i]): 1.0} for i in order])
+    names = await on_thread(searching.embedder.token_weights, rows)
+    return tuple((next(iter(name)), *weights[i]) for name, i in zip(names, order, strict=True))

@@ -1,0 +1,110 @@
+"""SearchOptions: how to search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+from twinvec.errors import ConfigurationError
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.filters.conditions import Filter
+from twinvec_stores.protocol import check_limit
+from twinvec_stores.search.fusion import Fusion, Method
+
+Mode = Literal["hybrid", "dense", "sparse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        k: results per query.
+        mode: "hybrid", "dense" or "sparse"; None: hybrid where the store has both halves.
+        fusion: how "hybrid" joins them: a Fusion, or a method's name with its default weights.
+        fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
+        dense_k: candidates of the dense half, where it is to have others than ``fetch_k``; may be less than k.
+        sparse_k: the same of the sparse half.
+        filter: only records that match.
+        score_threshold: only results with at least this score.
+        mmr: None, or the weight of relevance against diversity, from 0 to 1 (maximal marginal relevance by dense
+            vectors; 0.5 is usual).
+        explain: fill ``Result.explanation``.
+        exact: compare with every dense vector instead of walking a graph.
+    """
+
+    k: int = 10
+    mode: Mode | None = None
+    fusion: Fusion | Method = field(default_factory=Fusion)
+    fetch_k: int | None = None
+    dense_k: int | None = None
+    sparse_k: int | None = None
+    filter: Filter | None = None
+    score_threshold: float | None = None
+    mmr: float | None = None
+    explain: bool = False
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        for limit in (self.k, self.dense_k, self.sparse_k):
+            if limit is not None:
+                check_limit(limit)
+        if self.fetch_k is not None and check_limit(self.fetch_k) < self.k:
+            raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
+        if self.mode not in (None, "hybrid", "dense", "sparse"):
+            raise ConfigurationError(f'mode={self.mode!r} is not one of "hybrid", "dense", "sparse"')
+        if self.mmr is not None and not 0 <= self.mmr <= 1:
+            raise ConfigurationError(f"mmr={self.mmr!r} must be a number from 0 to 1")
+        if not isinstance(self.fusion, Fusion):
+            object.__setattr__(self, "fusion", Fusion(self.fusion))
+
+    @property
+    def candidates(self) -> int:
+        """Return how many candidates each half has where nothing else is said of it."""
+        return self.fetch_k if self.fetch_k is not None else max(100, 10 * self.k)
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """Return how many candidates the dense and the sparse half have."""
+        dense = self.candidates if self.dense_k is None else self.dense_k
+        return dense, self.candidates if self.sparse_k is None else self.sparse_k
+
+    def parts(self, config: StoreConfig, *, dense: bool = True, sparse: bool = True) -> tuple[bool, bool]:
+        """Return whether to ask the dense and the sparse half.
+
+        Args:
+            config: what the store has.
+            dense: there is a dense query.
+            sparse: there is a sparse query.
+
+        Raises:
+            ConfigurationError: the mode needs a half that is not there.
+        """
+        dense, sparse = dense and config.dim is not None, sparse and config.sparse
+        wanted = (self.mode in ("hybrid", "dense"), self.mode in ("hybrid", "sparse"))
+        if self.mode is None:
+            wanted = (dense, sparse)
+        for half, has, needs in (("dense", dense, wanted[0]), ("sparse", sparse, wanted[1])):
+            if needs and not has:
+                raise ConfigurationError(f"mode={self.mode!r} needs {half} vectors in the store and in the query")
+        if not any(wanted):
+            raise ConfigurationError("neither a dense nor a sparse query fits this store")
+        if self.mmr is not None and config.dim is None:
+            raise ConfigurationError("mmr compares dense vectors, and this store keeps none")
+        return wanted
+
+
+class SearchKeywords(TypedDict, total=False):
+    """The fields of ``SearchOptions`` as keyword arguments, so that type checkers see a wrong one."""
+
+    k: int
+    mode: Mode | None
+    fusion: Fusion | Method
+    fetch_k: int | None
+    dense_k: int | None
+    sparse_k: int | None
+    filter: Filter | None
+    score_threshold: float | None
+    mmr: float | None
+    explain: bool
+    exact: bool

@@ -1,0 +1,176 @@
+"""One search, as a flow: halves asked, gated, joined, cut, and the records fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from twinvec import BaseEmbedder, SparseBatch, Task
+from twinvec.errors import ConfigurationError
+from twinvec.flows import call
+from twinvec.vectors import Float32
+from twinvec_stores.filters.conditions import HasId
+from twinvec_stores.protocol import HybridStore
+from twinvec_stores.records import DenseQuery, Hit, Record, SparseQuery, StoreQuery
+from twinvec_stores.search.explain import Result, explain
+from twinvec_stores.search.fusion import Fusion, diversify, ranked
+from twinvec_stores.search.options import SearchOptions
+
+_AT_ONCE = 64  # queries in one call of the store
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query's halves, where they are asked."""
+
+    dense: DenseQuery | None
+    sparse: SparseQuery | None
+
+    def halves(self) -> list[StoreQuery]:
+        """Return those that are asked."""
+        return [half for half in (self.dense, self.sparse) if half is not None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One query's rankings, and what became of them."""
+
+    query: Query
+    dense: list[Hit]
+    sparse: list[Hit]
+    best: list[Hit]
+
+
+@dataclass(frozen=True)
+class Searching:
+    """A search with a model, in a store; its methods are flows."""
+
+    embedder: BaseEmbedder
+    store: HybridStore
+    options: SearchOptions
+
+    async def texts(self, queries: Sequence[str], task: Task | str | None) -> list[list[Result]]:
+        """Search for texts."""
+        if isinstance(queries, str):
+            raise TypeError("search_many needs a list of queries; use search for one")
+        dense, sparse = self.options.parts(self.store.config)
+        if not queries:
+            return []
+        embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
+        batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
+        return await self.vectors(batch.dense, batch.sparse)
+
+    async def vectors(self, dense: Float32 | None, sparse: SparseBatch | None) -> list[list[Result]]:
+        """Search for vectors: float32 [n, dim], n rows, or both."""
+        config = self.store.config
+        parts = self.options.parts(config, dense=dense is not None, sparse=sparse is not None)
+        if sparse is not None and parts[1] and config.idf:
+            sparse = await self._weighted_by_idf(sparse)
+        n = len(dense) if dense is not None else len(sparse) if sparse is not None else 0
+        if dense is not None and sparse is not None and len(sparse) != n:
+            raise ConfigurationError(f"{n} dense but {len(sparse)} sparse queries")
+        queries = [
+            Query(
+                DenseQuery(dense[i]) if dense is not None and parts[0] else None,
+                SparseQuery(sparse[i]) if sparse is not None and parts[1] else None,
+            )
+            for i in range(n)
+        ]
+        results: list[list[Result]] = []
+        for start in range(0, n, _AT_ONCE):
+            results += await self._run(queries[start : start + _AT_ONCE])
+        return results
+
+    async def completed(self, query: StoreQuery, ranking: list[Hit], ids: Sequence[str]) -> list[Hit]:
+        """Return a ranking with the scores of the records that it does not reach down to."""
+        lacking = set(ids).difference(hit.id for hit in ranking)
+        if not lacking:
+            return ranking
+        only = HasId(sorted(lacking))
+        [found] = await call(
+            self.store.search, self.store.asearch, [query], limit=len(lacking), filter=only, exact=True
+        )
+        return ranking + found
+
+    async def records(self, hits: Sequence[Hit], *, with_vectors: bool = False) -> dict[str, Record]:
+        """Return the records of hits by id; one may have been deleted in this moment."""
+        if not hits:
+            return {}
+        ids = [hit.id for hit in hits]
+        found = await call(self.store.get, self.store.aget, ids, with_vectors=with_vectors)
+        return {record.id: record for record in found}
+
+    async def _run(self, queries: list[Query]) -> list[list[Result]]:
+        options = self.options
+        asked = [half for query in queries for half in query.halves()]
+        limit = max(options.halves)
+        rankings = iter(
+            await call(
+                self.store.search,
+                self.store.asearch,
+                asked,
+                limit=limit,
+                filter=options.filter,
+                exact=options.exact,
+            )
+        )
+        dense_k, sparse_k = options.halves
+        results = []
+        for query in queries:
+            dense = next(rankings)[:dense_k] if query.dense is not None else []
+            sparse = next(rankings)[:sparse_k] if query.sparse is not None else []
+            best = await self._joined(query, dense, sparse)
+            results.append(await self._results(Found(query, dense, sparse, best)))
+        return results
+
+    async def _joined(self, query: Query, dense: list[Hit], sparse: list[Hit]) -> list[Hit]:
+        fusion, threshold = self.options.fusion, self.options.score_threshold
+        assert isinstance(fusion, Fusion)
+        if query.dense is None or query.sparse is None:
+            joined = dense or sparse
+        elif fusion.method == "weighted":
+            ids = [hit.id for hit in dense + sparse]
+            joined = fusion.fuse(
+                ranked(await self.completed(query.dense, dense, ids)),
+                ranked(await self.completed(query.sparse, sparse, ids)),
+            )
+        else:
+            joined = fusion.fuse(dense, sparse)
+        return joined if threshold is None else [hit for hit in joined if hit.score >= threshold]
+
+    async def _results(self, found: Found) -> list[Result]:
+        options = self.options
+        best = found.best[: options.k] if options.mmr is None else await self._diverse(found, options.mmr)
+        records = await self.records(best, with_vectors=options.explain)
+        kept = [hit for hit in best if hit.id in records]
+        why = await explain(self, found, kept, records) if options.explain else {}
+        return [Result(_without_vectors(records[hit.id]), hit.score, why.get(hit.id)) for hit in kept]
+
+    async def _diverse(self, found: Found, weight: float) -> list[Hit]:
+        candidates = found.best[: self.options.candidates]
+        records = await self.records(candidates, with_vectors=True)
+        candidates = [hit for hit in candidates if hit.id in records]
+        if not candidates:
+            return []
+        relevance = [hit.score for hit in candidates]
+        if found.query.sparse is not None:  # other scores than cosines are brought to their scale
+            relevance = Fusion("relative").scaled(relevance)
+        vectors = np.stack([row for hit in candidates if (row := records[hit.id].dense) is not None])
+        return [candidates[i] for i in diversify(relevance, vectors, self.options.k, weight)]
+
+    async def _weighted_by_idf(self, sparse: SparseBatch) -> SparseBatch:
+        """Multiply by ln(1 + (n - df + 0.5) / (df + 0.5)): Robertson's idf as Lucene keeps it above 0."""
+        keys, where = np.unique(sparse.indices, return_inverse=True)
+        if not len(keys):
+            return sparse
+        store = self.store
+        n = await call(store.count, store.acount)
+        frequencies = await call(store.document_frequencies, store.adocument_frequencies, keys.astype(np.int32))
+        idf = np.log1p((n - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
+        return SparseBatch(sparse.indptr, sparse.indices, sparse.values * idf[where])
+
+
+def _without_vectors(record: Record) -> Record:
+    return Record(record.id, record.text, record.metadata, record.provenance)
