@@ -31,7 +31,7 @@ def test_the_examples_run_in_order(
         "dim=256": "dim=32",
     }
     remote = create_app(Embedder(stand_ins["Alibaba-NLP/gte-multilingual-base"]))
-    monkeypatch.setattr("twinvec.server.client._TRANSPORT", httpx.ASGITransport(app=remote))
+    monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=remote))
     names: dict[str, Any] = {}
     ran = 0
     for block in BLOCKS:

@@ -34,6 +34,8 @@ from twinvec.vectors import EmbeddingBatch, Int64
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from twinvec.text.tokenizer import TextTokenizer
+
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
 
 
@@ -77,6 +79,11 @@ class Embedder(BaseEmbedder):
         for role in Role:
             self._prompts.prefix(role, self.task)
         self.spec = self._resolved()
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer of the dense model."""
+        return self._view.core.model.tokenizer
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.

@@ -22,6 +22,8 @@ class Settings:
         qdrant_api_key: TWINVEC_QDRANT_API_KEY: for a Qdrant server, where no key is passed.
         api_key: TWINVEC_API_KEY: what ``twinvec serve`` asks of its clients and ``RemoteEmbedder`` sends, where no key
             is passed.
+        url: TWINVEC_URL: the one server that ``api_key`` is sent to. Unset, a RemoteEmbedder sends it to the address
+            that a program names, but not to one that is read from data, as by LlamaIndex' ``from_dict``.
     """
 
     device: str = "auto"
@@ -30,6 +32,7 @@ class Settings:
     token_budget: int | None = None
     qdrant_api_key: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
+    url: str | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -51,4 +54,5 @@ class Settings:
             token_budget=int(budget) if budget is not None else None,
             qdrant_api_key=env.get("TWINVEC_QDRANT_API_KEY") or None,
             api_key=env.get("TWINVEC_API_KEY") or None,
+            url=env.get("TWINVEC_URL") or None,
         )

@@ -181,7 +181,7 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _served(url: str, digest: str) -> RemoteEmbedder:
-    embedder = RemoteEmbedder(url)
+    embedder = RemoteEmbedder(url, from_data=True)
     if digest and embedder.spec.digest != digest:
         embedder.close()
         raise CheckpointError(f"{url} serves another model now, {embedder.spec.model}: make a new embedding of it")

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
                 _abandon_stdout()
                 raise typer.Exit(CLOSED_PIPE) from None
             except TwinVecError as error:
-                _line(f"error: {error}")
+                report(error)
             except OSError as error:
                 _abandon_stdout()
                 _line(f"error: {describe(error)}")
@@ -47,6 +47,11 @@ def describe(error: OSError) -> str:
     """Return an operating system's error without its number: "name: reason"."""
     reason = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
+
+
+def report(error: TwinVecError) -> None:
+    """Print an error as one line, or more where its message has them."""
+    _line(f"error: {error}")
 
 
 def warn(message: str) -> None:

@@ -1,21 +1,22 @@
-"""`twinvec serve`: one model for many programs."""
+"""`twinvec serve`: models for many programs."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinvec.errors import ConfigurationError
-from twinvec_cli.console import note
+from twinvec.errors import ConfigurationError, DeviceLostError
+from twinvec_cli.console import note, report
 from twinvec_cli.options import (
     Device,
     Dim,
     Dtype,
     MaxLength,
-    Model,
     OnOverflow,
     Overflow,
     Precision,
@@ -25,19 +26,42 @@ from twinvec_cli.options import (
     TrustRemoteCode,
 )
 
+if TYPE_CHECKING:
+    from twinvec.server import Keys
+
+DEVICE_LOST = 75  # EX_TEMPFAIL: started again it may work, which supervisors do
+
+_MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first answers where a request names none."
+_NAME = "Name that clients know the model by; one for each. Default: the hub id, or the folder's name."
 _HOST = "Address to listen at; 0.0.0.0 for all of this machine's, which needs an API key."
 _PORT = "Port to listen at; 0 for any free one."
-_KEY = "File with the API key that clients must send. Default: TWINVEC_API_KEY, else none is asked for."
-_REQUESTS = "Requests at the same time; more get status 429."
-_TEXTS = "Texts of one request."
-_CHARACTERS = "Characters of one request's texts."
+_KEY = "File with the API keys that clients may send, one a line, or TENANT KEY. Default: TWINVEC_API_KEY, else none."
+_HOSTS = "Name that a request's Host header may have, more than once. Default: see docs/server.md."
+_ORIGINS = "Origin of web pages that may ask (CORS), more than once; * for all."
+_FORMAT = "text or json."
+
+
+class LogFormat(str, Enum):
+    """Forms of the log."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def _limit(name: str, help: str) -> Any:
+    """Return the option of one of ``twinvec.server.Limits``."""
+    kind: dict[str, Any] = {"metavar": "N", "min": 1} if name.startswith("max_") else {"metavar": "SECONDS", "min": 0.0}
+    return typer.Option(help=help, envvar=f"TWINVEC_{name.upper()}", rich_help_panel="Limits", **kind)
 
 
 def serve(
-    model: Model,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=_MODEL, show_default=False)],
+    served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEY, show_default=False)] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(metavar="HOST", help=_HOSTS, show_default=False)] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=_ORIGINS, show_default=False)] = None,
     device: Device = "auto",
     dtype: Precision = Dtype.AUTO,
     dim: Dim = None,
@@ -45,15 +69,28 @@ def serve(
     on_overflow: OnOverflow = Overflow.TRUNCATE,
     sparse_source: SparseSource = None,
     task: TaskText = None,
-    max_requests: Annotated[int, typer.Option(metavar="N", min=1, help=_REQUESTS)] = 512,
-    max_texts: Annotated[int, typer.Option(metavar="N", min=1, help=_TEXTS)] = 2048,
-    max_characters: Annotated[int, typer.Option(metavar="N", min=1, help=_CHARACTERS)] = 4_000_000,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request, never its texts.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(metavar="FORMAT", help=_FORMAT)] = LogFormat.TEXT,
+    max_requests: Annotated[int, _limit("max_requests", "Requests at work; more get status 429.")] = 512,
+    max_texts: Annotated[int, _limit("max_texts", "Texts of one request.")] = 2048,
+    max_body_bytes: Annotated[int, _limit("max_body_bytes", "Bytes of one request's body.")] = 2_000_000,
+    max_header_bytes: Annotated[int, _limit("max_header_bytes", "Bytes of one request's headers.")] = 32768,
+    max_connections: Annotated[
+        int, _limit("max_connections", "Open connections; one more takes the longest idle one's place.")
+    ] = 1024,
+    header_seconds: Annotated[float, _limit("header_seconds", "For a request's headers.")] = 10,
+    body_seconds: Annotated[float, _limit("body_seconds", "For a request's body.")] = 30,
+    idle_seconds: Annotated[float, _limit("idle_seconds", "For a connection without a request.")] = 75,
+    answer_seconds: Annotated[float, _limit("answer_seconds", "For a client to take its answer.")] = 60,
+    drain_seconds: Annotated[float, _limit("drain_seconds", "From SIGTERM to the end.")] = 25,
+    unready_seconds: Annotated[float, _limit("unready_seconds", "Of these, how long only /ready says no.")] = 3,
 ) -> None:
-    """Serve a model over HTTP: to TwinVec's RemoteEmbedder, to OpenAI's clients, and to those of TEI.
+    """Serve models over HTTP: to TwinVec's RemoteEmbedder, to OpenAI's clients, and to those of TEI.
 
-    Concurrent requests share forward passes. Ctrl-C stops it, after what is being answered.
+    Concurrent requests share forward passes. Ctrl-C or SIGTERM stops it, after what is being answered. Exit status 75
+    means that a device was lost twice: start it again.
 
     Examples:
 
@@ -63,25 +100,72 @@ def serve(
 
     [bold]curl localhost:8000/v1/embeddings -d '{"input": "capital of France", "input_type": "query"}'[/bold]
     """
-    from twinvec.server import Limits, run
+    from twinvec.server import Limits, reserve, run
+    from twinvec.server.logs import configure_logging
 
-    key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
-    if key == "":
-        raise ConfigurationError(f"{api_key_file} is empty: write the API key into it")
-    limits = Limits(max_requests=max_requests, max_texts=max_texts, max_characters=max_characters)
-    note(f"Loading {model} ...")
-    from twinvec import Embedder
+    limits = Limits(
+        max_requests=max_requests,
+        max_texts=max_texts,
+        max_body_bytes=max_body_bytes,
+        max_header_bytes=max_header_bytes,
+        max_connections=max_connections,
+        header_seconds=header_seconds,
+        body_seconds=body_seconds,
+        idle_seconds=idle_seconds,
+        answer_seconds=answer_seconds,
+        drain_seconds=drain_seconds,
+        unready_seconds=unready_seconds,
+    )
+    keys = None if api_key_file is None else _read_keys(api_key_file)
+    names = _names(models, served_model_name)
+    with contextlib.ExitStack() as opened:
+        reserved = opened.enter_context(reserve(host, port))
+        configure_logging(log_format.value, access_log=access_log)
+        embedders = {}
+        for name, model in names.items():
+            note(f"Loading {model} ...")
+            from twinvec import Embedder
 
-    with Embedder(
-        model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length,
-        sparse=None if sparse_source == "none" else sparse_source or "auto", task=task,
-        on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
-    ) as embedder:  # fmt: skip
-        run(embedder, host=host, port=port, api_key=key, limits=limits, on_start=_started(model))
+            embedders[name] = opened.enter_context(
+                Embedder(
+                    model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length,
+                    sparse=None if sparse_source == "none" else sparse_source or "auto", task=task,
+                    on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
+                )
+            )  # fmt: skip
+        try:
+            run(
+                embedders, host=host, port=port, api_key=keys, limits=limits, hosts=allowed_host or None,
+                origins=cors_origin or (), on_start=_started(models), reserved=reserved,
+            )  # fmt: skip
+        except DeviceLostError as error:
+            report(error)
+            raise typer.Exit(DEVICE_LOST) from None
 
 
-def _started(model: str) -> Callable[[str], None]:
+def _read_keys(path: Path) -> Keys:
+    from twinvec.server import Keys
+
+    try:
+        return Keys.parse(path.read_text(encoding="utf-8"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _names(models: list[str], given: list[str] | None) -> dict[str, str]:
+    """Return the models by the names that clients know."""
+    from twinvec.server.service import public_name
+
+    names = given or [public_name(model) for model in models]
+    if len(names) != len(models):
+        raise ConfigurationError(f"{len(models)} models but {len(names)} names: give --served-model-name once for each")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigurationError(f"two models are called {twice[0]!r}: give --served-model-name for each")
+    return dict(zip(names, models, strict=True))
+
+
+def _started(models: list[str]) -> Callable[[str], None]:
     def show(url: str) -> None:
-        typer.echo(f"Serving {model} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)
+        typer.echo(f"Serving {', '.join(models)} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)
 
     return show

@@ -101,7 +101,7 @@ class Hosts(httpx.AsyncBaseTransport):
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
     made = Hosts()
-    monkeypatch.setattr("twinvec.server.client._TRANSPORT", made)
+    monkeypatch.setattr("twinvec.server.transport._TRANSPORT", made)
     return made
 
 
@@ -131,5 +131,5 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def wait(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr("twinvec.server.client._sleep", wait)
+    monkeypatch.setattr("twinvec.server.transport._sleep", wait)
     return waited

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,16 @@ async def test_llama_index_embeddings_are_those_of_the_embedder(remote: RemoteEm
     assert far.get_query_embedding("a") == near.get_query_embedding("a")
     assert await far.aget_query_embedding("a") == near.get_query_embedding("a")
     assert far.as_sparse().get_text_embedding("a b") == near.as_sparse().get_text_embedding("a b")
-    assert (far.model_name, far.dim, far.max_length) == (near.model_name, near.dim, near.max_length)
+    assert (far.model_name, far.dim, far.max_length) == (Path(near.model_name).name, near.dim, near.max_length)
 
 
-def test_a_pipeline_takes_either_for_the_same(remote: RemoteEmbedder, gte: Embedder) -> None:
+def test_a_pipeline_takes_either_for_the_same(
+    remote: RemoteEmbedder, gte: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = [TextNode(text="one"), TextNode(text="two")]
-    near = llama_index_twinvec.TwinVecEmbedding(embedder=gte)
+    folder = Path(gte.spec.model)
+    monkeypatch.chdir(folder.parent)
+    near = llama_index_twinvec.TwinVecEmbedding(embedder=Embedder(replace(gte.spec, model=folder.name)))
     far = llama_index_twinvec.TwinVecEmbedding(embedder=remote)
     assert get_transformation_hash(nodes, far) == get_transformation_hash(nodes, near)
 
@@ -138,6 +143,14 @@ def test_what_is_written_down_of_llama_indexs_classes(
     with pytest.raises(RemoteError, match="asks for another API key"):
         llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict())
     monkeypatch.setenv("TWINVEC_API_KEY", KEY)
+    sent = len(hosts.requests)
+    for url in (None, "http://elsewhere", "https://host-0", "http://host-0:81"):
+        if url is not None:
+            monkeypatch.setenv("TWINVEC_URL", url)
+        with pytest.raises(RemoteError, match="asks for another API key"):
+            llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict())
+    assert not [request for request in hosts.requests[sent:] if "authorization" in request.headers]
+    monkeypatch.setenv("TWINVEC_URL", "http://host-0/")
     for cls, each in (
         (llama_index_twinvec.TwinVecEmbedding, far),
         (llama_index_twinvec.TwinVecSparseEmbedding, far.as_sparse()),
@@ -175,7 +188,7 @@ def test_a_store_made_here_opens_with_the_remote_and_the_other_way(
     with HybridIndex(gte, open_store(tmp_path / "index", StoreConfig.for_embedder(gte))) as near:
         near.add(DOCUMENTS, ids=[str(i) for i in range(len(DOCUMENTS))])
         expected = plain(near.search("capital of Russia", k=4, explain=True))
-    assert StoreConfig.for_embedder(remote) == StoreConfig.for_embedder(gte)
+    assert StoreConfig.for_embedder(remote).fingerprint == StoreConfig.for_embedder(gte).fingerprint
     with HybridIndex(remote, open_store(tmp_path / "index", StoreConfig.for_embedder(remote))) as far:
         assert plain(far.search("capital of Russia", k=4, explain=True)) == expected
         assert plain(asyncio.run(far.asearch("capital of Russia", k=4, explain=True))) == expected

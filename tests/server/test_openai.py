@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,16 @@ from twinvec import Embedder, Task
 from twinvec.server import create_app
 
 PATH = "/v1/embeddings"
+
+
+def body_of(fields: dict[str, Any]) -> bytes:
+    """JSON with numbers of any length, and lone surrogates escaped."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return json.dumps(fields).encode()
+    finally:
+        sys.set_int_max_str_digits(limit)
 
 
 @pytest.fixture
@@ -102,20 +114,65 @@ async def test_models(client: httpx.AsyncClient, gte_folder: Path) -> None:
     assert isinstance(answer["data"][0]["created"], int)
 
 
+async def test_one_model(client: httpx.AsyncClient, gte_folder: Path) -> None:
+    answer = (await client.get(f"/v1/models/{gte_folder.name}")).json()
+    assert (answer["id"], answer["object"]) == (gte_folder.name, "model")
+    refused = await client.get("/v1/models/owner/another")
+    assert refused.status_code == 404
+    assert refused.json()["error"]["code"] == "model_not_found"
+
+
+async def test_token_ids_of_this_model(client: httpx.AsyncClient, gte: Embedder) -> None:
+    texts = ["a text", "another text of five words"]
+    ids = [[0, *row, 2] for row in reference_ids(gte, texts)]
+    expected = dense_of(gte.embed_documents(texts)).tolist()
+    for given, rows in ((ids, expected), (ids[0], expected[:1])):
+        answer = (await client.post(PATH, json={"input": given})).json()
+        assert [row["embedding"] for row in answer["data"]] == rows
+
+
+def reference_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
+    """Token ids by the tokenizers library, without special tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(embedder.spec.model) / "tokenizer.json"))
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+async def test_several_models(gte: Embedder, giga: Embedder) -> None:
+    async with client_of(create_app({"small": gte, "owner/large": giga})) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["small", "owner/large"]
+        for name, embedder in ((None, gte), ("small", gte), ("owner/large", giga)):
+            answer = (await client.post(PATH, json={"input": "a", "model": name})).json()
+            assert answer["data"][0]["embedding"] == dense_of(embedder.embed_documents(["a"])).tolist()[0]
+            assert answer["model"] == (name or "small")
+        answer = await client.post("/models/owner/large/embed", json={"inputs": "a"})
+        assert answer.json() == dense_of(giga.embed_documents(["a"])).tolist()
+        assert (await client.get("/models/owner/large/info")).json()["model_id"] == "owner/large"
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "code", "message"),
     [
         ({"input": [1, 2]}, 400, "input", None, "check_embedding_ctx_length=False"),
         ({"input": [[1, 2]]}, 400, "input", None, "token ids of another tokenizer mean nothing here"),
-        ({"input": []}, 400, "input", None, "input must have at least one text"),
-        ({"input": None}, 400, "input", None, "input is missing"),
+        ({"input": [[0, 10**9, 2]]}, 400, "input", None, "input[0] must be token ids from 0 to 599"),
+        ({"input": [[0, 10**400, 2]]}, 400, "input", None, "input[0][1]: expected `int`"),
+        ({"input": [[0, -1, 2]]}, 400, "input", None, "input[0][1]: expected `int` >= 0"),
+        ({"input": ["a", 1]}, 400, "input", None, "input[1] must be a string or a list of token ids"),
+        ({"input": [[]]}, 400, "input", None, "at least one"),
+        ({"input": []}, 400, "input", None, "it must have at least one text"),
+        ({"input": None}, 400, "input", None, "input: expected `str | array`, got `null`"),
         ({"model": "text-embedding-3-small"}, 404, "model", "model_not_found", "there is no model"),
-        ({"model": 3}, 400, "model", None, "model must be a string"),
-        ({"encoding_format": "int8"}, 400, "encoding_format", None, "not one of float, base64"),
-        ({"dimensions": 1.5}, 400, "dimensions", None, "dimensions must be a whole number, not a number"),
-        ({"dimensions": True}, 400, "dimensions", None, "dimensions must be a whole number"),
-        ({"input_type": "search_query"}, 400, "input_type", None, "not one of query, document"),
-        ({"input_typ": "query"}, 400, "input_typ", None, "input_typ is not a field of this request"),
+        ({"model": 3}, 400, "model", None, "model: expected `str | null`, got `int`"),
+        ({"encoding_format": "int8"}, 400, "encoding_format", None, "invalid enum value 'int8'"),
+        ({"dimensions": 1.5}, 400, "dimensions", None, "dimensions: expected `int | null`, got `float`"),
+        ({"dimensions": True}, 400, "dimensions", None, "dimensions: expected `int | null`, got `bool`"),
+        ({"dimensions": 10**5000}, 400, "dimensions", None, "dimensions: "),
+        ({"input_type": "search_query"}, 400, "input_type", None, "invalid enum value 'search_query'"),
+        ({"input_typ": "query"}, 400, "input_typ", None, "unknown field `input_typ`"),
+        ({"\ud800": 1}, 400, None, None, "lone surrogate"),
         ({"task": "Find it"}, 400, None, None, "was not trained with instructions"),
     ],
 )
@@ -127,7 +184,7 @@ async def test_errors_have_openais_shape(
     code: str | None,
     message: str,
 ) -> None:
-    answer = await client.post(PATH, json={"input": "a", **fields})
+    answer = await client.post(PATH, content=body_of({"input": "a", **fields}))
     assert answer.status_code == status
     error = answer.json()["error"]
     assert message in error.pop("message")

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
 from langchain_.gate import Gate
@@ -25,6 +24,7 @@ from support import TEXTS
 from twinvec import Embedder, RemoteEmbedder
 from twinvec.errors import ConfigurationError
 from twinvec.server import run
+from twinvec.server.running import Server
 from twinvec_cli.main import app
 
 KEY = "a-secret-key"
@@ -35,8 +35,8 @@ class Running:
     """``run`` on a thread, until it is told to stop."""
 
     def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        self.servers: list[uvicorn.Server] = []
-        monkeypatch.setattr(uvicorn, "Server", self._made)
+        self.servers: list[Server] = []
+        monkeypatch.setattr("twinvec.server.running.Server", self._made)
         started = threading.Event()
         self.url = ""
 
@@ -49,13 +49,13 @@ class Running:
         self.thread.start()
         assert started.wait(60)
 
-    def _made(self, config: uvicorn.Config, server: Any = uvicorn.Server) -> uvicorn.Server:
-        self.servers.append(server(config))
+    def _made(self, *args: Any) -> Server:
+        self.servers.append(Server(*args))
         return self.servers[0]
 
     def stop(self) -> None:
         """What SIGTERM does."""
-        self.servers[0].should_exit = True
+        self.servers[0].stop()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_remote_over_a_port(served: Running, gte: Embedder, quick: Embedder) -
     with RemoteEmbedder(served.url, api_key=KEY) as remote:
         batch = remote.embed_documents(TEXTS)
         assert len(batch) == len(TEXTS)
-        assert remote.spec == quick.spec
+        assert remote.spec.fingerprint == quick.spec.fingerprint
         assert_same(remote.embed_queries([]), quick.embed_queries([]))
         assert KEY not in repr(pickle.dumps(remote))
     assert "uvicorn" not in httpx.get(f"{served.url}/health").headers.get("server", "")
@@ -142,13 +142,15 @@ def test_a_port_that_is_taken(quick: Embedder) -> None:
 
 def test_listening_to_others_without_a_key_warns(quick: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped:
-        def __init__(self, config: uvicorn.Config) -> None:
+        lost = None
+
+        def __init__(self, *args: Any) -> None:
             pass
 
         def run(self, sockets: list[socket.socket]) -> None:
             pass
 
-    monkeypatch.setattr(uvicorn, "Server", Stopped)
+    monkeypatch.setattr("twinvec.server.running.Server", Stopped)
     with pytest.warns(UserWarning, match="listening at 0.0.0.0 without an API key: whoever can reach it"):
         run(quick, host="0.0.0.0", port=0)  # noqa: S104
     run(quick, host="0.0.0.0", port=0, api_key=KEY)  # noqa: S104
@@ -188,7 +190,7 @@ def test_an_empty_key_file_and_a_missing_extra(tmp_path: Path, gte_folder: Path)
     (tmp_path / "key").write_text("\n")
     result = CliRunner().invoke(app, ["serve", str(gte_folder), "--api-key-file", str(tmp_path / "key")])
     assert result.exit_code == 2
-    assert "is empty: write the API key into it" in result.stderr
+    assert "no API key in it: write one a line" in result.stderr
     code = "import sys; sys.modules['starlette'] = None; from twinvec_cli.main import run; run()"
     failed = subprocess.run(
         [sys.executable, "-c", code, "serve", str(gte_folder)], capture_output=True, text=True, check=False

@@ -25,12 +25,14 @@ from twinvec.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from twinvec.server.app import create_app
-    from twinvec.server.running import run
-    from twinvec.server.service import Limits
+    from twinvec.server.front import Keys
+    from twinvec.server.limits import Limits
+    from twinvec.server.running import reserve, run
 
-_WHERE = {"create_app": "app", "run": "running", "Limits": "service"}
+_WHERE = {"create_app": "app", "run": "running", "reserve": "running", "Limits": "limits", "Keys": "front"}
+_PACKAGES = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
-__all__ = ["Limits", "create_app", "run"]
+__all__ = ["Keys", "Limits", "create_app", "reserve", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,6 +42,6 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
     from importlib.util import find_spec
 
-    if not (find_spec("starlette") and find_spec("uvicorn")):
+    if not all(map(find_spec, _PACKAGES)):
         raise ConfigurationError("the server needs optional packages: pip install 'twinvec[serve]'")
     return getattr(import_module(f"twinvec.server.{_WHERE[name]}"), name)

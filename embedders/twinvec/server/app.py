@@ -1,122 +1,124 @@
-"""The ASGI application: which route does what, who may ask, and how each answers an error."""
+"""The ASGI application: from the table of routes, the models, and who may ask."""
 
 from __future__ import annotations
 
 import contextlib
-import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from twinvec.embedder import Embedder
-from twinvec.errors import ConfigurationError
-from twinvec.server import native, openai, tei
-from twinvec.server.service import ClientGoneError, Limits, RefusedError, Service
+from twinvec.server.answers import Json, send_whole
+from twinvec.server.body import decode, read_body
+from twinvec.server.errors import ClientGoneError, RefusedError
+from twinvec.server.front import Front, Keys
+from twinvec.server.limits import Limits
+from twinvec.server.metrics import PrometheusCollector
+from twinvec.server.openapi import document
+from twinvec.server.operations import OPERATIONS, Operation, refused
+from twinvec.server.service import Service, Serving, public_name, while_connected
 from twinvec.settings import Settings
 
-_Answer = Callable[[Service, Request], Awaitable[Response]]
-_POST: dict[str, _Answer] = {
-    "/v1/twinvec/embed": native.embed,
-    "/v1/twinvec/offsets": native.offsets,
-    "/v1/twinvec/terms": native.terms,
-    "/v1/embeddings": openai.embeddings,
-    "/embed": tei.embed,
-    "/": tei.embed,  # where Hugging Face's InferenceClient sends texts, to TEI and here
-    "/embed_sparse": tei.embed_sparse,
-}
-_GET: dict[str, _Answer] = {
-    "/v1/twinvec/info": native.info,
-    "/v1/twinvec/stats": native.stats,
-    "/v1/models": openai.models,
-    "/info": tei.info,
-    "/health": tei.health,
-    "/metrics": tei.metrics,
-}
-_OPEN = "/health"  # the one route without a key: load balancers have none
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
 
 
-def create_app(embedder: Embedder, *, api_key: str | None = None, limits: Limits | None = None) -> Starlette:
-    """Return an ASGI application that serves a model; see ``twinvec.server`` for its routes.
+def create_app(
+    embedder: Embedder | Mapping[str, Embedder],
+    *,
+    api_key: str | Keys | None = None,
+    limits: Limits | None = None,
+    hosts: Iterable[str] | None = None,
+    origins: Iterable[str] = (),
+) -> Starlette:
+    """Return an ASGI application that serves models; see ``twinvec.server`` for its routes.
 
     Args:
-        embedder: stays yours: close it after the server.
-        api_key: what clients must send as bearer token, except to ``/health``. Default: TWINVEC_API_KEY, else anybody
-            may ask.
-        limits: of requests.
+        embedder: one, or several by the names that clients know. They stay yours: close them after the server.
+        api_key: what clients must send as bearer token, except to ``/health`` and ``/ready``. Default:
+            TWINVEC_API_KEY, else anybody may ask.
+        limits: of requests. Those of connections need ``run``.
+        hosts: the names that a request's Host header may have; None for any.
+        origins: of web pages that may ask (CORS): "https://example.org", or "*" for all.
 
     Raises:
         ConfigurationError: an empty key, or one that no header can carry.
     """
     key = api_key if api_key is not None else Settings.from_env().api_key
-    service = Service(embedder, limits or Limits())
-    routes = [Route(path, _endpoint(service, answer), methods=["POST"]) for path, answer in _POST.items()]
-    routes += [Route(path, _endpoint(service, answer), methods=["GET"]) for path, answer in _GET.items()]
-    return Starlette(
+    keys = Keys({key: ""}) if isinstance(key, str) else key
+    embedders = embedder if isinstance(embedder, Mapping) else {public_name(embedder.spec.model): embedder}
+    serving = Serving(embedders, limits or Limits())
+    allowed = None if hosts is None else frozenset(host.lower() for host in hosts)
+    (name, served), *others = embedders.items()
+    collector = PrometheusCollector(served, name=name)
+    for name, served in others:
+        collector.add(served, name=name)
+    serving.metrics.registry.register(collector)
+    routes: list[BaseRoute] = _routes(serving.first)
+    routes += [Mount(f"/models/{name}", routes=_routes(service)) for name, service in serving.models.items()]
+    routes.append(Route("/openapi.json", _page, methods=["GET"]))
+    middleware = [Middleware(Front, serving=serving, keys=keys, hosts=allowed)]
+    if origins := list(origins):
+        headers = ["Authorization", "Content-Type", "X-Request-Id"]
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))
+    app = Starlette(
         routes=routes,
-        middleware=[] if key is None else [Middleware(_KeyGate, key=check_key(key))],
+        middleware=middleware,
         exception_handlers={HTTPException: _no_route},
     )
+    app.state.serving = serving
+    return app
 
 
-def check_key(key: str) -> str:
-    """Return an API key that can be sent in a header.
-
-    Raises:
-        ConfigurationError: it cannot, or is empty; it is not shown.
-    """
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError("the API key must be printable ASCII without spaces, and not empty")
-    return key
+def _routes(service: Service) -> list[BaseRoute]:
+    return [Route(o.path, Endpoint(service, o), methods=[o.method]) for o in OPERATIONS]
 
 
-def _endpoint(service: Service, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(request: Request) -> Response:
-        counted = service.admitted() if request.method == "POST" else contextlib.nullcontext()
+class Endpoint:
+    """One route of one model."""
+
+    def __init__(self, service: Service, operation: Operation) -> None:
+        self._service, self.operation = service, operation
+        self._decoder = None if operation.body is None else msgspec.json.Decoder(operation.body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        with contextlib.ExitStack() as at_work:
+            await send_whole(await self._answer(Request(scope, receive), at_work), send)
+
+    async def _answer(self, request: Request, at_work: contextlib.ExitStack) -> Response:
+        serving = self._service.serving
         try:
-            with counted:
-                return await answer(service, request)
+            if self._decoder is None:
+                return await self.operation.answer(self._service, request)
+            body = await read_body(request, serving.limits)
+            at_work.enter_context(serving.admitted())
+            return await while_connected(request, self._work(self._decoder, body))
         except ClientGoneError:
             return Response(status_code=_CLIENT_GONE)
         except Exception as error:
-            return _refused(request.url.path, RefusedError.of(error))
+            refusal = RefusedError.of(error)
+            refusal.message = self._service.public(refusal.message)
+            return refused(request.url.path, refusal)
 
-    return respond
+    async def _work(self, decoder: msgspec.json.Decoder[Any], body: bytes) -> Response:
+        return await self.operation.answer(self._service, await decode(decoder, body))
 
 
-def _refused(path: str, refusal: RefusedError) -> Response:
-    if path.startswith("/v1/twinvec/"):
-        return native.refused(refusal)
-    return openai.refused(refusal) if path.startswith("/v1/") else tei.refused(refusal)
+async def _page(request: Request) -> Response:
+    return Json(document(OPERATIONS))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    known = f"{request.method} {path} is not a route; there are {', '.join((*_POST, *_GET))}"
-    return _refused(path, RefusedError(error.status_code, known, headers=error.headers))
-
-
-class _KeyGate:
-    """Lets nobody in without the key."""
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._key = app, key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _OPEN or self._has_key(dict(scope["headers"])):
-            await self._app(scope, receive, send)
-            return
-        message = "send the server's API key: Authorization: Bearer KEY"
-        refusal = RefusedError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        await _refused(scope["path"], refusal)(scope, receive, send)
-
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._key)
+    known = f"{request.method} {path[:200]} is not a route; there are {', '.join(o.path for o in OPERATIONS)}"
+    return refused(path, RefusedError(error.status_code, known, headers=error.headers))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import os
-import random
-import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,32 +23,33 @@ from twinvec.base import BaseEmbedder
 from twinvec.engine.calls import Checked, Wanted, check_texts
 from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
 from twinvec.options import EmbedderOptions
+from twinvec.server.transport import Address, Answer, Line, in_turns
 from twinvec.server.wire import (
     ERRORS,
     FINGERPRINT,
     PROTOCOL,
-    task_from_json,
+    ServerInfo,
+    check_batch,
+    check_offsets,
     unpack_batch,
     unpack_offsets,
 )
-from twinvec.settings import Settings
-from twinvec.spec import ModelSpec
-from twinvec.text.prompts import PromptTemplate, Role, Task
+from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
 # One request: enough to fill a device, little enough for progress, timeouts and the server's memory.
 _TEXTS = 256
-_CHARACTERS = 250_000
+_BODY_BYTES = 500_000
+_ENVELOPE = 200  # bytes of a request beside its texts and its prompt
 _IN_FLIGHT = 4  # requests of one call at the same time: the server always has the next one
 _TERMS = 2**16  # sparse columns in one request
 _REMEMBERED_TERMS = 2**18
-_RETRIED = (429, 502, 503)
-_LONGEST_WAIT = 30.0
+# bytes of an answer that can be right
+_LARGEST_INFO = 2**24
+_LARGEST_TERM = 4096
+_LARGEST_HEAD = 2**16
 
 _T = TypeVar("_T")
-# tests put an application and a clock here
-_TRANSPORT: httpx.AsyncBaseTransport | None = None
-_sleep = asyncio.sleep
 
 
 class RemoteEmbedder(BaseEmbedder):
@@ -67,26 +67,35 @@ class RemoteEmbedder(BaseEmbedder):
         (1, 768)
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 4) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 4,
+        from_data: bool = False,
+    ) -> None:
         """Connect, and learn what the server's model is.
 
         Args:
             url: of the server, for example "http://127.0.0.1:8000". "http://user:password@host" is for a proxy that
                 asks for them, in place of a key.
-            api_key: what the server asks for. Default: TWINVEC_API_KEY.
-            timeout: seconds to wait for the answer to one request; a call of many texts makes several.
+            api_key: what the server asks for; sent there and nowhere else. Default: TWINVEC_API_KEY, where TWINVEC_URL
+                names this server or is not set.
+            timeout: seconds for one request from its first byte to the answer's last, retries included; a call of many
+                texts makes several requests.
             retries: how often a request is sent again, after waiting, when the connection fails or the server is
-                overloaded (status 429, 502 or 503; its Retry-After is honoured).
+                overloaded (status 429, 502 or 503; its Retry-After is honoured). Where the connection broke after the
+                request was sent, the server may compute it once more for each retry.
+            from_data: ``url`` was read from a file or a message: TWINVEC_API_KEY is sent there only where TWINVEC_URL
+                names it.
 
         Raises:
             RemoteError: no server answers there, it asks for another key, or it is not one of this version's.
             ConfigurationError: arguments that make no sense.
         """
-        key = api_key if api_key is not None else Settings.from_env().api_key
-        self._url, self._connect = _address(url, api_key, key, timeout)
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigurationError(f"retries={retries!r} must be a whole number of at least 0")
-        self._timeout, self._retries = timeout, retries
+        self._address = Address.parse(url, api_key, timeout, retries, from_data=from_data)
         self._closed = False
         self._terms: dict[int, str] = {}
         self._open_line()
@@ -99,7 +108,7 @@ class RemoteEmbedder(BaseEmbedder):
     @property
     def url(self) -> str:
         """Return where the server is, without secrets."""
-        return self._url
+        return self._address.shown
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """See ``Embedder.token_offsets``."""
@@ -109,7 +118,7 @@ class RemoteEmbedder(BaseEmbedder):
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
         """See ``Embedder.token_room``."""
         prompt = self.prompt_for(role, task)
-        return self.max_length - self._special_tokens - (len(self.token_offsets([prompt])[0]) if prompt else 0)
+        return self.max_length - self._info.special_tokens - (len(self.token_offsets([prompt])[0]) if prompt else 0)
 
     def stats(self) -> dict[str, Any]:
         """Return the counters of the server's Embedder; see ``Embedder.stats``."""
@@ -126,7 +135,7 @@ class RemoteEmbedder(BaseEmbedder):
     @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
-        return self._family
+        return self._info.family
 
     def close(self, *, drain: bool = False) -> None:
         """Close the connections; the server stays. Later calls raise ConfigurationError.
@@ -139,7 +148,8 @@ class RemoteEmbedder(BaseEmbedder):
             self._line.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _connected, (self._url, {"timeout": self._timeout, "retries": self._retries})
+        address = self._address
+        return _connected, (address.shown, {"timeout": address.timeout, "retries": address.retries})
 
     def __copy__(self) -> RemoteEmbedder:
         return self
@@ -148,35 +158,24 @@ class RemoteEmbedder(BaseEmbedder):
         return self
 
     def __repr__(self) -> str:
-        return f"RemoteEmbedder({self._url!r}, model={self.spec.model!r})"
-
-    # --- what the server is
+        return f"RemoteEmbedder({self.url!r}, model={self.spec.model!r})"
 
     def _learn(self, info: dict[str, Any]) -> None:
+        if info.get("protocol") != PROTOCOL and "version" in info:
+            raise RemoteError(
+                f"{self.url} is TwinVec {str(info['version'])[:40]}, this is {__version__}, and they do not understand "
+                "each other: install the same version on both sides"
+            )
         try:
-            protocol, version = info["protocol"], info["version"]
-            if protocol == PROTOCOL:
-                self.spec = ModelSpec(**info["spec"])
-                self._prompts = PromptTemplate(**info["template"])
-                task, prompts = task_from_json(info["task"]), dict(info["prompts"])
-                self.options = EmbedderOptions(task=task, prompts=prompts or None)
-                self._family = str(info["family"])
-                self._special_tokens = int(info["special_tokens"])
-                limits = info["limits"]
-                self._max_texts = min(_TEXTS, int(limits["max_texts"]))
-                self._max_characters = int(limits["max_characters"])
-                # a character is six bytes of JSON at most; prompt and field names need room, too
-                self._chunk_characters = min(_CHARACTERS, self._max_characters, int(limits["max_body_bytes"]) // 8)
-                if self.spec.fingerprint == info["fingerprint"]:
-                    return
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RemoteError(f"{self._url} is no TwinVec server that this version knows: {error!r}") from None
-        raise RemoteError(
-            f"{self._url} is TwinVec {version}, this is {__version__}, and they do not understand each other: install "
-            "the same version on both sides"
-        )
-
-    # --- calls
+            known = ServerInfo.parse(info)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise RemoteError(
+                f"{self.url} is no TwinVec server that this version knows: {str(error)[:200]!r}"
+            ) from None
+        self._info = known
+        self.spec, self._prompts = known.spec, known.template
+        self.options = EmbedderOptions(task=known.task, prompts=known.prompts or None)
+        self._max_texts = min(_TEXTS, known.max_texts)
 
     def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
         call = self._check(role, texts, wanted)
@@ -221,44 +220,50 @@ class RemoteEmbedder(BaseEmbedder):
             raise ConfigurationError("this RemoteEmbedder is closed; make a new one")
 
     def _open_line(self) -> None:
-        self._line = _Line(self._connect())
+        self._line = Line(self._address)
         # a collected RemoteEmbedder ends its thread like a closed one
         self._finalizer = weakref.finalize(self, self._line.close_later)
         self._finalizer.atexit = False
-
-    # --- on the thread of the line
 
     async def _batch(
         self, call: Checked, timeout: float | None, progress: Callable[[int], object] | None = None
     ) -> EmbeddingBatch:
         # the prompt that prompt_for shows is what travels, whatever the server would put there by now
         asked = {"role": call.role.value, "prompt": call.prompt, "dense": call.dense, "sparse": call.sparse}
+        dim = (self.dim or 0) if call.dense else None
+        columns = (self._info.columns or 0) if call.sparse else None
+        row = 4 * (dim or 0) + 8 * min(columns or 0, 2**15) + 16
+
+        def unpack(data: bytes, part: _Part) -> EmbeddingBatch:
+            batch = unpack_batch(data)
+            check_batch(batch, rows=len(part.texts), dim=dim, columns=columns)
+            return batch
 
         async def request(part: _Part) -> EmbeddingBatch:
-            batch = await self._vectors("embed", {**asked, "texts": part.texts}, part, unpack_batch)
-            self._check_shape(batch, call, part)
+            batch = await self._vectors("embed", asked, part, row * len(part.texts), unpack)
             if progress is not None:
                 progress(len(part.texts))
             return batch
 
         try:
-            return _stacked(await asyncio.wait_for(_in_turns(request, self._parts(call.texts)), timeout))
+            parts = self._parts(call.texts, asked)
+            return _stacked(await asyncio.wait_for(in_turns(request, parts, _IN_FLIGHT), timeout))
         except DeadlineError:  # the server's own, which is a TimeoutError, too
             raise
         except asyncio.TimeoutError:
             raise DeadlineError(f"{len(call.texts)} texts were not embedded within {timeout} s") from None
 
-    def _check_shape(self, batch: EmbeddingBatch, call: Checked, part: _Part) -> None:
-        width = None if batch.dense is None else batch.dense.shape[1]
-        expected = (len(part.texts), self.dim if call.dense else None, call.sparse)
-        if (len(batch), width, batch.sparse is not None) != expected:
-            raise RemoteError(f"{self._url} answered other vectors than it was asked for")
-
     async def _all_offsets(self, texts: list[str]) -> list[Int64]:
-        async def request(part: _Part) -> list[Int64]:
-            return await self._vectors("offsets", {"texts": part.texts}, part, unpack_offsets)
+        def unpack(data: bytes, part: _Part) -> list[Int64]:
+            found = unpack_offsets(data)
+            check_offsets(found, part.texts)
+            return found
 
-        found = await _in_turns(request, self._parts(texts))
+        async def request(part: _Part) -> list[Int64]:
+            tokens = sum(len(text.encode()) + 8 for text in part.texts)
+            return await self._vectors("offsets", {}, part, 16 * tokens, unpack)
+
+        found = await in_turns(request, self._parts(texts, {}), _IN_FLIGHT)
         return [offsets for part in found for offsets in part]
 
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]:
@@ -266,189 +271,102 @@ class RemoteEmbedder(BaseEmbedder):
         missing = [key for key in keys if key not in found]
         for start in range(0, len(missing), _TERMS):
             part = missing[start : start + _TERMS]
-            terms = self._wait(self._post("terms", {"keys": part})).json()["terms"]
-            found.update(zip(part, terms, strict=True))
+            found.update(zip(part, self._wait(self._some_terms(part)), strict=True))
         # "#" and a number: a BM25 term that the server does not know yet
         known = {key: term for key, term in found.items() if not term.startswith("#")}
         self._terms = {**self._terms, **known} if len(self._terms) < _REMEMBERED_TERMS else known
         return found
 
-    def _parts(self, texts: list[str]) -> Iterator[_Part]:
-        """Yield what goes into one request each; a single empty part for no texts, which gives empty arrays."""
-        start = characters = 0
-        for i, text in enumerate(texts):
-            if len(text) > self._max_characters:
-                raise TextTooLongError(
-                    f"has {len(text)} characters, {self._url} takes {self._max_characters}: split it", position=i
-                )
-            if i > start and (i - start == self._max_texts or characters + len(text) > self._chunk_characters):
-                yield _Part(start, texts[start:i])
-                start, characters = i, 0
-            characters += len(text)
-        yield _Part(start, texts[start:])
+    async def _some_terms(self, keys: list[int]) -> list[str]:
+        body = json.dumps({"keys": keys}).encode()
+        answer = _object(await self._ask("POST", "terms", _LARGEST_TERM * len(keys) + _LARGEST_HEAD, body))
+        terms = answer.get("terms") if answer is not None else None
+        if not isinstance(terms, list) or len(terms) != len(keys) or not all(isinstance(t, str) for t in terms):
+            raise RemoteError(f"{self.url} answered no terms of {len(keys)} columns")
+        return terms
 
-    async def _vectors(self, route: str, asked: dict[str, Any], part: _Part, unpack: Callable[[bytes], _T]) -> _T:
+    def _parts(self, texts: list[str], asked: dict[str, Any]) -> Iterator[_Part]:
+        """Yield what goes into one request each; a single empty part for no texts, which gives empty arrays."""
+        room = self._info.max_body_bytes - len(_json(asked)) - _ENVELOPE
+        chunk = min(_BODY_BYTES, room)
+        part, size = _Part(0, [], []), 0
+        for i, text in enumerate(texts):
+            encoded = _json(text)
+            if len(encoded) > room:
+                reason = f"has {len(encoded)} bytes as JSON, {self.url} takes {max(room, 0)}: split it"
+                raise TextTooLongError(reason, position=i)
+            if part.texts and (len(part.texts) == self._max_texts or size + len(encoded) + 1 > chunk):
+                yield part
+                part, size = _Part(i, [], []), 0
+            part.texts.append(text)
+            part.encoded.append(encoded)
+            size += len(encoded) + 1
+        yield part
+
+    async def _vectors(
+        self, route: str, asked: dict[str, Any], part: _Part, largest: int, unpack: Callable[[bytes, _Part], _T]
+    ) -> _T:
+        fields = [b'"%s":%s' % (name.encode(), _json(value)) for name, value in asked.items()]
+        body = b"{" + b",".join([*fields, b'"texts":[' + b",".join(part.encoded) + b"]"]) + b"}"
         try:
-            response = await self._post(route, asked)
+            answer = await self._ask("POST", route, largest + _LARGEST_HEAD, body)
         except TextError as error:
             raise error.moved(part.start) from None
-        if response.headers.get(FINGERPRINT) != self.spec.fingerprint:
-            raise RemoteError(f"{self._url} has another model now: make a new RemoteEmbedder")
+        if answer.headers.get(FINGERPRINT) != self.spec.fingerprint:
+            raise RemoteError(f"{self.url} has another model now: make a new RemoteEmbedder")
         try:
-            return unpack(response.content)
+            return unpack(answer.content, part)
         except ValueError as error:
-            raise RemoteError(f"{self._url} answered no vectors: {error}") from None
+            raise RemoteError(f"{self.url} answered no vectors: {error}") from None
 
     async def _get(self, route: str) -> dict[str, Any]:
-        response = await self._ask("GET", route)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise RemoteError(f"{self._url} is no TwinVec server: its /v1/twinvec/{route} is no JSON object")
+        answer = _object(await self._ask("GET", route, _LARGEST_INFO))
+        if answer is None:
+            raise RemoteError(f"{self.url} is no TwinVec server: its /v1/twinvec/{route} is no JSON object")
         return answer
 
-    async def _post(self, route: str, asked: dict[str, Any]) -> httpx.Response:
-        return await self._ask("POST", route, json=asked)
+    async def _ask(self, method: str, route: str, largest: int, body: bytes | None = None) -> Answer:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        return await self._line.ask(method, f"/v1/twinvec/{route}", largest, self._error, content=body, headers=headers)
 
-    async def _ask(self, method: str, route: str, **content: Any) -> httpx.Response:
-        for attempt in range(self._retries + 1):
-            pause = min(0.25 * 2**attempt, 8) * random.uniform(0.5, 1)  # noqa: S311 - not to come back all at once
-            try:
-                response = await self._line.client.request(method, f"/v1/twinvec/{route}", **content)
-            except (httpx.ReadTimeout, httpx.WriteTimeout):
-                # to ask again would double the work of a server that is slow
-                raise RemoteError(f"{self._url} did not answer within {self._timeout} s") from None
-            except httpx.RequestError as error:
-                failure: TwinVecError = RemoteError(
-                    f"{self._url} cannot be reached: {str(error) or type(error).__name__}"
-                )
-            else:
-                if response.status_code == httpx.codes.OK:
-                    return response
-                failure = self._error(response)
-                if response.status_code not in _RETRIED:
-                    raise failure
-                pause = _retry_after(response) or pause
-            if attempt == self._retries:
-                raise failure
-            await _sleep(pause)
-        raise AssertionError("unreachable")
-
-    def _error(self, response: httpx.Response) -> TwinVecError:
+    def _error(self, response: httpx.Response, content: bytes) -> TwinVecError:
         """Return the server's error as what it was there."""
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            return RemoteError(f"{self._url} asks for another API key: pass api_key= or set TWINVEC_API_KEY")
+            return RemoteError(
+                f"{self.url} asks for another API key: pass api_key=, or set TWINVEC_API_KEY and TWINVEC_URL, without "
+                "which it is not sent to an address that was read from data"
+            )
         try:
-            error = response.json()["error"]
+            error = json.loads(content)["error"]
             kind = ERRORS[error["type"]]
             if issubclass(kind, TextError):
-                return kind(error["reason"], position=error["position"])
-            return kind(error["message"])
-        except (ValueError, KeyError, TypeError):
-            detail = response.text[:200].strip()
-            return RemoteError(f"{self._url} answered with status {response.status_code}: {detail or 'nothing more'}")
+                position = error["position"]
+                return kind(str(error["reason"]), position=None if position is None else int(position))
+            return kind(str(error["message"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            detail = content[:200].decode(errors="replace").strip()
+            return RemoteError(f"{self.url} answered with status {response.status_code}: {detail or 'nothing more'}")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Texts of one request, and the position of the first of them in the caller's list."""
+    """Texts of one request, their JSON, and the position of the first of them in the caller's list."""
 
     start: int
     texts: list[str]
+    encoded: list[bytes]
 
 
-class _Line:
-    """A thread with an event loop, on which one client has its connections."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self.pid = os.getpid()
-        self.client = client
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="twinvec-remote", daemon=True)
-        self._thread.start()
-
-    def close(self, *, drain: bool) -> None:
-        """Finish what is pending (``drain``) or cancel it, and end the thread."""
-        if self.pid != os.getpid():
-            return
-        asyncio.run_coroutine_threadsafe(self._finish(drain), self.loop).result()
-        self.close_later()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def close_later(self) -> None:
-        """End the thread without waiting for it: the collector may run anywhere."""
-        if self.pid == os.getpid():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_forever()
-            self.loop.run_until_complete(self._finish(False))
-        finally:
-            self.loop.close()
-
-    async def _finish(self, drain: bool) -> None:
-        pending = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in () if drain else pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        await self.client.aclose()
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _address(
-    url: str, api_key: str | None, key: str | None, timeout: float
-) -> tuple[str, Callable[[], httpx.AsyncClient]]:
-    """Return where the server is, without secrets, and what makes a client for it, with them."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise ConfigurationError(f"timeout={timeout!r} must be a number of seconds greater than 0")
+def _object(answer: Answer) -> dict[str, Any] | None:
     try:
-        address = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise ConfigurationError(f"url: {error}") from None
-    if address.scheme not in ("http", "https") or not address.host:
-        raise ConfigurationError("url must begin with http:// or https:// and name a host")
-    shown = str(address.copy_with(username=None, password=None, query=None, fragment=None)).rstrip("/")
-    basic = (address.username, address.password) if address.userinfo else None
-    if basic and api_key is not None:
-        raise ConfigurationError("pass api_key= or a password in the url, not both: there is one header for them")
-    headers = {"User-Agent": f"twinvec/{__version__}"}
-    if key is not None and basic is None:
-        if not key.isascii() or not key.isprintable():
-            raise ConfigurationError("api_key cannot be sent in a header: it must be printable ASCII")
-        headers["Authorization"] = f"Bearer {key}"
-
-    def connect() -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=5)
-        patience = httpx.Timeout(timeout, connect=min(timeout, 10), pool=None)
-        return httpx.AsyncClient(
-            base_url=shown, headers=headers, auth=basic, timeout=patience, limits=limits, transport=_TRANSPORT
-        )
-
-    return shown, connect
-
-
-async def _in_turns(request: Callable[[_Part], Coroutine[Any, Any, _T]], parts: Iterator[_Part]) -> list[_T]:
-    """Make the requests, a few at a time; return the answers in order. A failed one cancels the others."""
-    answers: dict[int, _T] = {}
-    numbered = enumerate(parts)
-
-    async def work() -> None:
-        for number, part in numbered:
-            answers[number] = await request(part)
-
-    workers = [asyncio.ensure_future(work()) for _ in range(_IN_FLIGHT)]
-    try:
-        await asyncio.gather(*workers)
-    except BaseException:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        raise
-    return [answers[number] for number in range(len(answers))]
+        value = json.loads(answer.content)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _stacked(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
@@ -462,12 +380,6 @@ def _stacked(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
         np.concatenate([batch.token_counts for batch in batches]),
         np.concatenate([batch.truncated for batch in batches]),
     )
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that a server wants to be left alone for."""
-    seconds = response.headers.get("retry-after", "")
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else None
 
 
 def _connected(url: str, options: dict[str, Any]) -> RemoteEmbedder:

@@ -1,4 +1,4 @@
-"""Counters of embedders for Prometheus, read when it asks.
+"""Counters of embedders, and of a server's requests, for Prometheus.
 
     from prometheus_client import REGISTRY
     from twinvec.server.metrics import PrometheusCollector
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec.spec import ModelSpec
 
 try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as error:
@@ -51,6 +52,45 @@ _GAUGES = {
     "healthy": ("healthy", "1 while the model answers, 0 after its device failed or it was closed."),
     "device_memory": ("device_memory_bytes", "Memory held on the device."),
 }
+
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class RequestMetrics:
+    """Counters of one server's requests, in a registry of its own.
+
+    Attributes:
+        registry: of these, and of what else is measured beside them.
+        requests: by route, status and tenant.
+        seconds: from a request's headers to its sent answer, by route.
+        at_work: requests between their whole body and their sent answer.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "twinvec_requests", "Requests answered.", ("route", "status", "tenant"), registry=registry
+        )
+        self.seconds = Histogram(
+            "twinvec_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=_SECONDS
+        )
+        self.at_work = Gauge("twinvec_requests_in_flight", "Requests that are being answered.", registry=registry)
+
+
+class ConnectionCollector(Collector):
+    """Connections of a server: how many are open, how many it closed and why."""
+
+    def __init__(self, count: Callable[[], int], closed: Mapping[str, int]) -> None:
+        self._count, self._closed = count, closed
+
+    def collect(self) -> Iterator[_Family]:
+        """Return the metrics."""
+        yield GaugeMetricFamily("twinvec_connections", "Open connections.", value=self._count())
+        closed = CounterMetricFamily("twinvec_connections_closed", "Connections closed early.", labels=("reason",))
+        for reason, number in self._closed.items():
+            closed.add_metric((reason,), number)
+        yield closed
 
 
 class Measured(Protocol):

@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from twinvec import __version__
-from twinvec.engine.calls import Wanted
-from twinvec.server.service import RefusedError, Service
+from twinvec.server.answers import Json
+from twinvec.server.body import TaskBody
+from twinvec.server.errors import RefusedError
+from twinvec.server.service import Service, public_name
 from twinvec.server.wire import FINGERPRINT, PROTOCOL, VECTORS, pack_batch, pack_offsets, task_to_json
-from twinvec.text.prompts import Role
+from twinvec.text.prompts import Role, Task
 
 _MAX_TERMS = 2**17
-_BM25_COLUMNS = 2**31 - 1
+
+
+class EmbedBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """See ``Embedder.embed_queries`` and ``embed_documents``."""
+
+    role: Literal["query", "document"]
+    texts: list[str]
+    task: str | TaskBody | None = None
+    prompt: str | None = None
+    dense: bool | None = True
+    sparse: bool | None = None
+    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class OffsetsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """See ``Embedder.token_offsets``."""
+
+    texts: list[str]
+
+
+class TermsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Sparse columns; see ``Embedder.token_weights``."""
+
+    keys: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]], msgspec.Meta(max_length=_MAX_TERMS)]
+
+
+class Terms(msgspec.Struct):
+    """What sparse columns stand for."""
+
+    terms: list[str]
 
 
 def refused(refusal: RefusedError) -> Response:
@@ -28,88 +60,87 @@ def refused(refusal: RefusedError) -> Response:
         "position": refusal.position,
         "reason": refusal.reason,
     }
-    return JSONResponse({"error": error}, refusal.status, refusal.headers)
+    return Json({"error": error}, refusal.status, refusal.headers)
 
 
 async def info(service: Service, request: Request) -> Response:
-    """Return what makes a client behave as the same Embedder."""
+    """Return what makes a client behave as the same Embedder; no path of this machine."""
     embedder = service.embedder
+    spec = embedder.spec
     document = embedder.prompt_for(Role.DOCUMENT)
     prompt_tokens = len(embedder.token_offsets([document])[0])
-    return JSONResponse(
+    public = replace(spec, model=service.name, sparse=spec.sparse and public_name(spec.sparse))
+    return Json(
         {
             "protocol": PROTOCOL,
             "version": __version__,
-            "spec": asdict(embedder.spec),
-            "fingerprint": embedder.spec.fingerprint,
+            "spec": asdict(public),
+            "fingerprint": spec.fingerprint,
             "family": embedder.family,
             "dim": embedder.dim,
             "max_length": embedder.max_length,
             "has_sparse": embedder.has_sparse,
             "needs_idf": embedder.needs_idf,
-            "vocabulary_size": _columns(service),
+            "vocabulary_size": service.columns or None,
             "special_tokens": embedder.max_length - embedder.token_room(Role.DOCUMENT) - prompt_tokens,
             "template": {**asdict(embedder._prompts), "named": dict(embedder._prompts.named)},
             "prompts": dict(embedder.prompts),
             "task": task_to_json(embedder.task),
-            "limits": asdict(service.limits),
+            "limits": asdict(service.serving.limits),
         }
     )
 
 
-def _columns(service: Service) -> int | None:
-    """Return one more than the highest index that a sparse row can have."""
-    embedder = service.embedder
-    if not embedder.has_sparse:
-        return None
-    return _BM25_COLUMNS if embedder.needs_idf else embedder._views[-1].core.model.tokenizer.vocabulary_size
-
-
-async def embed(service: Service, request: Request) -> Response:
+async def embed(service: Service, asked: EmbedBody) -> Response:
     """Embed texts; the answer is safetensors, see ``twinvec.server.wire.pack_batch``."""
-    fields = await service.fields(request)
-    role = Role(fields.one_of("role", *(role.value for role in Role)))
-    texts = fields.texts("texts")
-    wanted = Wanted(
-        task=fields.task("task"),
-        prompt=fields.take("prompt", str, default=None),
-        dense=fields.take("dense", bool, default=True),
-        sparse=fields.take("sparse", bool, default=None),
-        timeout=fields.seconds("timeout"),
+    if asked.texts:
+        service.check_count("texts", len(asked.texts))
+    batch = await service.embed(
+        "texts",
+        asked.texts,
+        Role(asked.role),
+        task=task_of(asked.task),
+        prompt=asked.prompt,
+        dense=asked.dense is not False,
+        sparse=asked.sparse,
+        timeout=asked.timeout,
     )
-    fields.done()
-    batch = await service.embed(request, role, texts, wanted)
     return _vectors(service, pack_batch(batch))
 
 
-async def offsets(service: Service, request: Request) -> Response:
+async def offsets(service: Service, asked: OffsetsBody) -> Response:
     """Return where the tokens of texts lie; see ``Embedder.token_offsets`` and ``twinvec.server.wire.pack_offsets``."""
-    fields = await service.fields(request)
-    texts = fields.texts("texts")
-    fields.done()
-    found = await asyncio.to_thread(service.embedder.token_offsets, texts.texts)
+    if asked.texts:
+        service.check_count("texts", len(asked.texts))
+    found = await asyncio.to_thread(service.embedder.token_offsets, asked.texts)
     return _vectors(service, pack_offsets(found))
 
 
-async def terms(service: Service, request: Request) -> Response:
+async def terms(service: Service, asked: TermsBody) -> Response:
     """Return what sparse columns stand for; see ``Embedder.token_weights``."""
-    fields = await service.fields(request)
-    keys = fields.take("keys", list)
-    fields.done()
-    columns = _columns(service) or 0
-    if len(keys) > _MAX_TERMS:
-        raise RefusedError(413, f"keys has {len(keys)} items, the limit is {_MAX_TERMS}: send them in parts", "keys")
-    for position, key in enumerate(keys):
-        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < columns:
+    columns = service.columns
+    for position, key in enumerate(asked.keys):
+        if key >= columns:
             raise RefusedError(400, f"keys[{position}] must be a whole number from 0 to {columns - 1}", "keys")
-    texts = await asyncio.to_thread(service.embedder._token_texts, keys)
-    return JSONResponse({"terms": [texts[key] for key in keys]})
+    texts = await asyncio.to_thread(service.embedder._token_texts, asked.keys)
+    return Json({"terms": [texts[key] for key in asked.keys]})
 
 
 async def stats(service: Service, request: Request) -> Response:
     """Return the Embedder's counters."""
     counters: dict[str, Any] = service.embedder.stats()
-    return JSONResponse(counters)
+    return Json(counters)
+
+
+def task_of(given: str | TaskBody | None) -> Task | str | None:
+    """Return a task as the Embedder takes it.
+
+    Raises:
+        RefusedError: an empty instruction.
+    """
+    if given == "" or (isinstance(given, TaskBody) and not given.instruction.strip()):
+        raise RefusedError(400, "task: an instruction must be a sentence, not an empty string", "task", "PromptError")
+    return Task(given.instruction, given.symmetric) if isinstance(given, TaskBody) else given
 
 
 def _vectors(service: Service, content: bytes) -> Response:

@@ -3,18 +3,75 @@
 from __future__ import annotations
 
 import base64
-import json
 import time
+from typing import Annotated, Any, Literal
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from twinvec.engine.calls import Wanted
-from twinvec.server.service import RefusedError, Service, json_response
+from twinvec.server.answers import Json, rows_of_json
+from twinvec.server.body import TaskBody, TokenId
+from twinvec.server.errors import RefusedError
+from twinvec.server.native import task_of
+from twinvec.server.service import Service
 from twinvec.text.prompts import Role
 
 _STARTED = int(time.time())
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+
+
+class EmbeddingsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """OpenAI's fields, and ``input_type`` and ``task`` beside them."""
+
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] | None = None
+    user: str | None = None
+    input_type: Literal["query", "document"] | None = "document"
+    task: str | TaskBody | None = None
+
+
+class Model(msgspec.Struct):
+    """One model."""
+
+    id: str
+    object: str = "model"
+    created: int = _STARTED
+    owned_by: str = "twinvec"
+
+
+class Models(msgspec.Struct):
+    """The models of this server."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+class Embedding(msgspec.Struct):
+    """One text's vector: numbers, or base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class Usage(msgspec.Struct):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(msgspec.Struct, omit_defaults=False):
+    """Vectors in the order of the texts; ``truncated`` has the positions of those that were cut."""
+
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    object: str = "list"
+    truncated: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 def refused(refusal: RefusedError) -> Response:
@@ -26,37 +83,43 @@ def refused(refusal: RefusedError) -> Response:
         "param": refusal.field,
         "code": _CODES.get(refusal.status),
     }
-    return JSONResponse({"error": error}, refusal.status, refusal.headers)
+    return Json({"error": error}, refusal.status, refusal.headers)
 
 
 async def models(service: Service, request: Request) -> Response:
-    """List the one model."""
-    model = {"id": service.name, "object": "model", "created": _STARTED, "owned_by": "twinvec"}
-    return JSONResponse({"object": "list", "data": [model]})
+    """List the models."""
+    return Json(Models([Model(name) for name in service.serving.models]))
 
 
-async def embeddings(service: Service, request: Request) -> Response:
-    """Embed texts as OpenAI does; the positions of those that were cut are in ``truncated``, where there are any."""
-    fields = await service.fields(request)
-    model = fields.take("model", str, default=service.name)
-    if model not in (service.name, service.embedder.spec.model):
-        raise RefusedError(404, f"there is no model {model!r} here, only {service.name!r}", "model")
+async def model(service: Service, request: Request) -> Response:
+    """Describe one model."""
+    return Json(Model(service.serving.named(request.path_params["id"]).name))
+
+
+async def embeddings(service: Service, asked: EmbeddingsBody) -> Response:
+    """Embed texts as OpenAI does, with the model that ``model`` names, the server's first without it.
+
+    Texts are documents unless ``input_type`` is "query". Token ids must be this model's, special tokens included.
+    """
+    if asked.model is not None:
+        service = service.serving.named(asked.model)
     service.need_dense()
-    texts = fields.texts("input")
-    if not texts.texts:
-        raise RefusedError(400, "input must have at least one text", "input")
-    form = fields.one_of("encoding_format", "float", "base64", default="float")
-    role = Role(fields.one_of("input_type", *(role.value for role in Role), default=Role.DOCUMENT.value))
-    wanted = Wanted(task=fields.task("task"), sparse=False, dim=service.dimensions(fields))
-    fields.take("user", str, default=None)
-    fields.done()
-    batch = await service.embed(request, role, texts, wanted)
+    batch = await service.embed(
+        "input",
+        service.texts("input", asked.input, foreign=True),
+        Role(asked.input_type or "document"),
+        task=task_of(asked.task),
+        sparse=False,
+        dim=service.check_dimensions(asked.dimensions),
+    )
     assert batch.dense is not None
     rows = batch.dense.astype("<f4", copy=False)
-    values = (base64.b64encode(row.tobytes()).decode() if form == "base64" else row.tolist() for row in rows)
-    data = ({"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values))
+    values: Any = (row.tolist() for row in rows)
+    if asked.encoding_format == "base64":
+        values = (base64.b64encode(row.tobytes()).decode() for row in rows)
     tokens = int(batch.token_counts.sum())
-    rest = {"model": service.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    if batch.truncated.any():
-        rest["truncated"] = batch.truncated.nonzero()[0].tolist()
-    return await json_response('{"object":"list","data":[', data, "]," + json.dumps(rest)[1:])
+    cut = batch.truncated.nonzero()[0].tolist() or msgspec.UNSET
+    rest = msgspec.json.encode(Embeddings([], service.name, Usage(tokens, tokens), truncated=cut))
+    before, after = rest.split(b'"data":[]', 1)
+    data = (Embedding(i, value) for i, value in enumerate(values))
+    return await rows_of_json(data, before + b'"data":[', b"]" + after)

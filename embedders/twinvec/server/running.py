@@ -2,83 +2,227 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
+import os
+import signal
 import socket
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from twinvec.embedder import Embedder
-from twinvec.errors import ConfigurationError
+from twinvec.errors import ConfigurationError, DeviceLostError, TwinVecError
 from twinvec.server.app import create_app
-from twinvec.server.service import Limits
+from twinvec.server.front import Keys
+from twinvec.server.limits import Limits
+from twinvec.server.logs import quiet_floods
+from twinvec.server.metrics import ConnectionCollector
+from twinvec.server.protocol import Connections, protocol_factory
+from twinvec.server.service import Serving
 from twinvec.settings import Settings
 
-_KEEP_ALIVE = 75  # seconds, more than clients keep idle connections, so that they close them and not the server
-_DRAIN = 60  # seconds that requests have to finish in when the server is told to stop
+logger = logging.getLogger("twinvec.server")
+
+_SPARE_FILES = 64  # for what is no connection
 
 
 def run(
-    embedder: Embedder,
+    embedder: Embedder | Mapping[str, Embedder],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    api_key: str | None = None,
+    api_key: str | Keys | None = None,
     limits: Limits | None = None,
+    hosts: Iterable[str] | None = None,
+    origins: Iterable[str] = (),
     on_start: Callable[[str], object] | None = None,
+    reserved: socket.socket | None = None,
 ) -> None:
-    """Serve a model until SIGINT or SIGTERM; what is being answered then has a minute to finish.
+    """Serve models until SIGINT or SIGTERM; what is being answered then is finished within ``limits.drain_seconds``.
+
+    A lost device is restarted once.
 
     Args:
-        embedder: stays yours: close it afterwards.
+        embedder: see ``create_app``.
         host: address to listen at; "0.0.0.0" for all of the machine's. Others than this machine's own need a key, or
             whoever can reach the port can use the model.
         port: 0 for any free one.
         api_key: see ``create_app``.
-        limits: see ``create_app``.
+        limits: of requests and connections.
+        hosts: see ``create_app``. Default: at a loopback address without a key only its own names, so that a web page
+            cannot reach the server by a name that it makes point there; else any.
+        origins: see ``create_app``.
         on_start: called with the url when clients can connect.
+        reserved: what ``reserve(host, port)`` gave, before the models were loaded.
 
     Raises:
         ConfigurationError: the address cannot be listened at, for example because the port is taken.
+        DeviceLostError: a device was lost again after its restart.
+        KeyboardInterrupt: after SIGINT, when all is finished.
     """
     key = api_key if api_key is not None else Settings.from_env().api_key
-    app = create_app(embedder, api_key=key, limits=limits)
-    with _listen(host, port) as listening:
-        if key is None and not _is_loopback(listening):
+    with reserved or reserve(host, port) as listening:
+        _listen(listening, host, port)
+        limits, backlog = _within_open_files(limits or Limits())
+        loopback = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+        if key is None and not loopback:
             warnings.warn(
                 f"listening at {host} without an API key: whoever can reach it can use the model. Set TWINVEC_API_KEY",
                 stacklevel=2,
             )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=_DRAIN,
-        )
+        if hosts is None and key is None and loopback:
+            hosts = {"localhost", "127.0.0.1", "[::1]", host.lower(), listening.getsockname()[0]}
+        app = create_app(embedder, api_key=key, limits=limits, hosts=hosts, origins=origins)
+        server = Server(app, limits, backlog)
         if on_start is not None:
             on_start(_url(host, listening))
-        uvicorn.Server(config).run([listening])
+        with quiet_floods():
+            server.run([listening])
+        if server.lost is not None:
+            raise server.lost
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.create_server((host, port), family=family, backlog=2048)
+def reserve(host: str, port: int) -> socket.socket:
+    """Take a port before what will listen there is ready: clients are turned away until then.
+
+    Raises:
+        ConfigurationError: it is taken, or not to be had.
+    """
+    with _named(host, port):
+        if not 0 <= port < 2**16:  # which getaddrinfo would take modulo 2**16
+            raise OverflowError("port must be 0 to 65535")
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # asyncio switches Nagle's delay of 40 ms off only where the socket says that it is TCP
-        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
+        taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            if os.name == "posix":
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(address)
+        except BaseException:
+            taken.close()
+            raise
+        return taken
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with bounded connections, an end in two phases, and an eye on the devices.
+
+    Attributes:
+        lost: why it has stopped, where a device was lost a second time.
+    """
+
+    def __init__(self, app: Any, limits: Limits, backlog: int) -> None:
+        self.serving: Serving = app.state.serving
+        self.lost: DeviceLostError | None = None
+        self._limits = limits
+        self._connections = Connections(limits)
+        self._restarted = False
+        self._stop_at: float | None = None
+        self._end_by = 0.0
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol_factory(self._connections),  # type: ignore[arg-type]
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                backlog=backlog,
+                timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
+            )
+        )
+        self.serving.metrics.registry.register(
+            ConnectionCollector(lambda: len(self.server_state.connections), self._connections.closed)
+        )
+
+    def stop(self, unready_seconds: float = 0) -> None:
+        """Say that it is not ready, and stop after so many seconds. Safe in a signal handler and on any thread."""
+        self.serving.draining = True
+        now = time.monotonic()
+        self._stop_at, self._end_by = now + unready_seconds, now + self._limits.drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at the second signal, at once."""
+        if self._stop_at is not None:
+            self.should_exit = self.force_exit = True
+        self.stop(self._limits.unready_seconds if sig == signal.SIGTERM else 0)
+        if sig == signal.SIGINT:
+            self._captured_signals[:] = [sig]  # raised again at the end: KeyboardInterrupt
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether to stop, and whether the devices work."""
+        ends = await super().on_tick(counter)
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            left = self._end_by - time.monotonic()
+            self.config.timeout_graceful_shutdown = max(left, 0.1)  # type: ignore[assignment]
+            return True
+        if not (self.serving.healthy or self.serving.restarting or self.serving.draining):
+            self._revive()
+        return ends or self.lost is not None
+
+    def _revive(self) -> None:
+        if self._restarted:
+            self.lost = DeviceLostError("a device was lost again after its restart: the process must be started anew")
+            return
+        logger.error("a device is lost: its model is restarted, once")
+        self._restarted = self.serving.restarting = True
+        threading.Thread(target=self._restart, name="twinvec-restart", daemon=True).start()
+
+    def _restart(self) -> None:
+        try:
+            for service in self.serving.models.values():
+                if not service.embedder.healthy:
+                    service.embedder.restart()
+        except (TwinVecError, RuntimeError) as error:
+            logger.error("the restart failed: %s", error)
+        finally:
+            self.serving.restarting = False
+
+
+def _listen(taken: socket.socket, host: str, port: int) -> None:
+    with _named(host, port):
+        taken.listen(128)
+
+
+@contextlib.contextmanager
+def _named(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
     except (OSError, OverflowError) as error:
         raise ConfigurationError(
             f"cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}. Choose another host or port"
         ) from None
 
 
-def _is_loopback(listening: socket.socket) -> bool:
-    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+def _within_open_files(limits: Limits) -> tuple[Limits, int]:
+    """Return limits whose connections can all be had, and how many may wait to be accepted."""
+    try:
+        import resource
+
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        used = len(os.listdir("/dev/fd"))
+    except (ImportError, OSError):  # Windows
+        return limits, 128
+    if files == resource.RLIM_INFINITY:
+        return limits, 512
+    backlog = max(8, min(512, files // 8))
+    room = max(1, files - used - backlog - min(_SPARE_FILES, files // 8))
+    if room < limits.max_connections:
+        logger.warning("only %d connections: this process may have no more than %d files open", room, files)
+        limits = replace(limits, max_connections=room)
+    return limits, backlog
 
 
 def _url(host: str, listening: socket.socket) -> str:

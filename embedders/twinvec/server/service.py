@@ -1,331 +1,263 @@
-"""What all routes share: limits, the fields of a request, the work itself, and errors on their way to a status."""
+"""What all routes share: the models, admission, and the work itself."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import Request
-from starlette.responses import Response
 
 from twinvec.embedder import Embedder
 from twinvec.engine.calls import Wanted
-from twinvec.errors import ConfigurationError, OverloadedError, TextError, TwinVecError
-from twinvec.server.wire import STATUS, task_from_json
+from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
+from twinvec.server.errors import ClientGoneError, RefusedError
+from twinvec.server.limits import Limits
+from twinvec.server.metrics import RequestMetrics
 from twinvec.text.prompts import Role, Task
-from twinvec.text.unicode import lone_surrogate
+from twinvec.text.tokenizer import TextTokenizer
 from twinvec.vectors import EmbeddingBatch
 
-logger = logging.getLogger("twinvec.server")
+_BM25_COLUMNS = 2**31 - 1
 
-_RETRY_AFTER = {"Retry-After": "1"}
-_ROWS_AT_ONCE = 16  # some milliseconds of JSON
-_MISSING: Any = object()
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a request may ask for; more is refused.
+class Serving:
+    """A server: its models, and what is going on.
 
     Attributes:
-        max_requests: requests at the same time; further ones get status 429 and Retry-After. Each may hold
-            ``max_body_bytes`` in memory.
-        max_texts: texts of one request.
-        max_characters: of all texts of one request together.
-        max_body_bytes: of one request's JSON.
+        models: by the name that clients know; the first answers where none is named.
+        limits: of requests.
+        metrics: of requests.
+        draining: no more requests should come, the server is about to stop.
+        restarting: a lost device is being started again.
     """
 
-    max_requests: int = 512
-    max_texts: int = 2048
-    max_characters: int = 4_000_000
-    max_body_bytes: int = 32 * 2**20
+    def __init__(self, embedders: Mapping[str, Embedder], limits: Limits) -> None:
+        if not embedders:
+            raise ConfigurationError("there is no model to serve")
+        self.limits = limits
+        self.models = {name: Service(self, name, embedder) for name, embedder in embedders.items()}
+        self.metrics = RequestMetrics()
+        self.draining = self.restarting = False
+        self._at_work = 0
 
-    def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name}={value!r} must be a positive whole number")
+    @property
+    def first(self) -> Service:
+        """Return the model for requests that name none."""
+        return next(iter(self.models.values()))
 
+    @property
+    def healthy(self) -> bool:
+        """Return whether every model can answer."""
+        return all(service.embedder.healthy for service in self.models.values())
 
-@dataclass(eq=False)
-class RefusedError(Exception):
-    """A request that gets no vectors, and why.
+    def named(self, name: str | None) -> Service:
+        """Return a model by its name, or the first.
 
-    Attributes:
-        status: of HTTP.
-        message: what, where, and what to do.
-        field: of the request's JSON, where one is to blame.
-        kind: the error's class, by which RemoteEmbedder raises it again.
-        headers: of the answer.
-        position: of the text that is to blame, in the request's list.
-        reason: the message without that position.
-    """
+        Raises:
+            RefusedError: there is no such model.
+        """
+        if name is None:
+            return self.first
+        if name in self.models:
+            return self.models[name]
+        for service in self.models.values():
+            if name == service.embedder.spec.model:
+                return service
+        known = ", ".join(map(repr, self.models))
+        raise RefusedError(404, f"there is no model {name[:200]!r} here, only {known}", "model")
 
-    status: int
-    message: str
-    field: str | None = None
-    kind: str = "ConfigurationError"
-    headers: Mapping[str, str] | None = None
-    position: int | None = None
-    reason: str = ""
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request from its whole body to its sent answer.
 
-    def __post_init__(self) -> None:
-        self.reason = self.reason or self.message
+        Raises:
+            OverloadedError: there are too many.
+        """
+        if self._at_work >= self.limits.max_requests:
+            raise OverloadedError(f"{self._at_work} requests are being answered, the limit: try again later")
+        self._at_work += 1
+        self.metrics.at_work.set(self._at_work)
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+            self.metrics.at_work.set(self._at_work)
 
-    @classmethod
-    def of(cls, error: Exception) -> RefusedError:
-        """Return what an error means to a client."""
-        if isinstance(error, RefusedError):
-            return error
-        if isinstance(error, TwinVecError):
-            status = STATUS.get(type(error), 500)
-            refusal = cls(status, str(error), None, type(error).__name__, _RETRY_AFTER if status == 429 else None)
-            if isinstance(error, TextError):
-                refusal.position, refusal.reason = error.position, error.reason
-            return refusal
-        logger.error("a request failed", exc_info=error)
-        return cls(500, "the server failed, its log says why", None, "TwinVecError")
+    def check_healthy(self) -> None:
+        """Refuse where a device is lost for good.
 
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+        Raises:
+            DeviceLostError: it is.
+        """
+        if not (self.healthy or self.restarting):
+            raise DeviceLostError("unhealthy: no device works any more, restart the server")
 
 
 class Service:
     """One Embedder behind all routes.
 
     Attributes:
+        serving: the server.
+        name: of the model, as clients know it.
         embedder: does the work.
-        limits: of requests.
-        name: of the model, as OpenAI's and TEI's routes know it: its hub id, or its folder's own name.
     """
 
-    def __init__(self, embedder: Embedder, limits: Limits) -> None:
-        self.embedder = embedder
-        self.limits = limits
-        model = embedder.spec.model
-        self.name = Path(model).resolve().name if os.path.isdir(model) else model
-        self._requests = 0
+    def __init__(self, serving: Serving, name: str, embedder: Embedder) -> None:
+        self.serving, self.name, self.embedder = serving, name, embedder
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer of the dense model."""
+        return self.embedder.tokenizer
+
+    @property
+    def truncates(self) -> bool:
+        """Return whether texts that are too long are cut where a request does not say."""
+        return bool(self.embedder.options.on_overflow == "truncate")
+
+    @property
+    def columns(self) -> int:
+        """Return one more than the highest index that a sparse row can have; 0 without a sparse half."""
+        if not self.embedder.has_sparse:
+            return 0
+        if self.embedder.needs_idf:
+            return _BM25_COLUMNS
+        return self.embedder._views[-1].core.model.tokenizer.vocabulary_size
+
+    @property
+    def pooling(self) -> str:
+        """Return the pooling as TEI names it."""
+        return "+".join(self.embedder._view.description.pooling) if self.embedder.dim is not None else "splade"
+
+    def public(self, message: str) -> str:
+        """Return a message that shows the model's name where it had a path of this machine."""
+        for path in (self.embedder.spec.model, self.embedder.spec.sparse):
+            if path is not None and os.path.isabs(path):
+                message = message.replace(path, public_name(path))
+        return message
 
     def need_dense(self) -> None:
         """Refuse a request for dense vectors where there are none."""
         if self.embedder.dim is None:
             raise ConfigurationError(f"{self.name} has no dense half, only a sparse one")
 
-    def dimensions(self, fields: Fields) -> int | None:
-        """Take the field "dimensions", which OpenAI and TEI share.
+    def check_dimensions(self, dimensions: int | None) -> int | None:
+        """Return dimensions that the model can give.
 
         Raises:
-            RefusedError: the model was not trained for so many.
+            RefusedError: it was not trained for so many.
         """
         from twinvec.engine.loading import check_dim  # needs torch, which has come with the model
 
-        value: int | None = fields.take("dimensions", int, default=None)
         try:
-            check_dim(value, self.embedder._view.description, self.name)
+            check_dim(dimensions, self.embedder._view.description, self.name)
         except ConfigurationError as error:
             raise RefusedError(400, str(error), "dimensions") from None
-        return value
+        return dimensions
 
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request while it is answered.
+    def texts(self, field: str, given: str | Sequence[Any], *, foreign: bool = False) -> list[str]:
+        """Return a request's texts: one, a list, or token ids of this model's tokenizer in their place.
+
+        Args:
+            field: its name.
+            given: what is in it.
+            foreign: clients of this route may send the ids of another tokenizer without knowing; only ids with this
+                one's special tokens around them are taken.
 
         Raises:
-            OverloadedError: there are too many.
+            RefusedError: too many texts, none, or token ids that are none of this tokenizer.
         """
-        if self._requests >= self.limits.max_requests:
-            raise OverloadedError(f"{self._requests} requests are being answered, the limit: try again later")
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
+        if isinstance(given, str):
+            return [given]
+        items: Sequence[Any] = [given] if given and all(isinstance(item, int) for item in given) else given
+        self.check_count(field, len(items))
+        return [
+            item if isinstance(item, str) else self._decoded(f"{field}[{i}]", field, item, foreign)
+            for i, item in enumerate(items)
+        ]
 
-    async def fields(self, request: Request) -> Fields:
-        """Read a request's JSON.
+    def check_count(self, field: str, count: int) -> None:
+        """Refuse a request without texts, or with more than the limit."""
+        if count == 0:
+            raise RefusedError(400, f"{field} cannot be empty: it must have at least one text", field)
+        limit = self.serving.limits.max_texts
+        if count > limit:
+            message = f"batch size {count} > maximum allowed batch size {limit}: send {field} in parts"
+            raise RefusedError(413, message, field)
+
+    def _decoded(self, where: str, field: str, ids: Any, foreign: bool) -> str:
+        if not isinstance(ids, list):
+            raise RefusedError(400, f"{where} must be a string or a list of token ids, as the others are", field)
+        tokenizer = self.tokenizer
+        if not ids or max(ids) >= tokenizer.vocabulary_size:
+            message = f"{where} must be token ids from 0 to {tokenizer.vocabulary_size - 1}, at least one"
+            raise RefusedError(400, f"{message}{_HINT}", field)
+        if foreign and not tokenizer.has_specials(ids):
+            message = f"{where} has token ids without the special tokens of this model's tokenizer"
+            raise RefusedError(400, f"{message}{_HINT}", field)
+        return tokenizer.decode(ids)
+
+    async def embed(
+        self,
+        field: str,
+        texts: list[str],
+        role: Role,
+        *,
+        task: Task | str | None = None,
+        prompt: str | None = None,
+        dense: bool = True,
+        sparse: bool | None = None,
+        timeout: float | None = None,
+        dim: int | None = None,
+        fail_on_overflow: bool | None = None,
+    ) -> EmbeddingBatch:
+        """Embed the texts of a field.
 
         Raises:
-            RefusedError: it is too large, or not a JSON object.
-        """
-        body, limit = bytearray(), self.limits.max_body_bytes
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise RefusedError(413, f"the request has more than {limit} bytes, the limit: send fewer texts at once")
-        return Fields(bytes(body), self.limits)
-
-    async def embed(self, request: Request, role: Role, texts: Texts, wanted: Wanted) -> EmbeddingBatch:
-        """Embed texts, as long as the client waits for them.
-
-        Raises:
-            ClientGoneError: it has gone; the work is cancelled.
             RefusedError: see the errors of ``Embedder.embed_queries``; it calls the texts as the request does.
         """
+        wanted = Wanted(task, prompt, dense, sparse, timeout, dim, fail_on_overflow)
         try:
-            return await self._embed(request, role, texts.texts, wanted)
+            # not the public methods, whose warnings about cut texts would be for somebody at the server
+            return await self.embedder._aembed(role, texts, wanted)
         except TwinVecError as error:
-            refusal = RefusedError.of(error)
-            if isinstance(error, TextError) and error.position is not None:
-                refusal.message = f"{texts.field}[{error.position}] {error.reason}"
-                refusal.field = texts.field
-            raise refusal from error
+            raise RefusedError.of(error, field) from error
 
-    async def _embed(self, request: Request, role: Role, texts: list[str], wanted: Wanted) -> EmbeddingBatch:
-        # not the public methods, whose warnings about cut texts would be for somebody at the server
-        work = asyncio.ensure_future(self.embedder._aembed(role, texts, wanted))
-        gone = asyncio.ensure_future(_disconnect(request))
+
+_HINT = (
+    ": token ids of another tokenizer mean nothing here, send text (in LangChain's OpenAIEmbeddings, "
+    "check_embedding_ctx_length=False)"
+)
+
+
+def public_name(model: str) -> str:
+    """Return a model's name without a path of this machine: a hub id, or a folder's own name."""
+    return Path(model).resolve().name if os.path.exists(model) or os.path.isabs(model) else model
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Do work as long as the client waits for it.
+
+    Raises:
+        ClientGoneError: it has gone; the work is cancelled.
+    """
+    with anyio.CancelScope() as scope:
+        watch = asyncio.ensure_future(_cancel_when_gone(request, scope))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            raise ClientGoneError
+            return await work
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait((work, gone))
+            watch.cancel()
+    raise ClientGoneError
 
 
-async def _disconnect(request: Request) -> None:
+async def _cancel_when_gone(request: Request, scope: anyio.CancelScope) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class Texts(NamedTuple):
-    """Texts, and the field they came in."""
-
-    field: str
-    texts: list[str]
-
-
-class Fields:
-    """The fields of a request's JSON object, each checked when it is taken; errors name it."""
-
-    def __init__(self, body: bytes, limits: Limits) -> None:
-        self._limits = limits
-        self._taken: set[str] = set()
-        try:
-            data = json.loads(body)
-        except (ValueError, RecursionError) as error:  # also bytes that are not Unicode
-            raise RefusedError(400, f"the request is not valid JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise RefusedError(400, f"the request must be a JSON object, not {_kind(data)}")
-        self._data: dict[str, Any] = data
-
-    def take(self, name: str, *kinds: type, default: Any = _MISSING) -> Any:
-        """Return a field of one of these types; a missing one, and null, are the default."""
-        self._taken.add(name)
-        value = self._data.get(name)
-        if value is None:
-            if default is _MISSING:
-                raise RefusedError(400, f"{name} is missing", name)
-            return default
-        # JSON's true is no number, though Python's is
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(_NAMES[kind] for kind in kinds)
-            raise RefusedError(400, f"{name} must be {wanted}, not {_kind(value)}", name)
-        if isinstance(value, str):
-            self._check_string(name, value, name)
-        return value
-
-    def one_of(self, name: str, *choices: str, default: Any = _MISSING) -> Any:
-        """Return a string that is one of the choices."""
-        value = self.take(name, str, default=default)
-        if value is not default and value not in choices:
-            raise RefusedError(400, f"{name}={value!r} is not one of {', '.join(choices)}", name)
-        return value
-
-    def seconds(self, name: str) -> float | None:
-        """Return a time, None where there is none."""
-        value: float | None = self.take(name, int, float, default=None)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise RefusedError(400, f"{name}={value} must be a number greater than 0", name)
-        return value
-
-    def task(self, name: str) -> Task | str | None:
-        """Return an instruction, a name of one, or an object with "instruction" and "symmetric"."""
-        value = self.take(name, str, dict, default=None)
-        try:
-            return task_from_json(value)
-        except (TypeError, ConfigurationError) as error:
-            raise RefusedError(400, f"{name}: {error}", name) from None
-
-    def texts(self, name: str) -> Texts:
-        """Return the texts of a list, or the only one.
-
-        Raises:
-            RefusedError: more than the limits allow, or token ids.
-            InvalidTextError: a text that is not valid Unicode.
-        """
-        value = self.take(name, str, list)
-        texts = [value] if isinstance(value, str) else value
-        for position, text in enumerate(texts):
-            where = f"{name}[{position}]"
-            if isinstance(text, str):
-                self._check_string(where, text, name)
-                continue
-            hint = ""
-            if isinstance(text, (int, list)) and not isinstance(text, bool):
-                hint = (
-                    ": token ids of another tokenizer mean nothing here, send text (in LangChain's OpenAIEmbeddings, "
-                    "check_embedding_ctx_length=False)"
-                )
-            raise RefusedError(400, f"{where} must be a string, not {_kind(text)}{hint}", name)
-        self._check_size(name, texts)
-        return Texts(name, texts)
-
-    def _check_size(self, name: str, texts: list[str]) -> None:
-        limits = self._limits
-        if len(texts) > limits.max_texts:
-            message = f"batch size {len(texts)} > maximum allowed batch size {limits.max_texts}: send {name} in parts"
-            raise RefusedError(413, message, name)
-        characters = sum(map(len, texts))
-        if characters > limits.max_characters:
-            message = f"{name} has {characters} characters, the server takes {limits.max_characters}: send it in parts"
-            raise RefusedError(413, message, name)
-
-    def _check_string(self, where: str, value: str, name: str) -> None:
-        limit = self._limits.max_characters
-        if len(value) > limit:
-            message = f"{where} has {len(value)} characters, the server takes {limit}: split it"
-            raise RefusedError(413, message, name, "TextTooLongError")
-        if reason := lone_surrogate(value):
-            raise RefusedError(400, f"{where} has {reason}, which is not text", name, "InvalidTextError")
-
-    def done(self) -> None:
-        """Refuse fields that nobody has taken: a misspelled one would change vectors silently."""
-        if unknown := sorted(self._data.keys() - self._taken):
-            known = ", ".join(sorted(self._taken))
-            raise RefusedError(400, f"{unknown[0]} is not a field of this request, which are {known}", unknown[0])
-
-
-_NAMES: dict[type, str] = {
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-}
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else _NAMES[type(value)]
-
-
-async def json_response(before: str, rows: Iterator[Any], after: str) -> Response:
-    """Return a JSON answer with many rows of numbers; other requests take turns with its writing."""
-    parts = []
-    for i, row in enumerate(rows):
-        parts.append(json.dumps(row, separators=(",", ":")))
-        if i % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:
-            await asyncio.sleep(0)
-    return Response(before + ",".join(parts) + after, media_type="application/json")
+    scope.cancel()

@@ -2,18 +2,99 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from twinvec import __version__
-from twinvec.engine.calls import Wanted
 from twinvec.errors import ConfigurationError
-from twinvec.server.service import Fields, RefusedError, Service, json_response
-from twinvec.text.prompts import Role
+from twinvec.server.answers import Json, rows_of_json
+from twinvec.server.body import TokenId
+from twinvec.server.errors import RefusedError
+from twinvec.server.service import Service
+from twinvec.text.prompts import TASKS, Role
+from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
 
 # TEI's error types and their statuses; its validation errors are 413, and malformed JSON is 422
 _TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+_Direction = Literal["Right", "right", "Left", "left"]
+
+
+class _Inputs(msgspec.Struct, kw_only=True):
+    inputs: str | list[str | TokenId | list[TokenId]]
+    prompt_name: str | None = None
+    truncate: bool | None = None
+    truncation_direction: _Direction | None = "Right"
+
+
+class EmbedBody(_Inputs, kw_only=True):
+    """Texts, or token ids of this model's tokenizer."""
+
+    normalize: bool | None = True
+    dimensions: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] | None = None
+
+
+class SparseBody(_Inputs, kw_only=True):
+    """Texts, or token ids of this model's tokenizer."""
+
+
+class Sentences(msgspec.Struct, kw_only=True):
+    """A sentence, and others that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityParameters(msgspec.Struct, kw_only=True):
+    """How the sentences are embedded."""
+
+    prompt_name: str | None = None
+    truncate: bool | None = None
+    truncation_direction: _Direction | None = "Right"
+
+
+class SimilarityBody(msgspec.Struct, kw_only=True):
+    """Sentences, and how they are embedded."""
+
+    inputs: Sentences
+    parameters: SimilarityParameters | None = None
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """Texts, with the special tokens of the model around them unless told otherwise."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool | None = True
+    prompt_name: str | None = None
+
+
+class DecodeBody(msgspec.Struct, kw_only=True):
+    """Token ids of this model's tokenizer: of one text, or a list for each."""
+
+    ids: list[TokenId | list[TokenId]]
+    skip_special_tokens: bool | None = True
+
+
+class Token(msgspec.Struct):
+    """One token: where it starts and stops in its text, in characters; null for a special token."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class SparseValue(msgspec.Struct):
+    """A weight and its index."""
+
+    index: int
+    value: float
 
 
 def refused(refusal: RefusedError) -> Response:
@@ -21,102 +102,141 @@ def refused(refusal: RefusedError) -> Response:
     status = {400: 422, 500: 424, 504: 424}.get(refusal.status, refusal.status)
     default = "Backend" if status == 424 else "Tokenizer" if refusal.kind == "InvalidTextError" else "Validation"
     body = {"error": refusal.message, "error_type": _TYPES.get(status, default)}
-    return JSONResponse(body, status, refusal.headers)
+    return Json(body, status, refusal.headers)
 
 
-async def embed(service: Service, request: Request) -> Response:
-    """Return dense vectors: a list of lists of numbers."""
-    fields = await service.fields(request)
-    if not fields.take("normalize", bool, default=True):
-        raise RefusedError(400, "normalize=false: the vectors of this server have length 1", "normalize")
+async def embed(service: Service, asked: EmbedBody) -> Response:
+    """Return dense vectors: a list of lists of numbers.
+
+    They have length 1 whatever ``normalize`` says, since the models that this server knows are made to be compared so.
+    """
     service.need_dense()
-    batch = await _embedded(service, request, fields, sparse=False)
+    batch = await _embedded(service, asked, dim=service.check_dimensions(asked.dimensions))
     assert batch.dense is not None
-    return await json_response("[", (row.tolist() for row in batch.dense), "]")
+    return await rows_of_json(row.tolist() for row in batch.dense)
 
 
-async def embed_sparse(service: Service, request: Request) -> Response:
+async def embed_sparse(service: Service, asked: SparseBody) -> Response:
     """Return sparse vectors: for each text, a list of {"index", "value"}."""
-    fields = await service.fields(request)
     if not service.embedder.has_sparse:
         raise ConfigurationError(f"{service.name} has no sparse half")
-    batch = await _embedded(service, request, fields, sparse=True)
+    batch = await _embedded(service, asked, sparse=True)
     assert batch.sparse is not None
     rows = (row.to_dict().items() for row in batch.sparse)
-    return await json_response("[", ([{"index": key, "value": value} for key, value in row] for row in rows), "]")
+    return await rows_of_json([SparseValue(key, value) for key, value in row] for row in rows)
 
 
-async def _embedded(service: Service, request: Request, fields: Fields, *, sparse: bool) -> EmbeddingBatch:
-    """Embed ``inputs``. Fields that TEI does not know are ignored, as there."""
-    texts = fields.texts("inputs")
-    if not texts.texts:
-        raise RefusedError(400, "`inputs` cannot be empty", "inputs")
-    if fields.one_of("truncation_direction", "Right", "right", "Left", "left", default="Right").lower() == "left":
-        raise RefusedError(400, "truncation_direction: only the tail of a text is cut", "truncation_direction")
-    role, prompt = _prompt(service, fields.take("prompt_name", str, default=None))
-    wanted = Wanted(
-        prompt=prompt,
-        dense=not sparse,
-        sparse=sparse,
-        dim=None if sparse else service.dimensions(fields),
-        fail_on_overflow=not fields.take("truncate", bool, default=False),
+async def similarity(service: Service, asked: SimilarityBody) -> Response:
+    """Return the cosine of the source sentence and each of the others."""
+    how = asked.parameters or SimilarityParameters()
+    sentences = asked.inputs.sentences
+    service.check_count("sentences", len(sentences))
+    texts = _Inputs(
+        inputs=[asked.inputs.source_sentence, *sentences],
+        prompt_name=how.prompt_name,
+        truncate=how.truncate,
+        truncation_direction=how.truncation_direction,
     )
+    service.need_dense()
+    batch = await _embedded(service, texts)
+    assert batch.dense is not None
+    scores: list[float] = (batch.dense[1:] @ batch.dense[0]).astype(np.float32).tolist()
+    return Json(scores)
+
+
+async def tokenize(service: Service, asked: TokenizeBody) -> Response:
+    """Return the tokens of texts, nothing cut."""
+    _, prompt = _prompt(service, asked.prompt_name)
+    texts = [prompt + text for text in service.texts("inputs", asked.inputs)]
+    specials = asked.add_special_tokens is not False
+    found = await asyncio.to_thread(service.tokenizer.encodings, texts, specials=specials)
+    rows = (
+        [
+            Token(t.id, t.token if t.start is None else text[t.start : t.end], t.start is None, t.start, t.end)
+            for t in row
+        ]
+        for row, text in zip(found, texts, strict=True)
+    )
+    return await rows_of_json(rows)
+
+
+def _token(token: TextToken, text: str) -> Token:
+    shown = token.token if token.start is None else text[token.start : token.end]
+    return Token(token.id, shown, token.start is None, token.start, token.end)
+
+
+async def decode(service: Service, asked: DecodeBody) -> Response:
+    """Return the texts of token ids."""
+    ids: list[Any] = asked.ids
+    rows = [ids] if ids and all(isinstance(i, int) for i in ids) else ids
+    service.check_count("ids", len(rows))
+    size = service.tokenizer.vocabulary_size
+    for position, row in enumerate(rows):
+        if not isinstance(row, list) or max(row, default=0) >= size:
+            raise RefusedError(422, f"ids[{position}] must be a list of token ids from 0 to {size - 1}", "ids")
+    skip = asked.skip_special_tokens is not False
+    return Json(await asyncio.to_thread(lambda: [service.tokenizer.decode(row, skip_specials=skip) for row in rows]))
+
+
+async def _embedded(
+    service: Service, asked: _Inputs, *, sparse: bool = False, dim: int | None = None
+) -> EmbeddingBatch:
+    """Embed ``inputs``. Fields that TEI does not know are ignored, as there."""
+    role, prompt = _prompt(service, asked.prompt_name)
+    truncate = service.truncates if asked.truncate is None else asked.truncate
+    left = (asked.truncation_direction or "Right").lower() == "left"
     try:
-        return await service.embed(request, role, texts, wanted)
+        return await service.embed(
+            "inputs",
+            service.texts("inputs", asked.inputs),
+            role,
+            prompt=prompt,
+            dense=not sparse,
+            sparse=sparse,
+            dim=dim,
+            fail_on_overflow=left or not truncate,
+        )
     except RefusedError as refusal:
         if refusal.kind == "TextTooLongError":
-            refusal.message = refusal.message.replace('pass on_overflow="truncate"', "send truncate=true")
+            advice = "cut it yourself: here only tails are cut" if left and truncate else "send truncate=true"
+            refusal.message = refusal.message.replace('pass on_overflow="truncate"', advice)
         raise
 
 
 def _prompt(service: Service, name: str | None) -> tuple[Role, str]:
+    """Return what goes before each text: as in TEI nothing without a name, and no name that is not known."""
+    embedder = service.embedder
     if name is None:
         return Role.DOCUMENT, ""
     if name in (role.value for role in Role):
-        return Role(name), service.embedder.prompt_for(name)
-    return Role.QUERY, service.embedder.prompt_for(Role.QUERY, name)
+        return Role(name), embedder.prompt_for(name)
+    names = {*embedder._prompts.named, *(TASKS if embedder._prompts.instruct is not None else ())}
+    if name not in names:
+        known = ", ".join(sorted({*names, *(role.value for role in Role)}))
+        raise RefusedError(400, f"prompt_name {name[:200]!r} is not one of {known}", "prompt_name", "PromptError")
+    return Role.QUERY, embedder.prompt_for(Role.QUERY, name)
 
 
 async def info(service: Service, request: Request) -> Response:
     """Describe the model and the server."""
     embedder = service.embedder
-    spec, limits = embedder.spec, service.limits
-    pooling = "+".join(embedder._view.description.pooling) if embedder.dim is not None else "splade"
-    return JSONResponse(
+    limits, stats = service.serving.limits, embedder.stats()
+    return Json(
         {
             "model_id": service.name,
-            "model_sha": spec.revision,
-            "model_dtype": embedder.stats()["dtype"],
-            "model_type": {"embedding": {"pooling": pooling}},
+            "model_sha": embedder.spec.revision,
+            "model_dtype": stats["dtype"],
+            "model_type": {"embedding": {"pooling": service.pooling}},
             "max_concurrent_requests": limits.max_requests,
             "max_input_length": embedder.max_length,
-            "max_batch_tokens": embedder.stats()["token_budget"],
+            "max_batch_tokens": stats["token_budget"],
             "max_batch_requests": None,
             "max_client_batch_size": limits.max_texts,
-            "auto_truncate": False,
+            "auto_truncate": service.truncates,
             "tokenization_workers": 1,
             "version": __version__,
             "sha": None,
             "docker_label": None,
+            "limits": limits,
         }
     )
-
-
-async def health(service: Service, request: Request) -> Response:
-    """Return whether requests can be answered."""
-    if service.embedder.healthy:
-        return JSONResponse({})
-    raise RefusedError(503, "unhealthy: no device works any more, restart the server", kind="DeviceLostError")
-
-
-async def metrics(service: Service, request: Request) -> Response:
-    """Return counters for Prometheus."""
-    try:
-        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-    except ImportError:
-        raise RefusedError(404, "metrics need an optional package: pip install 'twinvec[metrics]'") from None
-    from twinvec.server.metrics import PrometheusCollector
-
-    registry = CollectorRegistry()
-    registry.register(PrometheusCollector(service.embedder, name=service.name))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

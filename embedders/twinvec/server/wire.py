@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +24,8 @@ from twinvec.errors import (
     TextTooLongError,
     TwinVecError,
 )
-from twinvec.text.prompts import Task
+from twinvec.spec import ModelSpec
+from twinvec.text.prompts import PromptTemplate, Task
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
 PROTOCOL = 1
@@ -44,6 +45,8 @@ STATUS: Mapping[type[TwinVecError], int] = {
     DeadlineError: 504,
 }
 ERRORS: Mapping[str, type[TwinVecError]] = {error.__name__: error for error in STATUS}
+
+_UNIT = 1e-3  # how far a row's length may be from 1: rows are normalised in float32
 
 _DTYPES = {
     "dense": np.float32,
@@ -95,9 +98,123 @@ def unpack_offsets(data: bytes) -> list[Int64]:
     """
     arrays = _unpack(data, needed=("indptr", "offsets"))
     indptr, offsets = arrays["indptr"], arrays["offsets"]
-    if offsets.ndim != 2 or offsets.shape[1] != 2 or len(indptr) == 0 or indptr[-1] != len(offsets):
+    fits = offsets.ndim == 2 and offsets.shape[1] == 2 and indptr.ndim == 1 and len(indptr) > 0
+    if not (fits and indptr[0] == 0 and indptr[-1] == len(offsets) and (np.diff(indptr) >= 0).all()):
         raise ValueError("the offsets do not fit together")
     return [offsets[start:end] for start, end in pairwise(indptr)]
+
+
+def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: int | None) -> None:
+    """Check that a batch is what an Embedder would give.
+
+    Args:
+        batch: from a server.
+        rows: texts that were sent.
+        dim: dense dimensions; None where no dense half was asked for.
+        columns: one more than the highest sparse index; None where no sparse half was asked for.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name, half, wanted in (("dense", batch.dense, dim), ("sparse", batch.sparse, columns)):
+        if (half is not None) != (wanted is not None):
+            raise ValueError(f"the {name} half is {'missing' if half is None else 'there, though not asked for'}")
+    for counts, name in ((batch.token_counts, "token_counts"), (batch.truncated, "truncated")):
+        if counts.shape != (rows,):
+            raise ValueError(f"{name} has the shape {list(counts.shape)} for {rows} texts")
+    if (batch.token_counts < 0).any():
+        raise ValueError("token_counts are negative")
+    if batch.dense is not None:
+        if batch.dense.shape != (rows, dim):
+            raise ValueError(f"the dense half has the shape {list(batch.dense.shape)} instead of [{rows}, {dim}]")
+        lengths = np.sqrt(np.einsum("ij,ij->i", batch.dense, batch.dense, dtype=np.float64))
+        if not (np.abs(lengths - 1) <= _UNIT).all():  # also where one is not a number
+            raise ValueError("the dense rows are not finite and of length 1")
+    if batch.sparse is not None:
+        if len(batch.sparse) != rows:
+            raise ValueError(f"the sparse half has {len(batch.sparse)} rows for {rows} texts")
+        if columns is not None and (batch.sparse.indices >= columns).any():
+            raise ValueError(f"a sparse index is not below {columns}")
+
+
+def check_offsets(offsets: list[Int64], texts: Sequence[str]) -> None:
+    """Check that offsets lie inside of their texts.
+
+    Raises:
+        ValueError: they do not, or there are not as many as texts.
+    """
+    if len(offsets) != len(texts):
+        raise ValueError(f"offsets of {len(offsets)} texts for {len(texts)}")
+    for position, (pairs, text) in enumerate(zip(offsets, texts, strict=True)):
+        inside = (pairs >= 0).all() and (pairs <= len(text)).all() and (pairs[:, 0] <= pairs[:, 1]).all()
+        if not inside:
+            raise ValueError(f"the offsets of text {position} lie outside of it")
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server says of its Embedder, checked.
+
+    Attributes:
+        spec, template, task, family, prompts: the Embedder's.
+        special_tokens: that each text is given.
+        columns: one more than the highest sparse index; None without a sparse half.
+        max_texts, max_body_bytes: of one request.
+    """
+
+    spec: ModelSpec
+    template: PromptTemplate
+    task: Task | str | None
+    family: str
+    prompts: dict[str, str]
+    special_tokens: int
+    columns: int | None
+    max_texts: int
+    max_body_bytes: int
+
+    @classmethod
+    def parse(cls, info: Mapping[str, Any]) -> ServerInfo:
+        """Read ``/v1/twinvec/info``.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is something else.
+        """
+        spec = ModelSpec(**info["spec"])
+        template = PromptTemplate(**{**info["template"], "named": _strings(info["template"]["named"])})
+        for prompt in (template.query, template.document, template.instruct or ""):
+            _string(prompt)
+        if spec.fingerprint != info["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its spec")
+        if spec.max_length is None or (spec.sparse is not None) != (info["vocabulary_size"] is not None):
+            raise ValueError("its spec is not complete")
+        limits = info["limits"]
+        return cls(
+            spec=spec,
+            template=template,
+            task=task_from_json(info["task"]),
+            family=_string(info["family"]),
+            prompts=_strings(info["prompts"]),
+            special_tokens=_whole(info["special_tokens"], 0),
+            columns=None if info["vocabulary_size"] is None else _whole(info["vocabulary_size"], 1),
+            max_texts=_whole(limits["max_texts"], 1),
+            max_body_bytes=_whole(limits["max_body_bytes"], 1),
+        )
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no string")
+    return value
+
+
+def _strings(value: Any) -> dict[str, str]:
+    return {_string(name): _string(text) for name, text in dict(value).items()}
+
+
+def _whole(value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]!r} is no whole number from {least}")
+    return value
 
 
 def task_to_json(task: Task | str | None) -> Any:

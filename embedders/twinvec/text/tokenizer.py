@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,15 @@ class TokenizedText:
     def truncated(self) -> bool:
         """Return whether the tail was cut."""
         return self.full_length > len(self.ids)
+
+
+class TextToken(NamedTuple):
+    """One token: ``start`` and ``end`` in characters of its text, None for a special token."""
+
+    id: int
+    token: str
+    start: int | None = None
+    end: int | None = None
 
 
 class TextTokenizer:
@@ -102,6 +111,26 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
         found = [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encoded]
         return [_unlowered(o, text) if self._lower_case else o for o, text in zip(found, texts, strict=True)]
+
+    def encodings(self, texts: Sequence[str], *, specials: bool = True) -> list[list[TextToken]]:
+        """Return the tokens of each text, nothing cut; with the special tokens that go around each where asked for."""
+        head, tail = ([TextToken(i, self.tokens[i]) for i in end if specials] for end in (self._head, self._tail))
+        encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
+        return [
+            [*head, *map(TextToken, e.ids, e.tokens, offsets[:, 0].tolist(), offsets[:, 1].tolist()), *tail]
+            for e, offsets in zip(encoded, self.offsets(texts), strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+        """Return the text of token ids."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_specials)
+        return text
+
+    def has_specials(self, ids: Sequence[int]) -> bool:
+        """Return whether ids begin and end with the special tokens that this tokenizer puts around every text."""
+        head, tail = self._head, self._tail
+        inner = len(ids) - len(tail)
+        return inner >= len(head) and list(ids[: len(head)]) == head and list(ids[inner:]) == tail
 
     def overhead(self, prompt: str = "") -> int:
         """Return how many special tokens and tokens of the prompt each text is given."""

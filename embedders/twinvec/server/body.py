@@ -1,0 +1,101 @@
+"""The body of a request: read within limits, and decoded into its type with the field that is wrong named."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+import anyio
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from twinvec.server.errors import ClientGoneError, RefusedError
+from twinvec.server.limits import Limits
+
+_AT_ONCE = 65_536  # bytes that are decoded on the event loop, some 0.1 ms
+_DISCARDED = 16  # times max_body_bytes that are still read of too large a body, so that its client hears the answer
+_WHERE = re.compile(r"(?: - at `\$\.?(?P<path>[^`]*)`|(?:required|unknown) field `(?P<name>[^`]*)`)")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class TaskBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An instruction; symmetric ones go before documents as well."""
+
+    instruction: str
+    symmetric: bool = False
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        RefusedError: it is too large, or has not come in time.
+        ClientGoneError: it will not come.
+    """
+    limit = limits.max_body_bytes
+    too_large = RefusedError(
+        413,
+        f"the request has more than {limit} bytes, the limit: send fewer texts at once",
+        kind="TextTooLongError",
+        headers={"Connection": "close"},
+    )
+    announced = request.headers.get("content-length", "0")
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    if waits and announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        with anyio.fail_after(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limit:
+                    parts.append(part)
+                elif size > _DISCARDED * limit:
+                    break
+    except TimeoutError:
+        message = f"the request's body has not come within {limits.body_seconds:g} s"
+        raise RefusedError(408, message, headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if size > limit:
+        raise too_large
+    return b"".join(parts)
+
+
+async def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    """Return a body as the decoder's type.
+
+    Raises:
+        RefusedError: it is something else; names the field.
+    """
+    try:
+        if len(body) <= _AT_ONCE:
+            return decoder.decode(body)
+        return await asyncio.to_thread(decoder.decode, body)
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(body, error) from None
+
+
+def _not_json(body: bytes, error: Exception) -> RefusedError:
+    if _SURROGATE.search(body):
+        message = "the request is not valid JSON: it has a lone surrogate (\\ud800 to \\udfff), which is not text"
+        return RefusedError(400, message, kind="InvalidTextError")
+    return RefusedError(400, f"the request is not valid JSON: {error}")
+
+
+def _wrong_field(message: str) -> RefusedError:
+    found = _WHERE.search(message)
+    if found is None:
+        return RefusedError(400, f"the request is not the JSON object it should be: {message}")
+    if found["name"] is not None and found["path"] is None:
+        rest = _WHERE.search(message, found.end())
+        path = ".".join(filter(None, (rest["path"] if rest else None, found["name"])))
+    else:
+        path = found["path"]
+    what = message[: message.rfind(" - at ")] if " - at " in message else message
+    return RefusedError(400, f"{path}: {what[:1].lower()}{what[1:]}", re.split(r"[.\[]", path, maxsplit=1)[0] or None)

@@ -1,0 +1,59 @@
+"""What goes wrong with a request, on its way to a status and a body."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twinvec.errors import TextError, TwinVecError
+from twinvec.server.wire import STATUS
+
+logger = logging.getLogger("twinvec.server")
+
+_RETRY_AFTER = {"Retry-After": "1"}
+
+
+@dataclass(eq=False)
+class RefusedError(Exception):
+    """A request that gets no vectors, and why.
+
+    Attributes:
+        status: of HTTP.
+        message: what, where, and what to do.
+        field: of the request's JSON, where one is to blame.
+        kind: the error's class, by which RemoteEmbedder raises it again.
+        headers: of the answer.
+        position: of the text that is to blame, in the request's list.
+        reason: the message without that position.
+    """
+
+    status: int
+    message: str
+    field: str | None = None
+    kind: str = "ConfigurationError"
+    headers: Mapping[str, str] | None = None
+    position: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        self.reason = self.reason or self.message
+
+    @classmethod
+    def of(cls, error: Exception, field: str = "texts") -> RefusedError:
+        """Return what an error means to a client, whose texts are in a field of this name."""
+        if isinstance(error, RefusedError):
+            return error
+        if isinstance(error, TwinVecError):
+            status = STATUS.get(type(error), 500)
+            refusal = cls(status, str(error), None, type(error).__name__, _RETRY_AFTER if status == 429 else None)
+            if isinstance(error, TextError) and error.position is not None:
+                refusal.field, refusal.position, refusal.reason = field, error.position, error.reason
+                refusal.message = f"{field}[{error.position}] {error.reason}"
+            return refusal
+        logger.error("a request failed", exc_info=error)
+        return cls(500, "the server failed, its log says why", None, "TwinVecError")
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""

@@ -1,0 +1,151 @@
+"""Before every route: who asks, by which name and with what headers; after it: what was done, counted and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from twinvec.errors import ConfigurationError
+from twinvec.server.errors import RefusedError
+from twinvec.server.operations import OPERATIONS, refused
+from twinvec.server.service import Serving
+
+access = logging.getLogger("twinvec.server.access")
+
+_OPEN = {operation.path for operation in OPERATIONS if operation.open}
+_UNANSWERED = 499  # nginx's number for a client that went away
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Keys:
+    """The keys that clients may send, and who they are.
+
+    Args:
+        keys: key -> tenant.
+
+    Raises:
+        ConfigurationError: a key that no header can carry; it is not shown.
+    """
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        for key in keys:
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigurationError("the API key must be printable ASCII without spaces, and not empty")
+        self._keys = {key.encode(): tenant for key, tenant in keys.items()}
+
+    @classmethod
+    def parse(cls, text: str) -> Keys:
+        """Read keys from a file's text: one a line, ``KEY`` or ``TENANT KEY``; lines with "#" first are comments.
+
+        Raises:
+            ConfigurationError: there is none, or a line has more than two words.
+        """
+        keys = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) > 2:
+                raise ConfigurationError(f"line {number} must be a key, or a tenant and a key")
+            keys[words[-1]] = words[0] if len(words) == 2 else ""
+        if not keys:
+            raise ConfigurationError("no API key in it: write one a line")
+        return cls(keys)
+
+    def tenant(self, authorization: bytes) -> str | None:
+        """Return who sent a header, None for a stranger. Every key is compared, in constant time."""
+        scheme, _, token = authorization.partition(b" ")
+        found = None
+        for key, tenant in self._keys.items():
+            if hmac.compare_digest(token.strip(), key) and scheme.lower() == b"bearer":
+                found = tenant
+        return found
+
+
+class Front:
+    """Lets in who may, and keeps the books.
+
+    Args:
+        app: the routes.
+        serving: whose requests these are.
+        keys: None: anybody may ask.
+        hosts: names that the Host header may have; None for any.
+    """
+
+    def __init__(self, app: ASGIApp, serving: Serving, keys: Keys | None, hosts: frozenset[str] | None) -> None:
+        self._app, self._serving, self._keys, self._hosts = app, serving, keys, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or let the routes do it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), _UNANSWERED
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope["twinvec.request_id"] = request_id
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        tenant, refusal = self._judge(scope, headers)
+        try:
+            await (self._app if refusal is None else refused(scope["path"], refusal))(scope, receive, note)
+        except asyncio.CancelledError:
+            if not self._serving.draining or status != _UNANSWERED:
+                raise
+            stopping = RefusedError(503, "the server stops, and had no time left for this request")
+            await refused(scope["path"], stopping)(scope, receive, note)
+        finally:
+            self._book(scope, request_id, tenant, status, time.perf_counter() - started)
+
+    def _judge(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[str, RefusedError | None]:
+        limit = self._serving.limits.max_header_bytes
+        line = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > limit:
+            return "", RefusedError(431, f"the headers have more than {limit} bytes")
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+            return "", RefusedError(421, "the Host header names no host of this server: see --allowed-host")
+        if self._keys is None or scope["path"] in _OPEN:
+            return "", None
+        tenant = self._keys.tenant(headers.get(b"authorization", b""))
+        if tenant is None:
+            message = "send the server's API key: Authorization: Bearer KEY"
+            return "", RefusedError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        return tenant, None
+
+    def _book(self, scope: Scope, request_id: str, tenant: str, status: int, seconds: float) -> None:
+        route = getattr(getattr(scope.get("endpoint"), "operation", None), "path", "other")
+        self._serving.metrics.requests.labels(route, str(status), tenant).inc()
+        self._serving.metrics.seconds.labels(route).observe(seconds)
+        if access.isEnabledFor(logging.INFO):
+            client = scope.get("client") or ("", 0)
+            facts = {
+                "request_id": request_id,
+                "client": client[0],
+                "tenant": tenant,
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": status,
+                "seconds": round(seconds, 6),
+            }
+            access.info("%s", json.dumps(facts), extra={"facts": facts})
+
+
+def _host(header: bytes) -> str:
+    name = header.decode("latin-1").lower()
+    return name.rpartition(":")[0] if re.search(r":\d*$", name) else name

@@ -1,0 +1,67 @@
+"""The routes: one table from which the application and its OpenAPI page are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from twinvec.server import native, openai, probes, tei
+from twinvec.server.errors import RefusedError
+from twinvec.server.service import Service
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One route.
+
+    Attributes:
+        path: of the route.
+        answer: what it does; its docstring is the description in the OpenAPI page.
+        body: type of a POST request's JSON; None for a GET.
+        result: type of the answer's JSON; None for others than JSON.
+        open: needs no key.
+    """
+
+    path: str
+    answer: Callable[[Service, Any], Awaitable[Response]]
+    body: type[msgspec.Struct] | None = None
+    result: Any = None
+    open: bool = False
+
+    @property
+    def method(self) -> str:
+        """Return the HTTP method."""
+        return "GET" if self.body is None else "POST"
+
+
+OPERATIONS = (
+    Operation("/v1/embeddings", openai.embeddings, openai.EmbeddingsBody, openai.Embeddings),
+    Operation("/v1/models", openai.models, result=openai.Models),
+    Operation("/v1/models/{id:path}", openai.model, result=openai.Model),
+    Operation("/embed", tei.embed, tei.EmbedBody, list[list[float]]),
+    Operation("/", tei.embed, tei.EmbedBody, list[list[float]]),  # where Hugging Face's InferenceClient sends texts
+    Operation("/embed_sparse", tei.embed_sparse, tei.SparseBody, list[list[tei.SparseValue]]),
+    Operation("/similarity", tei.similarity, tei.SimilarityBody, list[float]),
+    Operation("/tokenize", tei.tokenize, tei.TokenizeBody, list[list[tei.Token]]),
+    Operation("/decode", tei.decode, tei.DecodeBody, list[str]),
+    Operation("/info", tei.info, result=dict[str, Any]),
+    Operation("/v1/twinvec/embed", native.embed, native.EmbedBody),
+    Operation("/v1/twinvec/offsets", native.offsets, native.OffsetsBody),
+    Operation("/v1/twinvec/terms", native.terms, native.TermsBody, native.Terms),
+    Operation("/v1/twinvec/info", native.info, result=dict[str, Any]),
+    Operation("/v1/twinvec/stats", native.stats, result=dict[str, Any]),
+    Operation("/health", probes.health, result=dict[str, Any], open=True),
+    Operation("/ready", probes.ready, result=dict[str, Any], open=True),
+    Operation("/metrics", probes.metrics),
+)
+
+
+def refused(path: str, refusal: RefusedError) -> Response:
+    """Return an error in the shape that clients of a path read."""
+    if "/v1/twinvec/" in path:
+        return native.refused(refusal)
+    return openai.refused(refusal) if "/v1/" in path else tei.refused(refusal)
