@@ -364,7 +364,7 @@ def test_failures_that_stay_are_raised(
         (httpx.Response(200, content=b"hello"), RemoteError, "has another model now"),
         (httpx.Response(504, json={"error": {"type": "DeadlineError", "message": "late"}}), DeadlineError, "late"),
         (
-            httpx.Response(400, json={"error": {"type": "InvalidTextError", "message": "texts[0] has no tokens"}}),
+            httpx.Response(400, json={"error": {"type": "InvalidTextError", "reason": "has no tokens", "position": 0}}),
             InvalidTextError,
             r"texts\[0\] has no tokens",
         ),
