@@ -12,6 +12,7 @@ from langchain_twinvec.base import TwinVecModel, in_turns
 from langchain_twinvec.takeover import take_over
 from twinvec import EmbeddingBatch
 from twinvec.errors import ConfigurationError
+from twinvec.overriding import twin_of
 from twinvec.vectors import Float32
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
         self._need_dense()
         return _lists(_dense(self.embedder.embed_queries([text], task=self.task, sparse=False)))[0]
 
+    @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """See ``embed_documents``; draws no progress bar."""
         self._need_dense()
         dense = _dense(await self.embedder.aembed_documents(texts, task=self.task, sparse=False))
         return await in_turns(_lists, dense)
 
+    @twin_of("embed_query")
     async def aembed_query(self, text: str) -> list[float]:
         """See ``embed_query``."""
         self._need_dense()

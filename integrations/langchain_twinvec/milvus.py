@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from langchain_twinvec.base import TwinVecSparseModel, in_turns
 from twinvec import SparseBatch
+from twinvec.overriding import twin_of
 
 if TYPE_CHECKING:
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
@@ -30,10 +31,12 @@ class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
         """Return the sparse row of a query."""
         return self._query(query).to_dicts()[0]
 
+    @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """See ``embed_documents``; draws no progress bar."""
         return await in_turns(SparseBatch.to_dicts, await self._adocuments(texts))
 
+    @twin_of("embed_query")
     async def aembed_query(self, query: str) -> dict[int, float]:
         """See ``embed_query``."""
         return (await self._aquery(query)).to_dicts()[0]

@@ -22,9 +22,10 @@ from pydantic import ConfigDict, SkipValidation, model_validator
 from typing_extensions import Self
 
 from langchain_twinvec.base import not_serialized
-from langchain_twinvec.searching import Scored
-from langchain_twinvec.vectorstores import TwinVecVectorStore
+from langchain_twinvec.searching import SearchableStore
 from twinvec import Task
+from twinvec.flows import block, call, wait
+from twinvec.overriding import changed_alone, overridden
 from twinvec_stores import Fusion
 from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 else:
     FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
 
-_CALL = ("k", "fetch_k", "mode", "fusion", "filter", "score_threshold", "task", "mmr", "explain", "exact")
+_CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "task", "mmr", "explain",
+         "exact")  # fmt: skip
+_SEARCHES = [name for name in vars(SearchableStore) if "search" in name or "relevance" in name]
 _DEFAULT_MMR = 0.5
 
 
@@ -48,6 +51,8 @@ class HybridRetriever(VectorStoreRetriever):
         vectorstore: where to look.
         k: documents per query.
         fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
+        dense_k: candidates of the dense half, where it is to have others; may be less than k.
+        sparse_k: the same of the sparse half.
         mode: "hybrid", "dense" or "sparse"; None: the store's default.
         fusion: a Fusion with its weights, or the name of a method; None: the store's default.
         filter: a dict such as ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``.
@@ -62,9 +67,11 @@ class HybridRetriever(VectorStoreRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    vectorstore: TwinVecVectorStore
+    vectorstore: SearchableStore
     k: int = 4
     fetch_k: int | None = None
+    dense_k: int | None = None
+    sparse_k: int | None = None
     mode: Mode | None = None
     fusion: SkipValidation[Fusion | Method | None] = None
     filter: FilterForm = None
@@ -78,6 +85,8 @@ class HybridRetriever(VectorStoreRetriever):
     @classmethod
     def validate_search_type(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Check ``search_type`` and move ``search_kwargs`` into the fields; replaces the base's check."""
+        if not isinstance(store := values.get("vectorstore"), SearchableStore):
+            raise ValueError(f"vectorstore must be a TwinVecVectorStore, not {type(store).__name__}")
         kind = values.get("search_type", "similarity")
         if kind not in cls.allowed_search_types:
             raise ValueError(f"search_type={kind!r} is not one of {', '.join(cls.allowed_search_types)}")
@@ -114,6 +123,8 @@ class HybridRetriever(VectorStoreRetriever):
         """
         if not inputs:
             return []
+        if self._extended("invoke", "_get_relevant_documents"):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         configs = get_config_list(config, len(inputs))
         runs = [
             CallbackManager.configure(**self._callbacks(each, kwargs)).on_retriever_start(None, text, **self._run(each))
@@ -142,6 +153,8 @@ class HybridRetriever(VectorStoreRetriever):
         """See ``batch``."""
         if not inputs:
             return []
+        if self._extended("ainvoke", "_aget_relevant_documents", "_get_relevant_documents"):
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         configs = get_config_list(config, len(inputs))
         managers = [AsyncCallbackManager.configure(**self._callbacks(each, kwargs)) for each in configs]
         runs = await asyncio.gather(
@@ -172,20 +185,22 @@ class HybridRetriever(VectorStoreRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        return self._find([query], kwargs)[0]
+        return block(self._search(query, kwargs))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        return (await self._afind([query], kwargs))[0]
+        if not changed_alone(self, "_get_relevant_documents", "_aget_relevant_documents"):
+            return await wait(self._search(query, kwargs))
+        told = {"run_manager": run_manager.get_sync()} if self._new_arg_supported else {}
+        arguments = kwargs if self._expects_other_args else {}
+        return await asyncio.to_thread(self._get_relevant_documents, query, **told, **arguments)
 
     def _find(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        arguments, threshold = self._arguments(given)
-        return self._kept(self.vectorstore.similarity_search_many(queries, **arguments), arguments, threshold)
+        return block(self._search_many(queries, given))
 
     async def _afind(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        arguments, threshold = self._arguments(given)
-        return self._kept(await self.vectorstore.asimilarity_search_many(queries, **arguments), arguments, threshold)
+        return await wait(self._search_many(queries, given))
 
     def _find_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
         try:
@@ -199,19 +214,49 @@ class HybridRetriever(VectorStoreRetriever):
         except Exception as error:
             return error
 
+    async def _search(self, query: str, given: Mapping[str, Any]) -> list[Document]:
+        """Search through the store's methods that LangChain's retriever calls."""
+        store, (arguments, threshold) = self.vectorstore, self._arguments(given)
+        if threshold is not None:
+            scored = await call(
+                store.similarity_search_with_relevance_scores,
+                store.asimilarity_search_with_relevance_scores,
+                query,
+                **arguments,
+                score_threshold=threshold,
+            )
+            return [document for document, _ in scored]
+        if self.search_type == "mmr" and overridden(
+            store, SearchableStore, "max_marginal_relevance_search", "amax_marginal_relevance_search"
+        ):
+            arguments["lambda_mult"] = arguments.pop("mmr")
+            return await call(
+                store.max_marginal_relevance_search, store.amax_marginal_relevance_search, query, **arguments
+            )
+        return await call(store.similarity_search, store.asimilarity_search, query, **arguments)
+
+    async def _search_many(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
+        """Search for all queries with one forward pass; for stores whose searches are as they were."""
+        store, (arguments, threshold) = self.vectorstore, self._arguments(given)
+        if threshold is not None:
+            found = await call(store.relevant_many, store.arelevant_many, queries, threshold, **arguments)
+        else:
+            found = await call(store.similarity_search_many, store.asimilarity_search_many, queries, **arguments)
+        return [[document for document, _ in each] for each in found]
+
+    def _extended(self, *methods: str) -> bool:
+        """Return whether a subclass of this class or of the store has a say in what is found."""
+        return overridden(self, HybridRetriever, *methods) or overridden(self.vectorstore, SearchableStore, *_SEARCHES)
+
     def _arguments(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
         """Return the store's arguments, and the relevance that documents must have."""
         arguments = {name: getattr(self, name) for name in _CALL} | _renamed(self.search_kwargs) | _renamed(given)
         if self.search_type == "mmr" and arguments["mmr"] is None:
             arguments["mmr"] = _DEFAULT_MMR
         by_relevance = self.search_type == "similarity_score_threshold"
-        return arguments, arguments.pop("score_threshold") if by_relevance else None
-
-    def _kept(self, found: list[Scored], arguments: Mapping[str, Any], threshold: float | None) -> list[list[Document]]:
-        if threshold is None:
-            return [[document for document, _ in each] for each in found]
-        relevance = self.vectorstore.relevance_function(**arguments)
-        return [[document for document, score in each if relevance(score) >= threshold] for each in found]
+        threshold = arguments.pop("score_threshold") if by_relevance else None
+        # a store that overrides a search need not know what is left as it is
+        return {name: value for name, value in arguments.items() if value is not None and value is not False}, threshold
 
     def _callbacks(self, config: RunnableConfig, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of ``CallbackManager.configure``, as ``BaseRetriever.invoke`` gives them."""
@@ -228,7 +273,7 @@ class HybridRetriever(VectorStoreRetriever):
         return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
-        model = self.vectorstore.embeddings.embedder.spec.model
+        model = self.vectorstore.index.embedder.spec.model
         return {**super()._get_ls_params(**kwargs), "ls_embedding_model": model}
 
 

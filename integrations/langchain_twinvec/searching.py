@@ -14,8 +14,10 @@ from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.filters import FilterForm, as_filter
 from twinvec import Role
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
+from twinvec.overriding import overridden, twin_of
 from twinvec.vectors import Float32
-from twinvec_stores import Fusion, HybridIndex, Result, SearchOptions, StoreConfig
+from twinvec_stores import HybridIndex, Result, SearchOptions, StoreConfig
 
 Scored: TypeAlias = "list[tuple[Document, float]]"
 EXPLANATION = "_twinvec"  # metadata key
@@ -39,6 +41,7 @@ class SearchableStore(VectorStore):
         """Return the best documents for a query, best first; see the class for more arguments."""
         return _documents(self.similarity_search_with_score(query, k, filter, **kwargs))
 
+    @twin_of("similarity_search")
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Document]:
@@ -49,6 +52,7 @@ class SearchableStore(VectorStore):
         """Return the best documents with their scores: higher is better, what they mean depends on mode and fusion."""
         return self.similarity_search_many([query], k, filter, **kwargs)[0]
 
+    @twin_of("similarity_search_with_score")
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
@@ -62,6 +66,7 @@ class SearchableStore(VectorStore):
         found = self.index.search_many(queries, **self._arguments(k, filter, kwargs))
         return [_scored(results) for results in found]
 
+    @twin_of("similarity_search_many")
     async def asimilarity_search_many(
         self, queries: Sequence[str], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Scored]:
@@ -75,6 +80,7 @@ class SearchableStore(VectorStore):
         """Return the documents nearest to a dense vector."""
         return _documents(self.similarity_search_with_score_by_vector(embedding, k, filter, **kwargs))
 
+    @twin_of("similarity_search_by_vector")
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Document]:
@@ -88,6 +94,7 @@ class SearchableStore(VectorStore):
         arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
         return _scored(self.index.search_vectors(_row(embedding), **arguments)[0])
 
+    @twin_of("similarity_search_with_score_by_vector")
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
@@ -116,6 +123,7 @@ class SearchableStore(VectorStore):
         """
         return self.similarity_search(query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
 
+    @twin_of("max_marginal_relevance_search")
     async def amax_marginal_relevance_search(
         self,
         query: str,
@@ -141,6 +149,7 @@ class SearchableStore(VectorStore):
         deep = max(k, fetch_k)
         return self.similarity_search_by_vector(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
 
+    @twin_of("max_marginal_relevance_search_by_vector")
     async def amax_marginal_relevance_search_by_vector(
         self,
         embedding: list[float],
@@ -163,31 +172,72 @@ class SearchableStore(VectorStore):
         """
         arguments = self._arguments(k, filter, kwargs)
         if (task := arguments.pop("task")) is not None:
-            self.embeddings.embedder.prompt_for(Role.QUERY, task)
+            self.index.embedder.prompt_for(Role.QUERY, task)
         options = SearchOptions(**arguments)
         options.parts(self.index.store.config)
         return options
 
-    def relevance_function(self, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> Callable[[float], float]:
-        """Return what turns the scores of a search with these arguments into relevances from 0 to 1."""
-        return _relevance(self.check_arguments(k, filter, **kwargs), self.index.store.config)
-
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return self.relevance_function()
+        if self.check_arguments().parts(self.index.store.config) != (True, False):
+            raise ConfigurationError('only a dense search has scores that are relevances: pass mode="dense"')
+        return _clipped
 
     def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
-        relevance = self.relevance_function(k=k, **kwargs)
-        return [
-            (document, relevance(score)) for document, score in self.similarity_search_with_score(query, k, **kwargs)
-        ]
+        return block(self._relevant([query], k, kwargs))[0]
 
+    @twin_of("_similarity_search_with_relevance_scores")
     async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
-        relevance = self.relevance_function(k=k, **kwargs)
-        found = await self.asimilarity_search_with_score(query, k, **kwargs)
-        return [(document, relevance(score)) for document, score in found]
+        return (await wait(self._relevant([query], k, kwargs)))[0]
+
+    @twin_of("similarity_search_with_relevance_scores")
+    async def asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
+        """See ``similarity_search_with_relevance_scores``."""
+        return await super().asimilarity_search_with_relevance_scores(query, k, **kwargs)
+
+    def relevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
+        """Search for several queries; keep what has at least this relevance, from 0 to 1."""
+        return _at_least(threshold, block(self._relevant(queries, k, kwargs)))
+
+    async def arelevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
+        """See ``relevant_many``."""
+        return _at_least(threshold, await wait(self._relevant(queries, k, kwargs)))
+
+    async def _relevant(self, queries: Sequence[str], k: int, given: Mapping[str, Any]) -> list[Scored]:
+        """Return documents with their cosines as relevance, in the order of the search."""
+        if overridden(self, SearchableStore, "_select_relevance_score_fn"):
+            relevance = self._select_relevance_score_fn()
+            found = await self._found(queries, k, given)
+            return [[(document, relevance(score)) for document, score in each] for each in found]
+        options = self.check_arguments(k, **given)
+        if not options.parts(self.index.store.config)[0]:
+            raise ConfigurationError(
+                "the scores of a sparse search have no upper bound, so there is no relevance from 0 to 1: compare the "
+                "scores of similarity_search_with_score, or search with the dense half"
+            )
+        found = await self._found(queries, k, {**given, "explain": True})
+        return [[_with_cosine(document, score, options.explain) for document, score in each] for each in found]
+
+    async def _found(self, queries: Sequence[str], k: int, given: Mapping[str, Any]) -> list[Scored]:
+        if len(queries) != 1:
+            return await call(self.similarity_search_many, self.asimilarity_search_many, queries, k=k, **given)
+        one = call(self.similarity_search_with_score, self.asimilarity_search_with_score, queries[0], k=k, **given)
+        return [await one]
 
     def _arguments(self, k: int, filter: FilterForm, given: Mapping[str, Any]) -> dict[str, Any]:
-        return search_arguments(k, filter, given, {"task": self.embeddings.task, **self._defaults})
+        if given.get("fusion") is not None:
+            need_both_halves(self.index.store.config)
+        return search_arguments(k, filter, given, {"task": self.index.task, **self._defaults})
+
+
+def need_both_halves(config: StoreConfig) -> None:
+    """Refuse a fusion where there is nothing to fuse.
+
+    Raises:
+        ConfigurationError: the store has one half.
+    """
+    if config.dim is None or not config.sparse:
+        half = "dense" if config.dim is not None else "sparse"
+        raise ConfigurationError(f"fusion= joins dense and sparse rankings, and this store has only {half} vectors")
 
 
 def search_arguments(
@@ -212,30 +262,17 @@ def search_arguments(
     return {**({"mode": "dense"} if vectors else defaults), **chosen, "k": k, "filter": as_filter(filter)}
 
 
-def _relevance(options: SearchOptions, config: StoreConfig) -> Callable[[float], float]:
-    """Return what turns scores into relevances from 0 to 1, 1 being the best possible.
+def _clipped(cosine: float) -> float:
+    return min(max(cosine, 0.0), 1.0)
 
-    A cosine c becomes (1 + c) / 2, a fused score is divided by what a record that is first in both halves gets.
 
-    Raises:
-        ConfigurationError: scores that have no upper bound.
-    """
-    dense, sparse = options.parts(config)
-    fusion = options.fusion
-    assert isinstance(fusion, Fusion)
-    if not sparse:
-        return lambda score: min(max((1 + score) / 2, 0.0), 1.0)
-    if not dense or fusion.method == "weighted":
-        what = 'fusion="weighted"' if dense else 'mode="sparse"'
-        raise ConfigurationError(
-            f"the scores of {what} have no upper bound, so there is no relevance from 0 to 1: compare the scores of "
-            "similarity_search_with_score, or search in another way"
-        )
-    assert fusion.dense_weight is not None
-    assert fusion.sparse_weight is not None
-    best = fusion.dense_weight + fusion.sparse_weight
-    best /= fusion.rrf_k + 1 if fusion.method == "rrf" else 1
-    return lambda score: min(max(score / best, 0.0), 1.0)
+def _at_least(threshold: float, found: list[Scored]) -> list[Scored]:
+    return [[(document, relevance) for document, relevance in each if relevance >= threshold] for each in found]
+
+
+def _with_cosine(document: Document, score: float, explain: bool) -> tuple[Document, float]:
+    why = document.metadata.get(EXPLANATION, {}) if explain else document.metadata.pop(EXPLANATION, {})
+    return document, _clipped(why.get("dense_score", score))
 
 
 def to_document(result: Result) -> Document:

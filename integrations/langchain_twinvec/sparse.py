@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from langchain_twinvec.base import TwinVecSparseModel, in_turns
 from twinvec import SparseBatch
+from twinvec.overriding import twin_of
 
 if TYPE_CHECKING:
     from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
@@ -39,10 +40,12 @@ class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
         """Return the sparse vector of a query."""
         return _vectors(self._query(text))[0]
 
+    @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """See ``embed_documents``; draws no progress bar."""
         return await in_turns(_vectors, await self._adocuments(texts))
 
+    @twin_of("embed_query")
     async def aembed_query(self, text: str) -> SparseVector:
         """See ``embed_query``."""
         return _vectors(await self._aquery(text))[0]

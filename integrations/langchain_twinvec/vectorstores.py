@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -16,8 +16,10 @@ from typing_extensions import Self
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.filters import FilterForm, as_filter
-from langchain_twinvec.searching import SearchableStore, to_document
+from langchain_twinvec.retrievers import HybridRetriever
+from langchain_twinvec.searching import SearchableStore, need_both_halves, to_document
 from twinvec.errors import ConfigurationError, InvalidRecordError
+from twinvec.overriding import changed_alone, twin_of
 from twinvec_stores import (
     And,
     Filter,
@@ -33,9 +35,6 @@ from twinvec_stores import (
 from twinvec_stores.config import FieldType, Quantization
 from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
-
-if TYPE_CHECKING:
-    from langchain_twinvec.retrievers import HybridRetriever
 
 _AT_ONCE = 4096  # documents embedded before they are written
 
@@ -108,6 +107,8 @@ class TwinVecVectorStore(SearchableStore):
             embedding.embedder, fields=fields, quantization=quantization, task=embedding.task
         )
         SearchOptions(**self._defaults).parts(config)
+        if fusion is not None:
+            need_both_halves(config)
         if store is None:
             store = _open(path, url, config, collection, options)
         elif given := [n for n, v in (("path", path), ("url", url), ("collection", collection), *options.items()) if v]:
@@ -172,6 +173,8 @@ class TwinVecVectorStore(SearchableStore):
         **kwargs: Any,
     ) -> Self:
         """See ``from_texts``."""
+        if changed_alone(cls, "from_texts", "afrom_texts"):
+            return await asyncio.to_thread(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs)
         made = await asyncio.to_thread(cls, embedding, **kwargs)
         try:
             await made.aadd_texts(texts, metadatas, ids=ids)
@@ -209,6 +212,7 @@ class TwinVecVectorStore(SearchableStore):
             added += self.index.add(**batch, show_progress=progress)
         return added
 
+    @twin_of("add_texts")
     async def aadd_texts(
         self,
         texts: Iterable[str],
@@ -225,12 +229,18 @@ class TwinVecVectorStore(SearchableStore):
             added += await self.index.aadd(**batch)
         return added
 
+    @twin_of("add_documents")
+    async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """See ``add_documents``."""
+        return await super().aadd_documents(documents, **kwargs)
+
     def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
         _refuse(kwargs)
         self.index.store.delete(ids, filter=_doomed(ids, filter))
         return True
 
+    @twin_of("delete")
     async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """See ``delete``."""
         _refuse(kwargs)
@@ -241,6 +251,7 @@ class TwinVecVectorStore(SearchableStore):
         """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
         return [to_document(Result(record, 0.0)) for record in self.index.store.get(ids)]
 
+    @twin_of("get_by_ids")
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """See ``get_by_ids``."""
         return [to_document(Result(record, 0.0)) for record in await self.index.store.aget(ids)]
@@ -249,8 +260,6 @@ class TwinVecVectorStore(SearchableStore):
         """Return a retriever; ``kwargs`` are its fields: ``k``, ``fusion``, ``filter`` ..., or LangChain's
         ``search_type`` and ``search_kwargs``.
         """
-        from langchain_twinvec.retrievers import HybridRetriever
-
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
         return HybridRetriever(vectorstore=self, tags=tags, **kwargs)
 

@@ -1,0 +1,45 @@
+"""Subclasses are heard: a fast path goes around a framework's methods only where nobody has changed them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Awaitable[Any]])
+
+
+def overridden(value: object, base: type, *names: str) -> bool:
+    """Return whether a subclass of ``base``, or the object itself, has one of these methods of its own."""
+    kept = getattr(value, "__dict__", {})
+    return any(name in kept or getattr(type(value), name, None) is not getattr(base, name, None) for name in names)
+
+
+def changed_alone(value: object, blocking: str, awaiting: str) -> bool:
+    """Return whether a method was overridden without its async twin, which then has to call it.
+
+    Frameworks' own async methods do that by default, so their users override the blocking one alone. Who overrides
+    both in one class has said what either does.
+    """
+    kept = getattr(value, "__dict__", {})
+    if not isinstance(value, type) and blocking in kept:
+        return awaiting not in kept
+    cls = value if isinstance(value, type) else type(value)
+    changed = next((each for each in cls.__mro__ if blocking in vars(each)), object)
+    return awaiting not in vars(changed)
+
+
+def twin_of(blocking: str) -> Callable[[_F], _F]:
+    """Make an async method call its blocking twin, on a thread, where a subclass has changed that one alone."""
+
+    def decorate(method: _F) -> _F:
+        @functools.wraps(method)
+        async def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if changed_alone(self, blocking, method.__name__):
+                return await asyncio.to_thread(getattr(self, blocking), *args, **kwargs)
+            return await method(self, *args, **kwargs)
+
+        return heard  # type: ignore[return-value]
+
+    return decorate
