@@ -37,6 +37,7 @@ else:
 
 _CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "task", "mmr", "explain",
          "exact")  # fmt: skip
+_DIVERSE = [name for name in vars(SearchableStore) if "max_marginal" in name]
 _SEARCHES = [name for name in vars(SearchableStore) if "search" in name or "relevance" in name]
 _DEFAULT_MMR = 0.5
 
@@ -226,9 +227,7 @@ class HybridRetriever(VectorStoreRetriever):
                 score_threshold=threshold,
             )
             return [document for document, _ in scored]
-        if self.search_type == "mmr" and overridden(
-            store, SearchableStore, "max_marginal_relevance_search", "amax_marginal_relevance_search"
-        ):
+        if self.search_type == "mmr" and overridden(store, SearchableStore, *_DIVERSE):
             arguments["lambda_mult"] = arguments.pop("mmr")
             return await call(
                 store.max_marginal_relevance_search, store.amax_marginal_relevance_search, query, **arguments

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.filters import FilterForm, as_filter
 from twinvec import Role
 from twinvec.errors import ConfigurationError
@@ -22,6 +22,7 @@ from twinvec_stores import HybridIndex, Result, SearchOptions, StoreConfig
 Scored: TypeAlias = "list[tuple[Document, float]]"
 EXPLANATION = "_twinvec"  # metadata key
 _OPTIONS = {each.name for each in fields(SearchOptions)} - {"k", "filter"} | {"task"}
+_DIVERSE_BY_VECTOR = ("max_marginal_relevance_search_by_vector", "amax_marginal_relevance_search_by_vector")
 _FOR_VECTORS = {"fetch_k", "score_threshold", "mmr", "explain", "exact"}
 
 
@@ -29,11 +30,11 @@ class SearchableStore(VectorStore):
     """The searches of TwinVecVectorStore, which has the documentation."""
 
     index: HybridIndex
-    _embeddings: TwinVecEmbeddings
+    _embeddings: Embeddings
     _defaults: Mapping[str, Any]
 
     @property
-    def embeddings(self) -> TwinVecEmbeddings:
+    def embeddings(self) -> Embeddings:
         """Return the embeddings."""
         return self._embeddings
 
@@ -121,6 +122,9 @@ class SearchableStore(VectorStore):
             filter: see the class.
             kwargs: see the class.
         """
+        if overridden(self, SearchableStore, *_DIVERSE_BY_VECTOR):
+            row = self.embeddings.embed_query(query)
+            return self.max_marginal_relevance_search_by_vector(row, k, fetch_k, lambda_mult, filter=filter, **kwargs)
         return self.similarity_search(query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
 
     @twin_of("max_marginal_relevance_search")
@@ -134,6 +138,9 @@ class SearchableStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """See ``max_marginal_relevance_search``."""
+        if overridden(self, SearchableStore, *_DIVERSE_BY_VECTOR):
+            row, found = await self.embeddings.aembed_query(query), self.amax_marginal_relevance_search_by_vector
+            return await found(row, k, fetch_k, lambda_mult, filter=filter, **kwargs)
         return await self.asimilarity_search(query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
 
     def max_marginal_relevance_search_by_vector(
@@ -178,8 +185,6 @@ class SearchableStore(VectorStore):
         return options
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        if self.check_arguments().parts(self.index.store.config) != (True, False):
-            raise ConfigurationError('only a dense search has scores that are relevances: pass mode="dense"')
         return _clipped
 
     def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:

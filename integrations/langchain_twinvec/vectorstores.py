@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,15 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
 
+from langchain_twinvec.base import TwinVecSparseModel
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.filters import FilterForm, as_filter
+from langchain_twinvec.joining import embedder_of
 from langchain_twinvec.retrievers import HybridRetriever
 from langchain_twinvec.searching import SearchableStore, need_both_halves, to_document
 from twinvec.errors import ConfigurationError, InvalidRecordError
-from twinvec.overriding import changed_alone, twin_of
+from twinvec.flows import block, call, wait
+from twinvec.overriding import changed_alone, overridden, twin_of
 from twinvec_stores import (
     And,
     Filter,
@@ -65,6 +69,7 @@ class TwinVecVectorStore(SearchableStore):
         self,
         embedding: Embeddings,
         *,
+        sparse: TwinVecSparseModel | str | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         store: HybridStore | None = None,
@@ -78,7 +83,9 @@ class TwinVecVectorStore(SearchableStore):
         """Open a store, or make one.
 
         Args:
-            embedding: a TwinVecEmbeddings.
+            embedding: TwinVecEmbeddings, whose two halves are one forward pass; or any other Embeddings, for the dense
+                half. A subclass that overrides ``embed_documents`` or ``embed_query`` is asked through these.
+            sparse: the sparse half beside other Embeddings: "bm25", or TwinVecSparseEmbeddings. None: dense only.
             path: a folder, for the embedded engine.
             url: a Qdrant server or cluster.
             store: a store that is open already. None of the three: in memory.
@@ -94,18 +101,13 @@ class TwinVecVectorStore(SearchableStore):
             FingerprintMismatchError: the store holds another model's vectors.
             StoreError: it cannot be opened.
         """
-        if not isinstance(embedding, TwinVecEmbeddings):
-            raise ConfigurationError(
-                f"TwinVecVectorStore needs TwinVecEmbeddings, which give both halves at once, not "
-                f"{type(embedding).__name__}; HuggingFaceEmbeddings become such by TwinVecEmbeddings.from_huggingface"
-            )
+        embedder = embedder_of(embedding, sparse)
+        task = embedding.task if isinstance(embedding, TwinVecEmbeddings) else None
         self._embeddings = embedding
         self._defaults: dict[str, Any] = {
             name: value for name, value in (("mode", mode), ("fusion", fusion)) if value is not None
         }
-        config = StoreConfig.for_embedder(
-            embedding.embedder, fields=fields, quantization=quantization, task=embedding.task
-        )
+        config = StoreConfig.for_embedder(embedder, fields=fields, quantization=quantization, task=task)
         SearchOptions(**self._defaults).parts(config)
         if fusion is not None:
             need_both_halves(config)
@@ -114,13 +116,14 @@ class TwinVecVectorStore(SearchableStore):
         elif given := [n for n, v in (("path", path), ("url", url), ("collection", collection), *options.items()) if v]:
             raise ConfigurationError(f"{', '.join(given)}: already said by store=")
         store.config.check(config, repr(store))
-        self.index = HybridIndex(embedding.embedder, store, task=embedding.task)
+        self.index = HybridIndex(embedder, store, task=task)
 
     @classmethod
     def from_existing(
         cls,
         embedding: Embeddings,
         *,
+        sparse: TwinVecSparseModel | str | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         collection: str | None = None,
@@ -137,7 +140,7 @@ class TwinVecVectorStore(SearchableStore):
             raise ConfigurationError("from_existing needs path= or url=")
         store = _open(path, url, None, collection, options)
         try:
-            return cls(embedding, store=store, mode=mode, fusion=fusion)
+            return cls(embedding, sparse=sparse, store=store, mode=mode, fusion=fusion)
         except BaseException:
             store.close()
             raise
@@ -206,11 +209,9 @@ class TwinVecVectorStore(SearchableStore):
             The ids.
         """
         _refuse(kwargs)
-        added: list[str] = []
-        for batch in _batches(texts, metadatas, ids, batch_size):
-            progress = self._embeddings.show_progress
-            added += self.index.add(**batch, show_progress=progress)
-        return added
+        if _only(self, "add_documents", "add_texts"):
+            return self.add_documents(_as_documents(texts, metadatas, ids), batch_size=batch_size)
+        return block(self._add(texts, metadatas, ids, batch_size))
 
     @twin_of("add_texts")
     async def aadd_texts(
@@ -224,15 +225,40 @@ class TwinVecVectorStore(SearchableStore):
     ) -> list[str]:
         """See ``add_texts``; draws no progress bar."""
         _refuse(kwargs)
-        added: list[str] = []
-        for batch in _batches(texts, metadatas, ids, batch_size):
-            added += await self.index.aadd(**batch)
-        return added
+        if _only(self, "aadd_documents", "aadd_texts") or _only(self, "add_documents", "add_texts"):
+            return await self.aadd_documents(_as_documents(texts, metadatas, ids), batch_size=batch_size)
+        return await wait(self._add(texts, metadatas, ids, batch_size))
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Embed documents and store them; see ``add_texts`` for more arguments.
+
+        Args:
+            documents: with ids of their own, or none.
+            kwargs: ``ids`` in place of the documents' own, ``batch_size``.
+        """
+        if _only(self, "add_texts", "add_documents"):
+            return super().add_documents(documents, **kwargs)
+        return block(self._add(**_columns(documents, **kwargs)))
 
     @twin_of("add_documents")
     async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """See ``add_documents``."""
-        return await super().aadd_documents(documents, **kwargs)
+        if _only(self, "aadd_texts", "aadd_documents") or _only(self, "add_texts", "add_documents"):
+            return await super().aadd_documents(documents, **kwargs)
+        return await wait(self._add(**_columns(documents, **kwargs)))
+
+    async def _add(
+        self,
+        texts: Iterable[str],
+        metadatas: Sequence[Mapping[str, Any] | None] | None,
+        ids: Sequence[str | None] | None,
+        batch_size: int,
+    ) -> list[str]:
+        added: list[str] = []
+        add = functools.partial(self.index.add, show_progress=getattr(self._embeddings, "show_progress", False))
+        for batch in _batches(texts, metadatas, ids, batch_size):
+            added += await call(add, self.index.aadd, **batch)
+        return added
 
     def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
@@ -339,6 +365,30 @@ def _batches(
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         yield {"texts": rows[part], "ids": names[part], "metadata": data[part]}
+
+
+def _as_documents(
+    texts: Iterable[str], metadatas: Sequence[Mapping[str, Any] | None] | None, ids: Sequence[str | None] | None
+) -> list[Document]:
+    rows = [row for batch in _batches(texts, metadatas, ids, _AT_ONCE) for row in zip(*batch.values(), strict=True)]
+    return [Document(id=id, page_content=text, metadata=dict(metadata)) for text, id, metadata in rows]
+
+
+def _columns(
+    documents: Sequence[Document], ids: Sequence[str | None] | None = None, batch_size: int = _AT_ONCE
+) -> dict[str, Any]:
+    """Return the arguments of ``_add`` for documents."""
+    return {
+        "texts": [document.page_content for document in documents],
+        "metadatas": [document.metadata for document in documents],
+        "ids": [document.id for document in documents] if ids is None else ids,
+        "batch_size": batch_size,
+    }
+
+
+def _only(store: TwinVecVectorStore, name: str, other: str) -> bool:
+    """Return whether a subclass has a say in the one of two methods that do the same, and not in the other."""
+    return overridden(store, TwinVecVectorStore, name) and not overridden(store, TwinVecVectorStore, other)
 
 
 def _doomed(ids: Sequence[str] | None, form: FilterForm) -> Filter | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
+from twinvec.joined import JoinedEmbedder
 from twinvec.text.prompts import Task
 from twinvec_stores.filters.conditions import parse_field
 
@@ -155,6 +156,8 @@ class StoreConfig:
 
 
 def _recipe(embedder: BaseEmbedder, task: Task | str | None) -> dict[str, Any]:
+    if isinstance(embedder, JoinedEmbedder):  # somebody else's object
+        return {}
     spec = asdict(embedder.spec)
     del spec["trust_remote_code"]  # whoever opens the store decides on that
     for name in ("model", "sparse"):

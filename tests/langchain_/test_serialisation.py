@@ -119,6 +119,8 @@ def test_a_store_on_disk_is_pickled_by_its_place(gte: TwinVecEmbeddings, tmp_pat
     with TwinVecVectorStore.from_texts(["sort a list"], gte, path=tmp_path / "index", fusion="rrf") as store:
         made: HybridRetriever = pickle.loads(pickle.dumps(store.as_retriever(k=1)))
     assert [each.page_content for each in made.invoke("sort")] == ["sort a list"]
+    assert isinstance(made.vectorstore, TwinVecVectorStore)
+    assert isinstance(made.vectorstore.embeddings, TwinVecEmbeddings)
     assert made.vectorstore.index.embedder is made.vectorstore.embeddings.embedder
     made.vectorstore.close()
 

@@ -1,0 +1,184 @@
+"""JoinedEmbedder: dense vectors of somebody else's model beside a sparse half of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from twinvec.base import BaseEmbedder
+from twinvec.engine.calls import Checked, Wanted
+from twinvec.errors import ConfigurationError
+from twinvec.flows import Call, block, call, on_thread, wait
+from twinvec.options import EmbedderOptions
+from twinvec.spec import ModelSpec
+from twinvec.text.bm25 import Bm25
+from twinvec.text.prompts import PromptTemplate, Role, Task
+from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
+
+_AT_ONCE = 16  # queries of one async call that are asked for at the same time
+_PROBE = "dimension"
+
+
+class DenseSource(ABC):
+    """Where dense vectors come from: a framework's embeddings object, or an API.
+
+    Attributes:
+        name: of its class and model; it is part of a store's fingerprint.
+        prompts: what it puts before texts by itself, as far as we know.
+    """
+
+    name: str
+    prompts = PromptTemplate()
+
+    @abstractmethod
+    def documents(self, texts: list[str], task: Task | str | None) -> Sequence[Sequence[float]]:
+        """Return a row per document."""
+
+    @abstractmethod
+    async def adocuments(self, texts: list[str], task: Task | str | None) -> Sequence[Sequence[float]]:
+        """See ``documents``."""
+
+    @abstractmethod
+    def query(self, text: str, task: Task | str | None) -> Sequence[float]:
+        """Return the row of a query."""
+
+    @abstractmethod
+    async def aquery(self, text: str, task: Task | str | None) -> Sequence[float]:
+        """See ``query``."""
+
+
+class JoinedEmbedder(BaseEmbedder):
+    """Two halves of different origin as one embedder: dense rows of a ``DenseSource``, sparse ones of ours.
+
+    Rows have length 1 whatever the source gives. Both halves of a text are asked for one after the other.
+    """
+
+    def __init__(
+        self, source: DenseSource, sparse: BaseEmbedder | str | None, *, task: Task | str | None = None
+    ) -> None:
+        """Bring both together; the source is asked for one vector, to learn its dimension.
+
+        Args:
+            source: of the dense half.
+            sparse: an embedder with a sparse half; "bm25" or a longer form of it, see ``ModelSpec``; None for no
+                sparse half.
+            task: default task of every call, for a source that knows tasks.
+
+        Raises:
+            ConfigurationError: nothing sparse there.
+        """
+        self._source, self._sparse = source, sparse if isinstance(sparse, BaseEmbedder) else None
+        self._bm25 = Bm25.parse(sparse.spec.sparse if isinstance(sparse, BaseEmbedder) else sparse)
+        if self._sparse is not None and not self._sparse.has_sparse:
+            raise ConfigurationError(f"{self._sparse.spec.model} has no sparse half")
+        if sparse is not None and self._sparse is None and self._bm25 is None:
+            raise ConfigurationError(f'sparse={sparse!r} is neither "bm25" nor an embedder with a sparse half')
+        if self._bm25 is not None:
+            self._bm25.prepare()
+        self._prompts, self._closed = source.prompts, False
+        self.options = EmbedderOptions(task=task)
+        half = None if self._sparse is None else self._sparse.spec
+        self.spec = ModelSpec(
+            model=source.name,
+            dim=len(source.query(_PROBE, task)),
+            sparse=str(self._bm25) if self._bm25 else f"of {half.fingerprint}" if half is not None else None,
+        )
+
+    def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
+        """See ``Embedder.token_offsets``; of the sparse half's model."""
+        return self._tokenizing().token_offsets(texts)
+
+    def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
+        """See ``Embedder.token_room``; of the sparse half's model."""
+        return self._tokenizing().token_room(role)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counters of the sparse half's model."""
+        return {} if self._sparse is None else self._sparse.stats()
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether the sparse half's model is."""
+        return not self._closed and (self._sparse is None or self._sparse.healthy)
+
+    @property
+    def family(self) -> str:
+        """Return that it is of none."""
+        return "joined"
+
+    def close(self, *, drain: bool = False) -> None:
+        """Answer no more calls; both halves stay open."""
+        self._closed = True
+
+    def _tokenizing(self) -> BaseEmbedder:
+        if self._sparse is None:
+            raise ConfigurationError(f"{self.spec.model} shows no tokenizer: split texts by characters")
+        return self._sparse
+
+    def _token_texts(self, keys: list[int]) -> Mapping[int, str]:
+        if self._bm25 is not None:
+            return {key: self._bm25.term(key) for key in keys}
+        assert self._sparse is not None
+        return self._sparse._token_texts(keys)
+
+    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
+        return block(self._both(self._check(role, texts, wanted), wanted))
+
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
+        return await wait(self._both(self._check(role, texts, wanted), wanted))
+
+    async def _both(self, asked: Checked, wanted: Wanted) -> EmbeddingBatch:
+        if wanted.prompt is not None or wanted.timeout is not None:
+            raise ConfigurationError(f"{self.spec.model} takes neither prompt= nor timeout=")
+        n, dense, sparse = len(asked.texts), None, None
+        if asked.dense:
+            task = wanted.task if wanted.task is not None else self.task
+            rows = await self._rows(asked.role, asked.texts, task) if n else []
+            dense = self._normalised(rows, n)
+        if asked.sparse:
+            sparse = await self._sparse_half(asked.role, asked.texts)
+        return EmbeddingBatch(dense, sparse, np.zeros(n, np.int32), np.zeros(n, np.bool_))
+
+    def _rows(self, role: Role, texts: list[str], task: Task | str | None) -> Call[Sequence[Sequence[float]]]:
+        if role is Role.DOCUMENT:
+            return call(self._source.documents, self._source.adocuments, texts, task)
+        return call(self._queries, self._aqueries, texts, task)
+
+    def _queries(self, texts: list[str], task: Task | str | None) -> list[Sequence[float]]:
+        return [self._source.query(text, task) for text in texts]
+
+    async def _aqueries(self, texts: list[str], task: Task | str | None) -> list[Sequence[float]]:
+        rows: list[Sequence[float]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            rows += await asyncio.gather(*(self._source.aquery(text, task) for text in some))
+        return rows
+
+    def _normalised(self, rows: Sequence[Sequence[float]], n: int) -> Float32:
+        dims = {len(row) for row in rows}
+        if len(rows) != n or dims - {self.dim}:
+            raise ConfigurationError(
+                f"{self.spec.model} gave {len(rows)} vectors of {sorted(dims)} dimensions for {n} texts; {n} of "
+                f"{self.dim} were expected"
+            )
+        dense = np.asarray(rows, np.float32).reshape(n, self.dim or 0)
+        unit: Float32 = dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
+        return unit
+
+    async def _sparse_half(self, role: Role, texts: list[str]) -> SparseBatch:
+        if self._bm25 is not None:
+            return (await on_thread(self._bm25.weigh, role, texts))[0]
+        assert self._sparse is not None
+        model = self._sparse
+        methods = (
+            (model.embed_queries, model.aembed_queries)
+            if role is Role.QUERY
+            else (model.embed_documents, model.aembed_documents)
+        )
+        sparse = (await call(*methods, texts, dense=False)).sparse
+        assert sparse is not None
+        return sparse
