@@ -58,7 +58,6 @@ def ingest(
     field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
     on_error: Annotated[OnError, typer.Option(metavar="HOW", help="skip or stop, at a bad row.")] = OnError.SKIP,
-    resume: Annotated[bool, typer.Option(help="Go on where a killed run was.")] = True,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records embedded at once.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     sparse_source: SparseSource = None,
@@ -75,7 +74,7 @@ def ingest(
 ) -> None:
     """Embed documents and put them into a store; run it again to bring the store up to date.
 
-    Unchanged documents are skipped. A run that was killed goes on where it was. Exit status 1: some rows failed.
+    Unchanged documents are skipped, so a run that was killed is resumed. Exit status 1: some rows failed.
 
     Examples:
 
@@ -108,7 +107,6 @@ def ingest(
             overlap_tokens=overlap_tokens,
             prune=prune,
             on_error=on_error.value,
-            resume=resume,
             batch_size=batch_size,
             show_progress=sys.stderr.isatty(),
         )

@@ -190,10 +190,7 @@ def test_a_bad_row_does_not_take_its_id(embedder: Embedder, memory: MemoryStore)
     assert texts(memory) == {"a": "x"}
 
 
-def test_duplicates_are_found_across_commits(
-    embedder: Embedder, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("twinvec_stores.ingestion.ledger._COMMIT_SECONDS", 0)
+def test_duplicates_are_found_across_windows(embedder: Embedder, memory: MemoryStore) -> None:
     rows = [Document(str(i % 60), f"the {i}") for i in range(100)]
     report = ingest(rows, embedder, memory, batch_size=7)
     assert counts(report) == (60, 0, 0, 40, 0)
@@ -281,7 +278,6 @@ def test_progress_is_drawn(
         ({"on_error": "ignore"}, 'on_error=\'ignore\' is neither "skip" nor "stop"'),
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"overlap_tokens": 3}, "overlap_tokens needs chunk_tokens"),
-        ({"checkpoint": "x.sqlite"}, "checkpoint= is for files"),
     ],
 )
 def test_options_that_make_no_sense(

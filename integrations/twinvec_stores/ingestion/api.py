@@ -29,16 +29,13 @@ def ingest(
     overlap_tokens: int = 0,
     prune: bool = False,
     on_error: OnError = "skip",
-    resume: bool = True,
-    checkpoint: str | PathLike[str] | None = None,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> IngestReport:
     """Put documents into a store; those that it has already, unchanged, are skipped.
 
-    Reading, embedding and writing overlap, and memory stays bounded however large the source is. A run that was
-    killed is resumed by the same call: files are gone on with where they were left, an iterable is read again and
-    its stored documents are skipped.
+    Embedding overlaps with reading and writing, and memory stays bounded however large the source is. A run that was
+    killed is resumed by the same call: the source is read again, and what the store has of it is skipped.
 
     Args:
         source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown); a folder, whose
@@ -59,9 +56,6 @@ def ingest(
         prune: delete the documents, ingested at any time, that the source does not have. Nothing is deleted where a
             row could not be read.
         on_error: "skip" reports bad rows and goes on; "stop" raises at the first one, with all before it stored.
-        resume: False: ignore what a killed run left behind; stored documents are skipped all the same.
-        checkpoint: file to resume from, for files in a store that is no folder; default: in the store's folder,
-            or none. It is removed at the end.
         batch_size: records embedded and written at once. More fill a big device better; less lose less in a kill.
         show_progress: draw a bar with rate and remaining time on stderr.
 
@@ -83,8 +77,6 @@ def ingest(
         overlap_tokens=overlap_tokens,
         prune=prune,
         on_error=on_error,
-        resume=resume,
-        checkpoint=checkpoint,
         batch_size=batch_size,
         show_progress=show_progress,
     )
@@ -103,8 +95,6 @@ async def aingest(
     overlap_tokens: int = 0,
     prune: bool = False,
     on_error: OnError = "skip",
-    resume: bool = True,
-    checkpoint: str | PathLike[str] | None = None,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> IngestReport:
@@ -117,8 +107,6 @@ async def aingest(
         overlap_tokens=overlap_tokens,
         prune=prune,
         on_error=on_error,
-        resume=resume,
-        checkpoint=checkpoint,
         batch_size=batch_size,
         show_progress=show_progress,
     )

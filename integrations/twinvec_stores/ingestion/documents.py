@@ -111,11 +111,6 @@ def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
     return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def digest(id: str) -> bytes:
-    """Return 16 bytes that stand for a document's id."""
-    return blake2b(id.encode(), digest_size=16).digest()
-
-
 def _check_id(id: Any) -> str | None:
     if id is None:
         return None

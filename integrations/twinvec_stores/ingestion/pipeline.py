@@ -1,31 +1,31 @@
-"""One run of an ingest: a thread reads and compares, the embedder works beside it, the caller's thread writes.
+"""One run of an ingest: read and compare, embed, write.
 
-source -> Reader -> windows -> EmbeddingThread -> write -> flush -> checkpoint. Never more than three windows are on
-their way. Rows are written and checkpointed in their order.
+source -> Reader -> windows -> EmbeddingThread -> write. The caller's thread reads and writes while the embedder works
+beside it, at most three windows ahead; rows are written in their order. There is no state besides the store's: the head
+of each document has the hash of all that decides its records (see ``writing``), and a run compares. What was decided
+against, and why, is in docs/decisions/ingestion.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from hashlib import blake2b
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
-from twinvec_stores.ingestion.checkpoints import Checkpoint, is_checkpoint
 from twinvec_stores.ingestion.chunking import Chunker
 from twinvec_stores.ingestion.documents import Parser
 from twinvec_stores.ingestion.embedding import EmbeddingThread
-from twinvec_stores.ingestion.ledger import Ledger
-from twinvec_stores.ingestion.reports import IngestReport
-from twinvec_stores.ingestion.sources import Source, open_source
+from twinvec_stores.ingestion.reports import Failure, IngestReport, Tally
+from twinvec_stores.ingestion.seen import Seen
+from twinvec_stores.ingestion.sources import open_source
 from twinvec_stores.ingestion.windows import Item, Reader
 from twinvec_stores.ingestion.writing import Embedded, prune, write
 from twinvec_stores.protocol import HybridStore
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
 OnError = Literal["skip", "stop"]
+_AHEAD = 2  # windows that are embedded while another is written
+_DETAILED = 1000  # failures in the report
 _busy: set[Any] = set()
 _busy_lock = threading.Lock()
 
@@ -51,8 +53,6 @@ class Options:
     overlap_tokens: int
     prune: bool
     on_error: OnError
-    resume: bool
-    checkpoint: str | PathLike[str] | None
     batch_size: int
     show_progress: bool
 
@@ -72,53 +72,6 @@ class Window(NamedTuple):
     embedded: Future[list[Embedded]] | None
 
 
-class Channel:
-    """Hands windows from the reader to the writer; the reader waits while one is not taken yet."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._window: Window | None = None
-        self._ended = self._closed = False
-        self.error: BaseException | None = None
-
-    def put(self, window: Window) -> bool:
-        """Hand over a window; return whether another is wanted."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._window is None or self._closed)
-            self._window = window
-            self._changed.notify_all()
-            return not self._closed
-
-    def end(self, error: BaseException | None) -> None:
-        """Say that no more windows come, and why."""
-        with self._changed:
-            self._ended, self.error = True, error
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Take no more windows."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[Window]:
-        """Yield windows up to the end.
-
-        Raises:
-            IngestError: closed by somebody else.
-        """
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._window is not None or self._ended or self._closed)
-                if self._closed:
-                    raise IngestError("the ingest was cancelled; the same call resumes it")
-                window, self._window = self._window, None
-                self._changed.notify_all()
-            if window is None:
-                return
-            yield window
-
-
 class Run:
     """One call of ``ingest``."""
 
@@ -136,71 +89,80 @@ class Run:
         self._chunker = None if chunks is None else Chunker(embedder, chunks, options.overlap_tokens)
         self._parser = Parser(options.text_field, options.id_field, options.metadata_fields, store.config)
         self._source = open_source(source, store.config.fields)
-        self._path = _checkpoint_path(self._source, store, options.checkpoint)
         self._embedding = EmbeddingThread(embedder)
-        self._channel = Channel()
+        self._cancelled = False
+        self._tally = Tally()
 
     def run(self) -> IngestReport:
         """Ingest."""
-        with _alone(self._store):
-            self._checkpoint = Checkpoint(self._path, self._identity(), resume=self._options.resume)
-            try:
-                self._ledger = Ledger(self._store, self._checkpoint)
-                with self._bar() as bar:
-                    self._ingest(bar)
-                report = self._ledger.report(pruned=self._prune())
-            except BaseException:
-                self._checkpoint.close()
-                raise
-            self._checkpoint.finish()
-            return report
+        start = time.monotonic()
+        with _alone(self._store), contextlib.closing(Seen()) as seen:
+            with self._bar() as bar:
+                try:
+                    self._ingest(seen, bar)
+                finally:
+                    self._store.flush()
+            not_pruned, deleted = self._why_not_prune(), 0
+            if self._options.prune and not not_pruned:
+                deleted = prune(self._store, seen)
+                self._store.flush()
+        counts = self._tally
+        return IngestReport(
+            new=counts.outcomes["new"],
+            changed=counts.outcomes["changed"],
+            unchanged=counts.outcomes["unchanged"],
+            failed=counts.outcomes["failed"],
+            deleted=deleted,
+            records=counts.records,
+            truncated=counts.truncated,
+            seconds=time.monotonic() - start,
+            failures=tuple(counts.failures),
+            pruned=self._options.prune and not not_pruned,
+            not_pruned=not_pruned,
+            passed_over=dict(self._source.passed_over),
+        )
 
     def cancel(self) -> None:
         """Stop, from another thread."""
-        self._channel.close()
+        self._cancelled = True
         self._embedding.cancel()
 
-    def _ingest(self, bar: tqdm[NoReturn]) -> None:
-        reader = threading.Thread(target=self._read, name="twinvec-ingest-read", daemon=True)
-        with self._embedding:
-            reader.start()
-            try:
-                for window in self._channel:
-                    self._take(window)
-                    self._show(bar)
-                self._ledger.commit()
-            finally:
-                self._channel.close()
-                reader.join()
-        if self._channel.error is not None:
-            raise self._channel.error
+    def _ingest(self, seen: Seen, bar: tqdm[NoReturn]) -> None:
+        ahead: deque[Window] = deque()
+        failure: Exception | None = None
+        with self._embedding, contextlib.closing(self._reader(seen).windows()) as windows:
+            while failure is None:
+                self._check_cancelled()
+                try:
+                    items = next(windows, None)
+                except Exception as error:  # what was read before is written all the same
+                    failure, items = error, None
+                if items is None:
+                    break
+                pending = [item for item in items if item.pending]
+                ahead.append(Window(items, self._embedding.submit(pending) if pending else None))
+                if len(ahead) > _AHEAD:
+                    self._take(ahead.popleft(), bar)
+            while ahead:
+                self._take(ahead.popleft(), bar)
+        if failure is not None:
+            raise failure
 
-    def _read(self) -> None:
-        """Read on a thread; the channel takes what goes wrong."""
-        error = None
-        try:
-            reader = Reader(
-                self._source,
-                self._parser,
-                self._store,
-                self._checkpoint,
-                chunker=self._chunker,
-                recipe=self._recipe(),
-                batch_size=self._options.batch_size,
-                stop=self._options.on_error == "stop",
-            )
-            with contextlib.closing(reader.windows()) as windows:
-                for items in windows:
-                    pending = [item for item in items if item.pending]
-                    embedded = self._embedding.submit(pending) if pending else None
-                    if not self._channel.put(Window(items, embedded)):
-                        break
-        except BaseException as caught:
-            error = caught
-        self._channel.end(error)
+    def _reader(self, seen: Seen) -> Reader:
+        return Reader(
+            self._source,
+            self._parser,
+            self._store,
+            seen,
+            chunker=self._chunker,
+            recipe=[self._options.chunk_tokens, self._options.overlap_tokens],
+            batch_size=self._options.batch_size,
+            stop=self._options.on_error == "stop",
+        )
 
-    def _take(self, window: Window) -> None:
+    def _take(self, window: Window, bar: tqdm[NoReturn]) -> None:
         """Write a window; a bad row ends the run where it was asked for, with all rows before it written."""
+        self._check_cancelled()
         groups = window.embedded.result() if window.embedded is not None else []
         bad = None
         if self._options.on_error == "stop":
@@ -208,76 +170,55 @@ class Run:
         for group in groups:
             wanted = group if bad is None else group.before(bad.number)
             if wanted.items:
-                write(wanted, self._store, self._checkpoint)
+                write(wanted, self._store)
         for item in window.items:
             if item is bad:
-                self._ledger.commit()
                 raise IngestError(f"{bad.where}: {bad.reason}")
-            self._ledger.count(item)
-        self._ledger.commit_if_due()
+            self._count(item)
+        counts = f"{self._tally.rows:,} documents, {self._tally.outcomes['failed']:,} failed"
+        bar.set_postfix_str(counts, refresh=False)
+        bar.update(self._tally.end - bar.n)
 
-    def _prune(self) -> bool:
-        progress = self._ledger.progress
-        if not self._options.prune or progress.nameless or progress.rows == 0:
-            return False
-        prune(self._store, self._checkpoint)
-        self._store.flush()
-        return True
+    def _count(self, item: Item) -> None:
+        tally = self._tally
+        tally.rows, tally.end = item.number + 1, item.end
+        tally.outcomes[item.outcome] += 1
+        if item.outcome == "failed":
+            tally.nameless += item.id is None
+            if len(tally.failures) < _DETAILED:
+                tally.failures.append(Failure(item.where, item.id, item.reason))
+        elif item.pending:
+            tally.records += len(item.spans)
+            tally.truncated += item.truncated
 
-    def _recipe(self) -> list[Any]:
-        return [self._options.chunk_tokens, self._options.overlap_tokens]
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise IngestError("the ingest was cancelled; the same call resumes it")
 
-    def _identity(self) -> list[Any]:
-        options, config = self._options, self._store.config
-        wanted = None if options.metadata_fields is None else sorted(options.metadata_fields)
-        fields = [options.text_field, options.id_field, wanted]
-        return [self._source.identity, fields, self._recipe(), config.fingerprint, dict(config.fields)]
+    def _why_not_prune(self) -> str:
+        tally = self._tally
+        if not self._options.prune or (tally.rows and not tally.nameless):
+            return ""
+        if not tally.rows:
+            return "the source has no rows: if it is really empty, delete the records"
+        return f"{tally.nameless:,} rows could not be read, so nobody knows whose they were"
 
     def _bar(self) -> tqdm[NoReturn]:
         from tqdm.auto import tqdm
 
         return tqdm(
             total=self._source.total,
-            initial=self._ledger.progress.end,
             unit=self._source.unit,
             unit_scale=self._source.unit == "B",
             desc="Ingesting",
             disable=not self._options.show_progress,
         )
 
-    def _show(self, bar: tqdm[NoReturn]) -> None:
-        progress = self._ledger.progress
-        counts = f"{progress.rows:,} documents, {self._ledger.rate:,.0f}/s, {progress.failed:,} failed"
-        bar.set_postfix_str(counts, refresh=False)
-        bar.update(progress.end - bar.n)
-
-
-def _checkpoint_path(source: Source, store: HybridStore, given: str | PathLike[str] | None) -> Path | None:
-    if given is not None:
-        path = Path(given).expanduser()
-        if source.identity is None:
-            raise ConfigurationError(
-                "checkpoint= is for files: an iterable is read again, and what the store has of it is skipped"
-            )
-        if path.is_dir() or (path.exists() and not is_checkpoint(path)):
-            raise ConfigurationError(f"{path} is no checkpoint of an ingest: name a new file")
-        return path
-    if source.identity is None or not isinstance(store, EmbeddedStore):
-        return None
-    # by the names alone: a changed file is another identity, and takes the place of the old one
-    names = "\0".join(state[0] for state in source.identity)
-    name = blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-    return _folder_of(store) / "ingest" / f"{name}.sqlite"
-
-
-def _folder_of(store: EmbeddedStore) -> Path:
-    return store.path.expanduser().resolve()
-
 
 @contextlib.contextmanager
 def _alone(store: HybridStore) -> Iterator[None]:
     """Keep other ingests into the same store out: two would take each other's documents for lost."""
-    key = _folder_of(store) if isinstance(store, EmbeddedStore) else id(store)
+    key = store.path.expanduser().resolve() if isinstance(store, EmbeddedStore) else id(store)
     with _busy_lock:
         if key in _busy:
             raise IngestError(f"another ingest into {store!r} is going on: wait for it")

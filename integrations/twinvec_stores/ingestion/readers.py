@@ -7,6 +7,7 @@ import csv
 import functools
 import importlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -191,17 +192,29 @@ def require_pyarrow() -> Any:
 # folders of texts
 
 
-def read_folder(folder: Path) -> Iterator[Row]:
-    """Yield the texts of a folder."""
-    end = 0
-    for path in walk(folder):
+def read_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Row]:
+    """Yield the texts of a folder, and count what else is there.
+
+    Raises:
+        IngestError: there are files, but no text.
+    """
+    end, found = 0, False
+    passed_over.clear()
+    for path in walk(folder, passed_over):
         with contextlib.suppress(OSError):  # loading it says so
             end += path.stat().st_size
+        found = True
         yield _text_row(path, path.relative_to(folder).as_posix(), end)
+    if passed_over and not found:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
+        raise IngestError(f"{folder}: none of its files is a text ({kinds}); known are {', '.join(_TEXT_SUFFIXES)}")
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield text files by name, depth first; links to folders are not followed, so there is no way in circles."""
+def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
+    """Yield text files by name, depth first; links to folders are not followed, so there is no way in circles.
+
+    Pipes, sockets and devices, which would be waited for, and files of other kinds are counted in ``passed_over``.
+    """
     levels = [iter([folder])]
     while levels:
         for path in levels[-1]:
@@ -210,8 +223,10 @@ def walk(folder: Path) -> Iterator[Path]:
             if path.is_dir() and (path is folder or not path.is_symlink()):
                 levels.append(iter(sorted(path.iterdir())))
                 break
-            if path.suffix.lower() in _TEXT_SUFFIXES and not path.is_dir():
+            if path.suffix.lower() in _TEXT_SUFFIXES and not path.is_dir() and (path.is_file() or not path.exists()):
                 yield path
+            elif passed_over is not None and not path.is_dir():
+                passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "no regular file"] += 1
         else:
             levels.pop()
 

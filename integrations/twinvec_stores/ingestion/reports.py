@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+Outcome = Literal["new", "changed", "unchanged", "failed"]
 _SHOWN = 10
 
 
@@ -24,7 +28,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did, together with the interrupted runs that it resumed.
+    """What an ingest did. Documents that an interrupted run before it has stored are unchanged.
 
     Attributes:
         new: documents that the store did not have.
@@ -38,6 +42,8 @@ class IngestReport:
         failures: the first 1000 failed rows.
         pruned: ``prune`` was done: not where rows could not be read, so that nobody knows whose they were, and not
             for a source without rows.
+        not_pruned: why it was not, though it was asked for.
+        passed_over: files in folders that are no texts, by kind: {".png": 12}.
     """
 
     new: int
@@ -50,6 +56,8 @@ class IngestReport:
     seconds: float
     failures: tuple[Failure, ...]
     pruned: bool
+    not_pruned: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         documents = self.new + self.changed + self.unchanged + self.failed
@@ -62,7 +70,35 @@ class IngestReport:
         ]
         if self.truncated:
             lines.append(f"truncated  {self.truncated:,} documents were cut at the model's limit: see chunk_tokens")
+        if self.not_pruned:
+            lines.append(f"not pruned {self.not_pruned}")
+        if self.passed_over:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda k: -k[1]))
+            lines.append(f"passed by  {sum(self.passed_over.values()):,} files: {kinds}")
         lines += [f"failed     {f.where}: {f.reason}" for f in self.failures[:_SHOWN]]
         if self.failed > _SHOWN:
             lines.append(f"           and {self.failed - _SHOWN:,} more")
         return "\n".join(lines)
+
+
+@dataclass
+class Tally:
+    """The counts of a run.
+
+    Attributes:
+        rows: of the source that are done.
+        end: how much of the source, in its unit.
+        outcomes: documents by what became of them.
+        nameless: failed rows whose document is not known.
+        records: written.
+        truncated: documents cut at the model's limit.
+        failures: the first of them.
+    """
+
+    rows: int = 0
+    end: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    nameless: int = 0
+    records: int = 0
+    truncated: int = 0
+    failures: list[Failure] = field(default_factory=list)

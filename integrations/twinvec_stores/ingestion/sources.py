@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +24,20 @@ class Source:
         rows: starts reading; closing the iterator lets go of the source.
         total: where ``end`` of the last row will be; None: unknown.
         unit: of ``total``: "B" or "doc".
-        identity: JSON value that changes whenever the rows may have; None: nothing is known.
+        passed_over: files of folders that are no texts, by kind; complete once all is read.
     """
 
     rows: Callable[[], Generator[Row, None, None]]
     total: int | None
     unit: str
-    identity: list[Any] | None
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class _File(NamedTuple):
-    """A file or folder: how to read it, its bytes, what tells its state."""
+    """A file or folder: how to read it, and its bytes."""
 
     read: Callable[[], Iterator[Row]]
     size: int
-    state: list[Any]
 
 
 def open_source(source: Any, kinds: Kinds) -> Source:
@@ -54,7 +54,8 @@ def open_source(source: Any, kinds: Kinds) -> Source:
     paths = _paths(source)
     if paths is not None:
         try:
-            return _of_files([_open(path, kinds) for path in paths])
+            passed_over: Counter[str] = Counter()
+            return _of_files([_open(path, kinds, passed_over) for path in paths], passed_over)
         except OSError as error:
             raise IngestError(f"cannot read {error.filename}: {error.strerror}") from error
     is_one = isinstance(source, (bytes, Mapping, Document)) or not isinstance(source, Iterable)
@@ -63,7 +64,7 @@ def open_source(source: Any, kinds: Kinds) -> Source:
             f"a {type(source).__name__} is no source: pass a path or documents, of a data frame df.to_dict('records')"
         )
     total = len(source) if isinstance(source, Sized) else None
-    return Source(functools.partial(_items, source), total, "doc", None)
+    return Source(functools.partial(_items, source), total, "doc")
 
 
 def _paths(source: Any) -> list[Path] | None:
@@ -79,7 +80,7 @@ def _paths(source: Any) -> list[Path] | None:
     return None
 
 
-def _of_files(files: Sequence[_File]) -> Source:
+def _of_files(files: Sequence[_File], passed_over: Counter[str]) -> Source:
     def rows() -> Generator[Row, None, None]:
         start = 0
         for file in files:
@@ -90,7 +91,7 @@ def _of_files(files: Sequence[_File]) -> Source:
                 raise IngestError(f"{error.filename or 'the source'} cannot be read further: {error}") from error
             start += file.size
 
-    return Source(rows, sum(file.size for file in files), "B", [file.state for file in files])
+    return Source(rows, sum(file.size for file in files), "B", passed_over)
 
 
 def _items(source: Iterable[Any]) -> Generator[Row, None, None]:
@@ -107,29 +108,25 @@ def _given(item: Any) -> Any:
     return item
 
 
-def _open(path: Path, kinds: Kinds) -> _File:
+def _open(path: Path, kinds: Kinds, passed_over: Counter[str]) -> _File:
     path = path.expanduser()
     if not path.exists():
         raise IngestError(f"there is no file or folder {path}")
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, passed_over)
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise IngestError(f"{path}: cannot tell what it is; known are folders and {', '.join(READERS)}")
     if suffix == ".parquet":
         require_pyarrow()
-    status = path.stat()
-    read = functools.partial(READERS[suffix], path, kinds)
-    return _File(read, status.st_size, [str(path.resolve()), status.st_size, status.st_mtime_ns])
+    if not path.is_file():
+        raise IngestError(f"{path} is no regular file, but a pipe, a socket or a device: read it yourself")
+    return _File(functools.partial(READERS[suffix], path, kinds), path.stat().st_size)
 
 
-def _open_folder(folder: Path) -> _File:
-    state, size = blake2b(digest_size=16), 0
+def _open_folder(folder: Path, passed_over: Counter[str]) -> _File:
+    size = 0
     for path in walk(folder):
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        size += status.st_size
-        state.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
-    return _File(functools.partial(read_folder, folder), size, [str(folder.resolve()), state.hexdigest()])
+        with contextlib.suppress(OSError):  # loading it says so
+            size += path.stat().st_size
+    return _File(functools.partial(read_folder, folder, passed_over), size)

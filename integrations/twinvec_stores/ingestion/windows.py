@@ -6,10 +6,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from twinvec_stores.ingestion.checkpoints import Checkpoint, Outcome
 from twinvec_stores.ingestion.chunking import Chunker, Span
-from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash, digest
+from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash
 from twinvec_stores.ingestion.readers import Row, readable
+from twinvec_stores.ingestion.reports import Outcome
+from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.sources import Source
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record
@@ -29,7 +30,6 @@ class Item:
         outcome: what becomes of it.
         reason: why it failed.
         id: the document's id; None where it is not known.
-        digest: of an id that this row took, or that a row which could not be used had.
         text: the document's text.
         metadata: the document's metadata.
         hash: of everything that decides its records.
@@ -37,7 +37,6 @@ class Item:
         chunked: records have ids with numbers.
         known_chunks: how many records the store has under ids of the same kind; more than that are never there.
         stale: records under ids of the other kind.
-        stored: nothing is left to write.
         truncated: a part was cut at the model's limit.
     """
 
@@ -47,7 +46,6 @@ class Item:
     outcome: Outcome = "new"
     reason: str = ""
     id: str | None = None
-    digest: bytes | None = None
     text: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     hash: str = ""
@@ -55,13 +53,12 @@ class Item:
     chunked: bool = False
     known_chunks: int = 0
     stale: list[str] = field(default_factory=list)
-    stored: bool = False
     truncated: bool = False
 
     @property
     def pending(self) -> bool:
         """Return whether its records are to be written."""
-        return self.outcome in ("new", "changed") and not self.stored
+        return self.outcome in ("new", "changed")
 
     @property
     def parts(self) -> list[str]:
@@ -78,14 +75,14 @@ class Item:
 
 
 class Reader:
-    """Reads a source from where a checkpoint ended, and compares it with a store."""
+    """Reads a source, and compares it with a store."""
 
     def __init__(
         self,
         source: Source,
         parser: Parser,
         store: HybridStore,
-        checkpoint: Checkpoint,
+        seen: Seen,
         *,
         chunker: Chunker | None,
         recipe: Sequence[Any],
@@ -98,15 +95,14 @@ class Reader:
             source: what to read.
             parser: makes documents of rows.
             store: where they will be.
-            checkpoint: where the last run ended, and which ids were taken.
+            seen: which documents were met.
             chunker: splits texts; None: documents stay whole.
             recipe: what decides records besides text and metadata.
             batch_size: records of a window.
             stop: read nothing after a bad row.
         """
-        self._source, self._parser, self._store, self._checkpoint = source, parser, store, checkpoint
+        self._source, self._parser, self._store, self._seen = source, parser, store, seen
         self._chunker, self._recipe, self._batch_size, self._stop = chunker, recipe, batch_size, stop
-        self._done = checkpoint.progress.rows
 
     def windows(self) -> Generator[list[Item], None, None]:
         """Yield consecutive rows in windows of at most so many records and characters, or of one document."""
@@ -115,8 +111,6 @@ class Reader:
         rows = self._source.rows()
         try:
             for number, row in enumerate(rows):
-                if number < self._done:
-                    continue
                 page.append(self._load(number, row))
                 characters += len(page[-1].text)
                 stopped = self._stop and page[-1].outcome == "failed"
@@ -135,16 +129,15 @@ class Reader:
             document = self._parser.parse(row.load())
         except BadRowError as error:
             item.id = error.id
-            item.digest = None if error.id is None else digest(error.id)
+            if error.id is not None:
+                self._seen.mention(error.id)
             item.fail(str(error))
             return item
         assert document.id is not None
         item.id, item.text, item.metadata = document.id, document.text, document.metadata
-        key = digest(document.id)
-        if (taken := self._checkpoint.claim(key, row.where)) is not None:
+        if (taken := self._seen.claim(document.id, row.where)) is not None:
             item.fail(f"the id {document.id!r} was read before: {taken}")
             return item
-        item.digest = key
         item.hash = content_hash(item.text, item.metadata, *self._recipe)
         return item
 
@@ -186,19 +179,10 @@ class Reader:
                 item.stale = [other.id] if item.chunked else [f"{item.id}#{i}" for i in range(_chunks(other))]
             if own is not None:
                 item.known_chunks = _chunks(own)
-            self._judge(item, own)
-
-    def _judge(self, item: Item, own: Record | None) -> None:
-        assert item.digest is not None
-        started = self._checkpoint.started(item.digest)
-        if own is not None and own.provenance.get("hash") == item.hash and not item.stale:
-            item.outcome = "unchanged"
-            if started is not None:  # stored by a run that was killed before it could say so
-                item.outcome, item.truncated, item.stored = started.outcome, started.truncated, True
-        elif started is not None:
-            item.outcome = started.outcome
-        elif own is not None or item.stale:
-            item.outcome = "changed"
+            if own is not None and own.provenance.get("hash") == item.hash and not item.stale:
+                item.outcome = "unchanged"
+            elif own is not None or item.stale:
+                item.outcome = "changed"
 
 
 def _chunks(head: Record) -> int:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinvec import EmbeddingBatch
-from twinvec_stores.ingestion.checkpoints import Checkpoint, Started
-from twinvec_stores.ingestion.documents import digest
+from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.windows import Item
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch
@@ -33,13 +32,12 @@ class Embedded:
         return Embedded(items, self.batch[: sum(len(item.spans) for item in items)])
 
 
-def write(embedded: Embedded, store: HybridStore, checkpoint: Checkpoint) -> None:
+def write(embedded: Embedded, store: HybridStore) -> None:
     """Write the records of documents in place of those that the store has of them."""
     rows = [(item, chunk) for item in embedded.items for chunk in range(len(item.spans))]
     cut = embedded.batch.truncated
     for row, (item, _) in enumerate(rows):
         item.truncated |= bool(cut[row])
-    checkpoint.start(Started(i.digest, i.outcome, i.truncated) for i in embedded.items if i.digest is not None)
     heads = [row for row, (_, chunk) in enumerate(rows) if chunk == 0]
     unsure = [row for row in heads if max(len(rows[row][0].spans), rows[row][0].known_chunks) > 1]
     body = [row for row, (_, chunk) in enumerate(rows) if chunk > 0]
@@ -47,23 +45,21 @@ def write(embedded: Embedded, store: HybridStore, checkpoint: Checkpoint) -> Non
         _upsert(store, embedded.batch, rows, chosen, certain)
     _delete_stale(store, embedded.items)
     _upsert(store, embedded.batch, rows, heads, True)
-    for item in embedded.items:
-        item.stored = True
 
 
-def prune(store: HybridStore, checkpoint: Checkpoint) -> None:
-    """Delete the documents that were ingested before and that the source does not have."""
+def prune(store: HybridStore, seen: Seen) -> int:
+    """Delete the documents that were ingested before and that the source does not have; return how many."""
     for page in store.scroll_all(limit=_PAGE):
         names = [record.provenance.get("document") for record in page]
-        keys = {name: digest(name) for name in names if isinstance(name, str)}
-        unseen = checkpoint.unseen(keys.values())
+        missing = seen.missing({name for name in names if isinstance(name, str)})
         owners: dict[str, str] = {}
         for record, name in zip(page, names, strict=True):
-            if isinstance(name, str) and keys[name] in unseen:
+            if name in missing:
                 # with all its chunks at once, so that none is ever left alone
                 owners |= {f"{name}#{i}": name for i in range(record.provenance.get("chunks", 0))}
                 owners[record.id] = name
         _delete(store, owners)
+    return seen.missed()
 
 
 def _upsert(
