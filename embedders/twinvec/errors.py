@@ -3,6 +3,7 @@
 TwinVecError
 ├── CheckpointError              a model cannot be found, read or loaded
 │   ├── CheckpointNotFoundError  missing folder or file, or no access to the hub
+│   ├── CheckpointFieldError     a value in one of its files that makes no model: .file, .field, .value
 │   ├── CheckpointMismatchError  tensors that do not fit the family: .missing, .unexpected, .mismatched
 │   ├── UnsupportedCheckpointError
 │   └── RemoteCodeRequiredError  only the checkpoint's own code can run it, and that was not opted in to
@@ -34,7 +35,8 @@ TruncationWarning                texts were cut at the model's limit (a UserWarn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 _Text = TypeVar("_Text", bound="TextError")
 _Record = TypeVar("_Record", bound="InvalidRecordError")
@@ -50,6 +52,21 @@ class CheckpointError(TwinVecError):
 
 class CheckpointNotFoundError(CheckpointError):
     """A folder or file is missing, or the hub cannot be reached."""
+
+
+class CheckpointFieldError(CheckpointError):
+    """A value in one of a checkpoint's files that makes no model.
+
+    Attributes:
+        file: where it stands.
+        field: its name; several, with commas, where they are missing.
+        value: as it stands there; None where it is missing.
+    """
+
+    def __init__(self, file: Path, field: str, value: Any, problem: str) -> None:
+        self.file, self.field, self.value = file, field, value
+        shown = field if value is None else f"{field}={value!r:.100}"
+        super().__init__(f"{file}: {shown} {problem}.")
 
 
 class CheckpointMismatchError(CheckpointError):

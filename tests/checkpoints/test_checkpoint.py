@@ -151,8 +151,8 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_missing_config_fields_are_all_named(gte: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: first, second missing"):
-        open_folder(gte).require("hidden_size", "first", "second")
-    open_folder(gte).require("hidden_size")
+        open_folder(gte).check("hidden_size", "first", "second")
+    open_folder(gte).check("hidden_size")
 
 
 NESTED = "[" * 100_000

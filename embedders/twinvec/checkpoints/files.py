@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from twinvec.checkpoints.fields import CONFIG, OBJECT, Field, check_config, check_fields
 from twinvec.checkpoints.identity import Identity, identify, memory_folder
-from twinvec.checkpoints.tensors import Tensor, read_json, read_tensor_headers
+from twinvec.checkpoints.tensors import Tensor, check_types, read_json, read_tensor_headers
 from twinvec.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -120,24 +122,39 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
 
-    def json(self, relative: str) -> dict[str, Any]:
-        """Return a JSON file of the checkpoint, {} where it does not exist."""
-        for base in (self.folder, self.root):
-            if (base / relative).is_file():
-                return read_json(base / relative)
-        return {}
-
-    def require(self, *fields: str) -> None:
-        """Check that ``config.json`` has these fields.
+    def json(self, relative: str, fields: Mapping[str, Field] = MappingProxyType({})) -> dict[str, Any]:
+        """Return a JSON file of the checkpoint, {} where it does not exist.
 
         Raises:
-            CheckpointError: naming all that are missing.
+            CheckpointFieldError: a value that ``fields`` refuses.
         """
-        if missing := [f for f in fields if self.config.get(f) is None]:
-            raise CheckpointError(
-                f"{self.folder / 'config.json'}: {', '.join(missing)} missing for model_type {self.model_type!r}; "
-                "TwinVec never guesses them. Download config.json again."
-            )
+        for base in (self.folder, self.root):
+            if (base / relative).is_file():
+                values = read_json(base / relative)
+                check_fields(base / relative, values, fields)
+                return values
+        return {}
+
+    def check(
+        self, *required: str, part: str | None = None, fields: Mapping[str, Field] = MappingProxyType({})
+    ) -> None:
+        """Check ``config.json`` and the types of the weights before anything is built from them.
+
+        Args:
+            required: fields that TwinVec never guesses.
+            part: a nested object to check instead of the whole configuration.
+            fields: what this family asks beside the common table.
+
+        Raises:
+            CheckpointFieldError: the first field that is wrong, or all that are missing.
+            CheckpointError: weights that are no numbers.
+        """
+        file, config = self.folder / "config.json", self.config
+        if part is not None:
+            check_fields(file, config, {part: OBJECT})
+            config = config.get(part) or {}
+        check_config(file, config, self.tensors, required, fields, prefix="" if part is None else f"{part}.")
+        check_types(self.tensors, self.name)
 
 
 def read_checkpoint(name: str, root: Path, revision: str | None, *, trusted: bool, cache_dir: str | None) -> Checkpoint:
@@ -152,6 +169,7 @@ def read_checkpoint(name: str, root: Path, revision: str | None, *, trusted: boo
     if not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; give the folder of a checkpoint")
     config = read_json(folder / "config.json")
+    check_fields(folder / "config.json", config, {n: CONFIG[n] for n in ("model_type", "architectures", "auto_map")})
     return Checkpoint(name, root, folder, config, modules, revision, trusted, memory_folder(cache_dir))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from twinvec.errors import (
 if TYPE_CHECKING:
     import torch
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
+_COUNTER = re.compile(r"(^|\.)(position_ids|token_type_ids|num_batches_tracked)$")  # buffers of whole numbers
 _MAX_HEADER = 100 * 2**20
 
 
@@ -51,7 +55,10 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
         CheckpointError: truncated or corrupt file, or a pickle with anything else in it.
     """
     if path.suffix != ".safetensors":
-        return {k: Tensor(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in load_tensors(path).items()}
+        import torch
+
+        found = load_tensors(path, device=torch.device("meta"))
+        return {k: Tensor(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in found.items()}
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -60,7 +67,7 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {k: Tensor(v["dtype"], tuple(v["shape"])) for k, v in header.items()}
+        tensors = {k: Tensor(str(v["dtype"]), tuple(map(operator.index, v["shape"]))) for k, v in header.items()}
         end = 8 + length + max((v["data_offsets"][1] for v in header.values()), default=0)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Download it again.") from error
@@ -118,8 +125,31 @@ def load_strict(
     check_tensors(
         {k: tuple(v.shape) for k, v in tensors.items()}, {k: tuple(v.shape) for k, v in wanted.items()}, where
     )
-    kept = {k: v.to(dtype or wanted[k].dtype) for k, v in tensors.items()}
+    check_types({k: Tensor(str(v.dtype), ()) for k, v in tensors.items() if wanted[k].is_floating_point()}, where)
+    kept = {
+        k: v.to(dtype or wanted[k].dtype if wanted[k].is_floating_point() else wanted[k].dtype)
+        for k, v in tensors.items()
+    }
     module.load_state_dict(kept, strict=True, assign=True)
+
+
+def check_types(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are integers, booleans or complex: without scales they are no weights.
+
+    Raises:
+        CheckpointError: naming them and their types.
+    """
+    odd = {
+        k: v.dtype
+        for k, v in tensors.items()
+        if v.dtype.removeprefix("torch.") not in _FLOATS and not _COUNTER.search(k)
+    }
+    if odd:
+        name, dtype = next(iter(odd.items()))
+        raise CheckpointError(
+            f"{where}: {len(odd)} tensors are no floating-point weights (first: {name}, {dtype}). TwinVec reads "
+            'unquantised weights and quantises them itself (quantization="int8"): take the original checkpoint.'
+        )
 
 
 def check_tensors(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:

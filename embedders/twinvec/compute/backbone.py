@@ -26,6 +26,32 @@ _UNUSED = re.compile(
 )
 
 
+# what a config says about code, labels, memory and results, and not about the computation
+_NO_FORMULA = frozenset(
+    [
+        "auto_map",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "quantization_config",
+        "attn_implementation",
+        "chunk_size_feed_forward",
+        "use_cache",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "torchscript",
+        "gradient_checkpointing",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "transformers_version",
+    ]
+)
 _QUIET = threading.Lock()  # the verbosity of transformers belongs to the whole process
 
 
@@ -147,8 +173,15 @@ class PaddedTransformer(Backbone):
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden]."""
         ids, mask = pad(batch, self._pad_id)
-        states: torch.Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return states[mask]
+        result = self.model(input_ids=ids, attention_mask=mask.long())
+        rows: torch.Tensor = result.logits if self.output == "logits" else result.last_hidden_state
+        return rows[mask]
+
+
+class PaddedMaskedLM(PaddedTransformer):
+    """A masked language model that cannot be packed."""
+
+    output = "logits"
 
 
 def pad(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,8 +216,6 @@ def load_native(
         CheckpointMismatchError: any missing, unexpected or mismatched tensor; transformers would only log it.
         CheckpointError: the weights cannot be read or the config makes no model.
     """
-    from safetensors import SafetensorError
-
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
     with _QUIET, _silence():
@@ -202,7 +233,7 @@ def load_native(
                 use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
                 **options,
             )
-        except (SafetensorError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        except Exception as error:  # transformers fails with many types, and each means that there is no model
             raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
     unused = re.compile("|".join([_UNUSED.pattern, *ignore]))
     missing = [k for k in info["missing_keys"] if not unused.search(k)]
@@ -219,10 +250,10 @@ def native_config(config_class: Any, raw: dict[str, Any], checkpoint: Checkpoint
     Raises:
         CheckpointError: values that the class refuses.
     """
-    skip = ("auto_map", "model_type", "torch_dtype", "dtype", "quantization_config", "_name_or_path")
-    values = {k: v for k, v in raw.items() if k not in skip}
+    values = {k: v for k, v in raw.items() if k not in _NO_FORMULA and not k.startswith("_") and "dropout" not in k}
     try:
-        return config_class(**json.loads(json.dumps(values)))
+        with _QUIET, _silence():
+            return config_class(**json.loads(json.dumps(values)))
     except Exception as error:  # transformers validates with several error types
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'}: not a valid {config_class.__name__}: {error}"

@@ -21,7 +21,7 @@ from twinvec.checkpoints.hub import open_checkpoint
 from twinvec.checkpoints.identity import Identity, identify
 from twinvec.checkpoints.tensors import load_tensors
 from twinvec.compute.encoder import Encoder
-from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
+from twinvec.errors import CheckpointError, CheckpointFieldError, CheckpointNotFoundError, ConfigurationError
 from twinvec.families import Description, Family, find_family
 from twinvec.families.modules import build_dense_layers
 from twinvec.spec import ModelSpec
@@ -170,6 +170,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
             checkpoint.name,
         )
     tokenizer = TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
+    _check_tokenizer(tokenizer, description, checkpoint)
     parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None]] = {}
     encoders = []
     for device in opened.devices:
@@ -179,7 +180,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
                 build_dense_layers(description.dense_layers),
                 _build_head(opened),
             )
-            for module in parts[device]:
+            for module in parts[device][1:]:
                 if module is not None and device.type == "cpu":
                     _own_memory(module)
         backbone, dense_layers, head = parts[device]
@@ -201,6 +202,22 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
     return Model(opened.family, description, tokenizer, tuple(encoders), seconds, rebuild)
 
 
+def _check_tokenizer(tokenizer: TextTokenizer, description: Description, checkpoint: Checkpoint) -> None:
+    file, most = checkpoint.folder / "tokenizer.json", tokenizer.vocabulary_size - 1
+    if description.vocabulary is not None and most >= description.vocabulary:
+        raise CheckpointError(
+            f"{file}: has ids up to {most}, but the model embeds {description.vocabulary} tokens (vocab_size): it is "
+            "another model's, or tokens were added to it"
+        )
+    if description.padding_idx is not None and tokenizer.pad_id not in (None, description.padding_idx):
+        raise CheckpointFieldError(
+            checkpoint.folder / "config.json",
+            "pad_token_id",
+            description.padding_idx,
+            f"decides all positions and is not the tokenizer's, which is {tokenizer.pad_id}",
+        )
+
+
 def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
     quantized = opened.spec.quantization is not None
     # what is quantised need not fit as it is
@@ -212,6 +229,7 @@ def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
 
         quantize(backbone)
     if device.type == "cpu":
+        _own_memory(backbone)
         backbone.pack()
     return backbone
 

@@ -26,9 +26,12 @@ class Description:
     Attributes:
         family: name of the family, as `twinvec models` lists it.
         hidden: width of the token states.
+        vocabulary: rows of the embedding of tokens; None where only the checkpoint's own code knows.
         dim: dense dimensions; None for a model that is only sparse.
         max_length: the model's own limit in tokens, specials included.
         position_limit: the greatest ``max_length`` that the position encoding can take.
+        padding_idx: positions count from the next number, so that it must be the tokenizer's pad token; None where
+            they count from 0.
         prompts: roles and instructions.
         pooling: pooling modes, concatenated.
         include_prompt: whether the prompt's tokens count in the pooling.
@@ -41,9 +44,11 @@ class Description:
 
     family: str
     hidden: int
+    vocabulary: int | None
     dim: int | None
     max_length: int
     position_limit: int
+    padding_idx: int | None = None
     prompts: PromptTemplate = field(default_factory=PromptTemplate)
     pooling: tuple[str, ...] = ("mean",)
     include_prompt: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twinvec.checkpoints.fields import CONFIG, OBJECT, check_fields, one_of, only
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import check_tensors
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 
     from twinvec.compute.backbone import Backbone
 
-_TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_TEXT = ("rope_theta", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _MLA = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
 _MAX_LENGTH = 4096
+_FIELDS = {
+    "is_causal": only(False, "for this family is bidirectional"),
+    "norm_type": one_of("RMSNorm", "rmsnorm", "rms_norm", "LlamaRMSNorm"),  # others: same names, another formula
+    "use_sliding_window": only(False, "for windows of a bidirectional model are not defined"),
+}
 _REFUSED = ("use_mla_scaling_factor", "apply_qk_norm", "gated_attention")  # options that change MLA's formula
 
 
@@ -53,13 +59,14 @@ class Giga(Family):
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the nested text configuration."""
-        text = _text_config(checkpoint)
+        text = _text_config(checkpoint, _is_mla(checkpoint))
         modules = read_modules(checkpoint)
         positions = text.get("max_position_embeddings") or _MAX_LENGTH
         prompts = modules.prompts if modules.prompts.instruct else default_prompts("web_search")
         return Description(
             family=self.name,
             hidden=text["hidden_size"],
+            vocabulary=text["vocab_size"],
             dim=text["hidden_size"],
             max_length=min(modules.max_length or _MAX_LENGTH, _MAX_LENGTH, positions),
             position_limit=positions,
@@ -106,12 +113,13 @@ def _is_mla(checkpoint: Checkpoint) -> bool:
     return any("kv_proj" in name or "kv_a_proj" in name for name in checkpoint.tensors if ".self_attn." in name)
 
 
-def _text_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    text = checkpoint.config.get("text_config", checkpoint.config)
+def _text_config(checkpoint: Checkpoint, own_code_may_run: bool = False) -> dict[str, Any]:
+    nested = "text_config" in checkpoint.config
     required = _TEXT + (_MLA if _is_mla(checkpoint) else ())
-    if missing := [f for f in required if text.get(f) is None]:
-        raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: text_config lacks {', '.join(missing)}; TwinVec never guesses them. "
-            "Download config.json again."
-        )
-    return dict(text)
+    fields = {} if own_code_may_run else _FIELDS
+    checkpoint.check(*required, part="text_config" if nested else None, fields=fields)
+    file, heads = checkpoint.folder / "config.json", {"num_cross_heads": CONFIG["num_attention_heads"]}
+    check_fields(file, checkpoint.config, {"latent_attention_config": OBJECT})
+    latent = checkpoint.config.get("latent_attention_config") or {}
+    check_fields(file, latent, heads, prefix="latent_attention_config.")
+    return dict(checkpoint.config["text_config"] if nested else checkpoint.config)

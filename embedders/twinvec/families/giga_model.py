@@ -15,6 +15,7 @@ from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.compute.backbone import PackedTransformer, native_config
 from twinvec.compute.packing import TokenBatch
+from twinvec.errors import CheckpointError, CheckpointFieldError, CheckpointMismatchError
 
 _BLOCKS = "latent_attention_model.cross_attend_blocks."
 _DEFAULT_HEADS = 8  # num_cross_heads of the published checkpoints
@@ -32,7 +33,7 @@ class LatentAttention(nn.Module):
         first = f"{_BLOCKS}0.fn.to_q.weight" in shapes
         latents, width = shapes["latent_attention_model.latents"]
         inner, hidden = shapes[_BLOCKS + ("0.fn.to_q.weight" if first else "0.to_q.weight")]
-        self.heads = heads
+        self.heads, self.inner = heads, inner
         self.latents = nn.Parameter(torch.empty(latents, width))
         attend = nn.ModuleDict(
             {
@@ -197,9 +198,16 @@ def build_modules(checkpoint: Checkpoint, text: dict[str, Any], *, mla: bool) ->
             for layer in model.layers:
                 layer.self_attn = MultiHeadLatentAttention(config, text)
         try:
-            latent = LatentAttention(shapes, latent_config.get("num_cross_heads", _DEFAULT_HEADS))
+            latent = LatentAttention(shapes, latent_config.get("num_cross_heads") or _DEFAULT_HEADS)
         except KeyError as error:
-            from twinvec.errors import CheckpointMismatchError
-
             raise CheckpointMismatchError(checkpoint.name, missing=[str(error.args[0])]) from error
+        except ValueError as error:  # fewer or more dimensions than a tensor of that name has
+            raise CheckpointError(f"{checkpoint.name}: the latent block has another shape ({error})") from error
+    if latent.inner % latent.heads:
+        raise CheckpointFieldError(
+            checkpoint.folder / "config.json",
+            "latent_attention_config.num_cross_heads",
+            latent.heads,
+            f"must divide the {latent.inner} dimensions of the latent block's attention",
+        )
     return nn.ModuleDict({"model": model, "latent_attention_model": latent})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twinvec.checkpoints.fields import check_fields, only
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import load_tensors
-from twinvec.errors import CheckpointError, UnsupportedCheckpointError
+from twinvec.errors import CheckpointFieldError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import output_dim, read_modules
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
              "max_position_embeddings", "layer_norm_eps")  # fmt: skip
 # what the original code can switch on and the native class does not compute
-_REFUSED = {"logn_attention_scale": False, "layer_norm_type": "layer_norm", "position_embedding_type": "rope"}
+_FIELDS = {
+    "logn_attention_scale": only(False, "nothing else is supported"),
+    "layer_norm_type": only("layer_norm", "nothing else is supported"),
+    "position_embedding_type": only("rope", "nothing else is supported"),
+}
+_POOLER, _CLASSIFIER = "pooler.dense.weight", "classifier.weight"
 _MATRYOSHKA_SHARE = 6  # 128 of 768 dimensions
 _CHINA = "中国的首都在哪儿"
 _DOCUMENTS = (
@@ -64,20 +70,23 @@ class Gte(Family):
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration; a reranker (cross-encoder) is refused."""
-        checkpoint.require(*_REQUIRED)
-        if any(name.endswith("SequenceClassification") for name in checkpoint.architectures):
+        checkpoint.check(*_REQUIRED, fields=_FIELDS)
+        # the headers decide: "architectures" of real files has been wrong or empty
+        pooler, classifier = (any(n.endswith(part) for n in checkpoint.tensors) for part in (_POOLER, _CLASSIFIER))
+        if pooler and classifier:
             raise UnsupportedCheckpointError(
-                f"{checkpoint.name}: {checkpoint.architectures[0]} is a reranker (a cross-encoder) and gives no "
-                "vectors; take the embedding checkpoint of the same family"
+                f"{checkpoint.name}: its weights have a pooler beside a classifier: a reranker (a cross-encoder), "
+                "which gives no vectors; take the embedding checkpoint of the same family"
             )
         modules = read_modules(checkpoint)
         hidden, positions = checkpoint.config["hidden_size"], checkpoint.config["max_position_embeddings"]
         pooling = modules.pooling or ("cls",)
-        has_head = "classifier.weight" in checkpoint.tensors
+        has_head = any(name.startswith("classifier.") for name in checkpoint.tensors)
         matryoshka = min(checkpoint.config.get("matryoshka_dimensions") or [hidden])
         return Description(
             family=self.name,
             hidden=hidden,
+            vocabulary=checkpoint.config["vocab_size"],
             dim=output_dim(hidden, modules, pooling),
             max_length=min(modules.max_length or positions, positions),
             position_limit=positions,
@@ -121,28 +130,25 @@ def translate_config(checkpoint: Checkpoint) -> dict[str, Any]:
     and a linear division by f^(2/d).
 
     Raises:
-        CheckpointError: rope settings or switches that the native class does not compute.
+        CheckpointFieldError: rope settings that the native class does not compute.
     """
     raw = dict(checkpoint.config)
-    for key, value in _REFUSED.items():
-        if raw.get(key, value) != value:
-            raise CheckpointError(
-                f"{checkpoint.name}: config.json sets {key}={raw[key]!r}; only {value!r} is supported"
-            )
-    theta = float(raw.get("rope_theta") or 0)
-    scaling = raw.get("rope_scaling")
+    file, scaling = checkpoint.folder / "config.json", raw.get("rope_scaling")
     head_dim = raw["hidden_size"] // raw["num_attention_heads"]
-    if raw.get("rope_parameters"):
-        return raw  # a converted copy says it in transformers' own terms
-    if "rope_theta" not in raw:
-        raise CheckpointError(f"{checkpoint.folder / 'config.json'}: neither rope_theta nor rope_parameters is set")
+    if rope := raw.get("rope_parameters"):  # a converted copy says it in transformers' own terms
+        scaled = rope.get("rope_type") not in (None, "default")
+        check_fields(file, rope, {}, ["rope_theta", "rope_type", *(["factor"] if scaled else [])], "rope_parameters.")
+        return raw
+    check_fields(file, raw, {}, ["rope_theta"])
+    theta = float(raw["rope_theta"])
     if not scaling:
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+        rope = {"rope_type": "default", "rope_theta": theta}
     elif scaling.get("type", scaling.get("rope_type")) == "ntk" and not scaling.get("mixed_b"):
+        check_fields(file, scaling, {}, ["factor"], "rope_scaling.")
         factor = float(scaling["factor"])
         rope = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head_dim)}
     else:
-        raise CheckpointError(f"{checkpoint.name}: rope_scaling {scaling} is not supported, only ntk without mixed_b")
+        raise CheckpointFieldError(file, "rope_scaling", scaling, "is not supported, only ntk without mixed_b is")
     for key in ("rope_theta", "rope_scaling"):
         raw.pop(key, None)
     raw["rope_parameters"] = rope

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from twinvec.checkpoints.fields import MODULES, SENTENCE, SETTINGS, TOKENIZER, check_fields
 from twinvec.checkpoints.files import Checkpoint, Module
 from twinvec.checkpoints.tensors import load_strict, load_tensors
-from twinvec.errors import CheckpointError, UnsupportedCheckpointError
+from twinvec.errors import CheckpointError, CheckpointFieldError, UnsupportedCheckpointError
 from twinvec.text.prompts import PromptTemplate
 
 if TYPE_CHECKING:
@@ -61,11 +63,14 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
             f"{checkpoint.name}: modules.json lists {', '.join(unknown)}; supported are {', '.join(_KNOWN)}"
         )
     pooling = [m for m in checkpoint.modules if m.kind == "Pooling"]
-    sentence = checkpoint.json("sentence_bert_config.json")
-    settings = checkpoint.json("config_sentence_transformers.json")
+    for module in checkpoint.modules:
+        needed = ("in_features", "out_features") if module.kind == "Dense" else ()
+        check_fields(module.folder / "config.json", module.config, MODULES.get(module.kind, {}), needed)
+    sentence = checkpoint.json("sentence_bert_config.json", SENTENCE)
+    settings = checkpoint.json("config_sentence_transformers.json", SETTINGS)
     return SentenceModules(
         pooling=_pooling_modes(pooling[0]) if pooling else (),
-        include_prompt=bool(pooling[0].config.get("include_prompt", True)) if pooling else True,
+        include_prompt=not pooling or pooling[0].config.get("include_prompt") is not False,
         dense=tuple(m for m in checkpoint.modules if m.kind == "Dense"),
         max_length=sentence.get("max_seq_length") or _tokenizer_limit(checkpoint),
         lower_case=bool(sentence.get("do_lower_case", False)),
@@ -94,23 +99,40 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
     """Build Dense modules in fp32: a linear layer and an activation from torch, nothing else.
 
     Raises:
-        UnsupportedCheckpointError: an activation that is not a class of torch.nn.
+        CheckpointFieldError: an activation that is none of torch.nn's, or has weights.
         CheckpointMismatchError: weights of another shape.
     """
     import torch
 
-    layers = []
+    layers: list[torch.nn.Module] = []
     for module in modules:
         config = module.config
         name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        package, _, activation = name.rpartition(".")
-        if not package.startswith("torch.nn") or not hasattr(torch.nn, activation):
-            raise UnsupportedCheckpointError(f"{module.folder}: activation {name!r} is not one of torch's")
-        linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=bool(config.get("bias", True)))
+        activation = _activation(name)
+        if activation is None:
+            raise CheckpointFieldError(
+                module.folder / "config.json", "activation_function", name, "is none of torch's that has no weights"
+            )
+        linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias") is not False)
         tensors = {k.removeprefix("linear."): v for k, v in load_tensors(module.weights).items()}
         load_strict(linear, tensors, str(module.folder))
-        layers += [linear, getattr(torch.nn, activation)()]
-    return torch.nn.Sequential(*layers)
+        layers += [linear, activation]
+    return torch.nn.Sequential(*layers).eval()
+
+
+def _activation(name: str) -> torch.nn.Module | None:
+    import torch
+
+    package, _, kind = name.rpartition(".")
+    found: Any = getattr(torch.nn, kind, None)
+    homes = (torch.nn.modules.activation.__name__, torch.nn.Identity.__module__)
+    if not package.startswith("torch.nn") or not inspect.isclass(found) or found.__module__ not in homes:
+        return None
+    try:
+        made: Any = found()
+    except TypeError:  # it needs arguments
+        return None
+    return made if isinstance(made, torch.nn.Module) and not [*made.parameters()] else None
 
 
 def _pooling_modes(module: Module) -> tuple[str, ...]:
@@ -127,5 +149,5 @@ def _pooling_modes(module: Module) -> tuple[str, ...]:
 
 
 def _tokenizer_limit(checkpoint: Checkpoint) -> int | None:
-    limit = checkpoint.json("tokenizer_config.json").get("model_max_length")
-    return int(limit) if isinstance(limit, (int, float)) and limit < _UNBOUNDED else None
+    limit = checkpoint.json("tokenizer_config.json", TOKENIZER).get("model_max_length")
+    return int(limit) if limit is not None and limit < _UNBOUNDED else None

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from twinvec.checkpoints.fields import CONFIG, check_fields
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError, UnsupportedCheckpointError
@@ -43,13 +44,15 @@ class Remote(Family):
                 "checkpoint brings its own code. Read that code, then pass trust_remote_code=True with revision= set "
                 "to its full commit, or with a local folder. `twinvec models` lists what runs natively."
             )
-        checkpoint.require("hidden_size", "max_position_embeddings")
+        sizes = {name: CONFIG[name] for name in ("hidden_size", "max_position_embeddings", "vocab_size")}
+        check_fields(checkpoint.folder / "config.json", checkpoint.config, sizes, [*sizes][:2])
         modules = read_modules(checkpoint)
         hidden, positions = checkpoint.config["hidden_size"], checkpoint.config["max_position_embeddings"]
         pooling = modules.pooling or ("mean",)
         return Description(
             family=self.name,
             hidden=hidden,
+            vocabulary=checkpoint.config.get("vocab_size"),
             dim=output_dim(hidden, modules, pooling),
             max_length=min(modules.max_length or positions, positions),
             position_limit=positions,

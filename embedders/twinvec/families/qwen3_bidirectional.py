@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from twinvec.checkpoints.fields import check_fields, only
 from twinvec.checkpoints.files import Checkpoint
-from twinvec.errors import CheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import read_modules
 from twinvec.text.prompts import TASKS, PromptTemplate
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 INSTRUCT = "Instruct: {task}\nQuery: "
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
              "vocab_size", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
-_MOE = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
-        "num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace")  # fmt: skip
+_MOE = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_group",
+        "num_experts_per_tok", "topk_group", "norm_topk_prob", "routed_scaling_factor", "moe_intermediate_size",
+        "first_k_dense_replace")  # fmt: skip
 _TYPES = {"qwen3_bidirec": (*_REQUIRED, "head_dim"), "deepseek_v3_bidirec": (*_REQUIRED, *_MOE)}
+_CLASS = "Qwen3BidirectionalModel"
+_FIELDS = {
+    "is_causal": only(False, "for this family is bidirectional"),
+    "use_sliding_window": only(False, "for windows of a bidirectional model are not defined"),
+}
 _MAX_LENGTH = 8192
 
 
@@ -41,23 +47,23 @@ class GigaBidirectional(Family):
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the config is of one of the two bidirectional types."""
-        return checkpoint.model_type in _TYPES
+        """Return whether the config is of one of the two bidirectional types, or lost its type and kept its class."""
+        return checkpoint.model_type in _TYPES or _kind(checkpoint) == "qwen3_bidirec"
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration."""
-        checkpoint.require(*_TYPES[checkpoint.model_type])
         config = checkpoint.config
-        if not (config.get("rope_theta") or config.get("rope_parameters")):
-            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: neither rope_theta nor rope_parameters is set")
-        if config.get("is_causal"):
-            raise CheckpointError(f"{checkpoint.name}: is_causal is true; this family is bidirectional")
+        rope = config.get("rope_parameters")
+        checkpoint.check(*_TYPES[_kind(checkpoint)], *([] if rope else ["rope_theta"]), fields=_FIELDS)
+        if rope:
+            check_fields(checkpoint.folder / "config.json", rope, {}, ["rope_theta"], "rope_parameters.")
         modules = read_modules(checkpoint)
         positions = config["max_position_embeddings"]
         prompts = modules.prompts if modules.prompts.instruct else default_prompts("retrieval")
         return Description(
             family=self.name,
             hidden=config["hidden_size"],
+            vocabulary=config["vocab_size"],
             dim=config["hidden_size"],
             max_length=min(modules.max_length or _MAX_LENGTH, _MAX_LENGTH, positions),
             position_limit=positions,
@@ -75,11 +81,16 @@ class GigaBidirectional(Family):
 
         from twinvec.compute.backbone import PackedTransformer, load_native, native_config
 
-        dense = checkpoint.model_type == "qwen3_bidirec"
+        dense = _kind(checkpoint) == "qwen3_bidirec"
         config_class = transformers.Qwen3Config if dense else transformers.DeepseekV3Config
         model_class = transformers.Qwen3Model if dense else transformers.DeepseekV3Model
         config = native_config(config_class, {**checkpoint.config, "is_causal": False}, checkpoint)
         return PackedTransformer(load_native(model_class, config, checkpoint, dtype, device), causal=False)
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    lost = checkpoint.model_type in ("", "qwen3") and _CLASS in checkpoint.architectures
+    return "qwen3_bidirec" if lost else checkpoint.model_type
 
 
 def default_prompts(task: str) -> PromptTemplate:

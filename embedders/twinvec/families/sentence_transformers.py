@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twinvec.checkpoints.fields import only, whole
 from twinvec.checkpoints.files import BGE_HEAD, Checkpoint
 from twinvec.checkpoints.tensors import load_tensors
-from twinvec.errors import CheckpointNotFoundError, UnsupportedCheckpointError
+from twinvec.errors import CheckpointFieldError, CheckpointNotFoundError, UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
 
@@ -24,23 +26,28 @@ class _Type:
 
     Attributes:
         offset: positions count from padding_idx + 1.
+        positions: the only ``position_embedding_type`` that transformers computes for it.
         names: what the config calls hidden size, layers and heads where it is not the usual.
     """
 
     offset: bool = False
+    positions: str | None = None
     names: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 _DISTIL = ("dim", "n_layers", "n_heads", "vocab_size")
 TYPES: dict[str, _Type] = {
-    **dict.fromkeys(
-        ("bert", "modernbert", "nomic_bert", "jina_embeddings_v3", "eurobert", "electra", "albert"), _Type()
-    ),
+    **dict.fromkeys(("bert", "electra", "albert"), _Type(positions="absolute")),
+    **dict.fromkeys(("modernbert", "nomic_bert", "jina_embeddings_v3", "eurobert"), _Type()),
     **dict.fromkeys(("qwen2", "qwen3", "llama", "mistral", "gemma3_text"), _Type()),
-    **dict.fromkeys(("xlm-roberta", "roberta", "camembert"), _Type(offset=True)),
+    **dict.fromkeys(("xlm-roberta", "roberta", "camembert"), _Type(offset=True, positions="absolute")),
     "distilbert": _Type(names=_DISTIL),
     **dict.fromkeys(("mpnet", "deberta-v2"), _Type()),
 }
+_MPNET_POSITIONS = 2  # MPNet counts from 2, whatever its pad_token_id
+_NO_OTHER = "for transformers computes no other positions here"
+# decoders made into encoders: their classes say so where a config lost is_causal
+_BIDIRECTIONAL = re.compile(r"(?i:bidirec)|Bi(Model|For)|EncoderModel")
 _CAUSAL_BY_DEFAULT = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text")
 
 
@@ -68,9 +75,11 @@ class SentenceTransformers(Family):
         return Description(
             family=self.name,
             hidden=hidden,
+            vocabulary=checkpoint.config["vocab_size"],
             dim=min(modules.truncate_dim or dim, dim),
             max_length=min(modules.max_length or limit, limit),
             position_limit=limit,
+            padding_idx=_padding_idx(checkpoint),
             prompts=modules.prompts,
             pooling=modules.pooling,
             include_prompt=modules.include_prompt,
@@ -128,9 +137,11 @@ class Splade(Family):
         return Description(
             family=self.name,
             hidden=hidden,
+            vocabulary=checkpoint.config["vocab_size"],
             dim=None,
             max_length=min(modules.max_length or limit, limit),
             position_limit=limit,
+            padding_idx=_padding_idx(checkpoint),
             prompts=modules.prompts,
             pooling=(),
             sparse="masked_lm",
@@ -144,20 +155,33 @@ class Splade(Family):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-        from twinvec.compute.backbone import PackedMaskedLM, load_native, native_config
+        from twinvec.compute.backbone import PackedMaskedLM, PaddedMaskedLM, load_native, native_config
 
         config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
         model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype, device)
+        if not type(model)._supports_attention_backend:
+            return PaddedMaskedLM(model, config.pad_token_id or 0)
         return PackedMaskedLM(model, padding_idx=_padding_idx(checkpoint))
 
 
 def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     kind = TYPES[checkpoint.model_type]
-    checkpoint.require(*kind.names, "max_position_embeddings", *(["pad_token_id"] if kind.offset else []))
-    limit = checkpoint.config["max_position_embeddings"]
+    fields = {} if kind.positions is None else {"position_embedding_type": only(kind.positions, _NO_OTHER)}
+    if checkpoint.model_type not in _CAUSAL_BY_DEFAULT:
+        fields["pad_token_id"] = whole(0, 2**24)
+    config, file = checkpoint.config, checkpoint.folder / "config.json"
+    required = [*kind.names, "max_position_embeddings", *(["pad_token_id"] if kind.offset else [])]
+    checkpoint.check(*required, fields=fields)
+    limit = config["max_position_embeddings"]
     if kind.offset:
-        limit -= checkpoint.config["pad_token_id"] + 1
-    return checkpoint.config[kind.names[0]], limit
+        limit -= config["pad_token_id"] + 1
+    if checkpoint.model_type == "mpnet":
+        limit -= _MPNET_POSITIONS
+    if limit < 1:
+        raise CheckpointFieldError(
+            file, "max_position_embeddings", config["max_position_embeddings"], "leaves no position"
+        )
+    return config[kind.names[0]], limit
 
 
 def _padding_idx(checkpoint: Checkpoint) -> int | None:
@@ -197,6 +221,12 @@ def _has_windows(config: Any) -> bool:
 def _causal(config: Any, checkpoint: Checkpoint) -> bool | None:
     if checkpoint.model_type not in _CAUSAL_BY_DEFAULT:
         return None
-    if "is_causal" in checkpoint.config:
-        return bool(checkpoint.config["is_causal"])
-    return not getattr(config, "use_bidirectional_attention", False)
+    named = any(_BIDIRECTIONAL.search(name) for name in checkpoint.architectures)
+    causal = checkpoint.config.get("is_causal")
+    if causal is None:
+        return not (named or getattr(config, "use_bidirectional_attention", False))
+    if causal and named:
+        raise CheckpointFieldError(
+            checkpoint.folder / "config.json", "is_causal", True, f"contradicts {', '.join(checkpoint.architectures)}"
+        )
+    return bool(causal)

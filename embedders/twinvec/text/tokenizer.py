@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twinvec.checkpoints.fields import TOKENIZER
 from twinvec.checkpoints.files import Checkpoint
-from twinvec.errors import CheckpointError, CheckpointNotFoundError, PromptError
+from twinvec.errors import CheckpointError, CheckpointNotFoundError, InvalidTextError, PromptError, TwinVecError
 from twinvec.vectors import Int64
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
@@ -62,10 +64,8 @@ class TextTokenizer:
                 f"{checkpoint.name}: no tokenizer.json. Make one with transformers: "
                 f"AutoTokenizer.from_pretrained({str(checkpoint.folder)!r}).save_pretrained(...)"
             )
-        try:
+        with _guarded(lambda error: CheckpointError(f"{path}: cannot be read ({error}). Download it again.")):
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise CheckpointError(f"{path}: cannot be read ({error}). Download it again.") from error
         # the library does not tell this one; a quote inside of a vocabulary entry would be escaped
         unknown = re.search(rb'"unk_id"\s*:\s*(\d+)', path.read_bytes())
         self._unigram_unknown = int(unknown[1]) if unknown else None
@@ -75,7 +75,10 @@ class TextTokenizer:
         self.max_length = max_length
         self._lower_case = lower_case
         self._special_names = _special_tokens(checkpoint)
-        self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json"))
+        with _guarded(lambda error: CheckpointError(f"{path}: makes no tokens ({error}). Download it again.")):
+            if not self._tokenizer.get_vocab_size(with_added_tokens=True):
+                raise ValueError("its vocabulary is empty")
+            self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json", TOKENIZER))
 
     def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
         """Tokenise ``prompt + text`` for each text; only the text's tail is ever cut.
@@ -108,7 +111,8 @@ class TextTokenizer:
 
         Nothing is cut, and special tokens are left out.
         """
-        encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
+        with _guarded(self._unreadable):
+            encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
         found = [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encoded]
         return [_unlowered(o, text) if self._lower_case else o for o, text in zip(found, texts, strict=True)]
 
@@ -141,6 +145,11 @@ class TextTokenizer:
         """Return one more than the highest token id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def pad_id(self) -> int | None:
+        """Return the id of the pad token, None where none is named."""
+        return self._tokenizer.token_to_id(self._special_names.get("pad_token", ""))
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Return the ids that never appear in sparse rows: all special tokens and the unknown token."""
@@ -158,7 +167,9 @@ class TextTokenizer:
     @cached_property
     def token_texts(self) -> list[str]:
         """Return the decoded string of every id; ``<id>`` for a part of a character, which has none."""
-        decoded = self._tokenizer.decode_batch([[i] for i in range(self.vocabulary_size)], skip_special_tokens=False)
+        ids = [[i] for i in range(self.vocabulary_size)]
+        with _guarded(lambda error: CheckpointError(f"{self._path}: its decoder fails ({error})")):
+            decoded = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
         return [f"<{i}>" if "\ufffd" in text else text for i, text in enumerate(decoded)]
 
     @cached_property
@@ -179,7 +190,14 @@ class TextTokenizer:
         return keys
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch_fast(self._cased(texts), add_special_tokens=False)]
+        with _guarded(self._unreadable):
+            return [e.ids for e in self._tokenizer.encode_batch_fast(self._cased(texts), add_special_tokens=False)]
+
+    def _unreadable(self, error: BaseException) -> InvalidTextError:
+        return InvalidTextError(
+            f"{self._path}: the tokenizer fails for one of these texts ({error}); regular expressions in it may give "
+            "up on long runs of a character: shorten them"
+        )
 
     def _cased(self, texts: Sequence[str]) -> list[str]:
         return [text.lower() for text in texts] if self._lower_case else list(texts)
@@ -199,6 +217,17 @@ class TextTokenizer:
                 )
             end.append(token)
         return head, tail
+
+
+@contextlib.contextmanager
+def _guarded(make: Callable[[BaseException], TwinVecError]) -> Iterator[None]:
+    """Turn what the tokenizers library raises into an error of ours: bare Exception, and panics, which are none."""
+    try:
+        yield
+    except (TwinVecError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise make(error) from error
 
 
 def _unlowered(offsets: Int64, text: str) -> Int64:
