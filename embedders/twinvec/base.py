@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twinvec.engine.calls import Checked, Wanted, check_texts
-from twinvec.errors import ConfigurationError, PromptError, TruncationWarning
+from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError, TruncationWarning
 from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -287,7 +288,20 @@ class BaseEmbedder(ABC):
             raise PromptError("pass task= or prompt=, not both")
         prompt = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
         check_texts([prompt], "prompt")
+        if wanted.prompt is None:
+            self._warn_of_double_prompts(checked, prompt)
         return Checked(role, checked, prompt, dense, sparse)
+
+    def _warn_of_double_prompts(self, texts: list[str], prompt: str) -> None:
+        double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]
+        if double:
+            warnings.warn(
+                f"{len(double)} of {len(texts)} texts begin with a prompt already, and this model's goes before it "
+                f"(first: texts[{double[0]}], {texts[double[0]][:80]!r}). Pass texts without prompts, or pass "
+                'prompt="" with texts that have theirs.',
+                DoublePromptWarning,
+                stacklevel=_level_of_caller(),
+            )
 
     def _warned(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         cut = np.flatnonzero(batch.truncated)
@@ -299,3 +313,11 @@ class BaseEmbedder(ABC):
                 stacklevel=3,
             )
         return batch
+
+
+def _level_of_caller() -> int:
+    """Return the ``stacklevel`` of whoever called into this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("twinvec."):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -30,6 +30,7 @@ TwinVecError
     └── IngestError              a source that cannot be read, or a bad row with on_error="stop"
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
+DoublePromptWarning              texts begin with the prompt that goes before them (a UserWarning, once per call)
 """
 
 from __future__ import annotations
@@ -247,6 +248,10 @@ class IngestError(StoreError):
 
 class TruncationWarning(UserWarning):
     """Texts were cut at the model's maximum length."""
+
+
+class DoublePromptWarning(UserWarning):
+    """Texts begin with the prompt that goes before them, so that the model sees it twice."""
 
 
 def _shorten(names: Sequence[str], limit: int = 12) -> str:

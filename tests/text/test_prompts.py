@@ -1,16 +1,21 @@
 """Which text goes before a query or a document: every rule of PromptTemplate."""
 
+import asyncio
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentence_transformers
 import torch
 
+from reference.giga import build_giga_0826
 from reference.sentence_layouts import GEMMA_PROMPTS, WEB_SEARCH, build_sentence_transformer
-from twinvec import Task
+from twinvec import Embedder, Task
 from twinvec.checkpoints.hub import open_checkpoint
-from twinvec.errors import ConfigurationError, PromptError
+from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError
 from twinvec.families.modules import read_modules
 from twinvec.text.prompts import TASKS, PromptTemplate, Role
 
@@ -247,3 +252,62 @@ def test_a_template_does_not_change_with_the_callers_dictionary() -> None:
     template = PromptTemplate.from_prompts(prompts)
     prompts["STS"] = "changed"
     assert template.prefix("query", "STS") == "s: "
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("write", [str, str.upper, "{}.".format, "  {}\n".format], ids=["as it is", "A", "a.", " a "])
+def test_the_sentence_of_a_symmetric_task_wraps_documents_too(name: str, write: Callable[[str], str]) -> None:
+    sentence = write(TASKS[name].instruction)
+    wrapped = f"Instruct: {sentence}\nQuery: "
+    assert GIGA.prefix("query", sentence) == wrapped, "as the caller wrote it"
+    assert GIGA.prefix("document", sentence) == (wrapped if TASKS[name].symmetric else "")
+
+
+def test_a_task_object_decides_for_itself() -> None:
+    assert GIGA.prefix("document", Task(TASKS["similarity"].instruction)) == ""
+
+
+def get_detailed_instruct(task: str, query: str) -> str:
+    """As the cards of Giga and E5 print it."""
+    return f"Instruct: {task}\nQuery: {query}"
+
+
+@pytest.fixture(scope="module")
+def giga(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    with Embedder(build_giga_0826(tmp_path_factory.mktemp("giga"), size="480M"), dtype="float32") as embedder:
+        yield embedder
+
+
+@pytest.mark.parametrize("task", [QUESTION, "another one", None])
+def test_a_text_that_has_its_prompt_is_not_wrapped_twice_in_silence(giga: Embedder, task: str | None) -> None:
+    text = get_detailed_instruct(QUESTION, "где столица?")
+    texts = ["first", text, text + " 2"]
+
+    async def awaited(texts: list[str], *, task: str | None) -> None:
+        await giga.aembed_queries(texts, task=task)
+
+    for embed in (giga.embed_queries, lambda texts, task: asyncio.run(awaited(texts, task=task))):
+        with pytest.warns(DoublePromptWarning, match=r"2 of 3 texts.*texts\[1\].*Instruct: Given") as caught:
+            embed(texts, task=task)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+
+
+def test_texts_without_a_prompt_and_prompts_by_hand_give_no_warning(giga: Embedder) -> None:
+    text = get_detailed_instruct(QUESTION, "где столица?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_hand = giga.embed_queries([text], prompt="")
+        giga.embed_documents([text], task=QUESTION)  # nothing goes before documents
+        giga.embed_queries(["Instruct: me", "Query: x", "", " "])
+        ours = giga.embed_queries(["где столица?"], task=QUESTION)
+    np.testing.assert_array_equal(by_hand.dense, ours.dense)
+    with pytest.warns(DoublePromptWarning, match="1 of 1"):
+        giga.embed_documents([text], task="similarity")
+
+
+def test_a_short_prefix_counts_as_a_prompt_only_where_it_is_whole() -> None:
+    assert E5.begins("query: what", "query: ")
+    assert not E5.begins("query what", "query: ")
+    assert not E5.begins("anything", "")
+    assert not PromptTemplate(query=" ").begins(" x", " ")

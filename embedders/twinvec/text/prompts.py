@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 
 from twinvec.errors import PromptError
@@ -50,6 +51,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         "clustering": Task("Identify the topic or theme of the given text", symmetric=True),
     }
 )
+
+
+def _sentence(instruction: str) -> str:
+    return " ".join(instruction.split()).rstrip(".").casefold()
+
+
+_SYMMETRIC = frozenset(_sentence(task.instruction) for task in TASKS.values() if task.symmetric)
+_LONGEST_PROMPT = 2000  # characters that are looked at for a prompt in a text
 
 _QUERY_NAMES = ("query", "search_query", "Retrieval-query", "retrieval.query")
 _DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document", "text", "Retrieval-document",
@@ -116,8 +125,9 @@ class PromptTemplate:
 
         Args:
             role: query or document.
-            task: a Task; or the name of one of the checkpoint's prompts or of ``TASKS``; or an instruction,
-                taken as an asymmetric task; or None for the checkpoint's default.
+            task: a Task; or the name of one of the checkpoint's prompts or of ``TASKS``; or an instruction, taken as
+                an asymmetric task unless it is that of a symmetric one of ``TASKS``; or None for the checkpoint's
+                default.
 
         Raises:
             PromptError: a task for a model that was not trained with instructions.
@@ -130,7 +140,7 @@ class PromptTemplate:
                 return self.named[task]
             if task in _QUERY_NAMES + _DOCUMENT_NAMES:
                 raise PromptError(f"task={task!r} is the name of a role; the role is in the method's name")
-            task = TASKS.get(task) or Task(task)
+            task = TASKS.get(task) or Task(task, symmetric=_sentence(task) in _SYMMETRIC)
         elif not isinstance(task, Task):
             raise TypeError(f"task must be a Task, a string or None, not {type(task).__name__}")
         if self.instruct is None:
@@ -143,3 +153,18 @@ class PromptTemplate:
         if role is Role.QUERY or task.symmetric:
             return self.instruct.replace("{task}", task.instruction)
         return self.document
+
+    def begins(self, text: str, prefix: str) -> bool:
+        """Return whether a text that is to get ``prefix`` has it already, or another instruction in the same form."""
+        if not prefix.strip():
+            return False
+        rendered = self._rendered
+        instructed = rendered is not None and rendered.match(prefix) and rendered.match(text[:_LONGEST_PROMPT])
+        return text.startswith(prefix) or bool(instructed)
+
+    @cached_property
+    def _rendered(self) -> re.Pattern[str] | None:
+        if self.instruct is None:
+            return None
+        before, _, after = self.instruct.partition("{task}")
+        return re.compile(rf"{re.escape(before)}.+?{re.escape(after.rstrip())}", re.DOTALL)
