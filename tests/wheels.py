@@ -116,18 +116,18 @@ def test_an_extra_alone(environment: Path, script: str, checkpoints: Path, tmp_p
     pip(environment, "check")
     printed = call(python, "script.py", checkpoints / "gte", checkpoints / "bert", cwd=tmp_path)
     assert printed.endswith("done\n"), printed
-    if typed := TYPED.get(environment.name):
-        check_types(python, typed, tmp_path)
+    if environment.name in TYPED:
+        check_types(python, TYPED[environment.name], MISTAKES[environment.name], tmp_path)
 
 
-def check_types(python: Path, script: str, folder: Path) -> None:
+def check_types(python: Path, script: str, mistakes: list[tuple[str, str, str]], folder: Path) -> None:
     """A user's script is right for ``mypy --strict``, and each mistake in it is seen."""
     path = folder / "typed.py"
     mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", folder / "cache")
     path.write_text(script, encoding="utf-8")
     call(*mypy, path, cwd=folder)
-    for right, wrong, code in MISTAKES:
-        if right in script:
-            path.write_text(script.replace(right, wrong), encoding="utf-8")
-            with pytest.raises(AssertionError, match=rf"\[{code}\]"):
-                call(*mypy, path, cwd=folder)
+    for right, wrong, code in mistakes:
+        assert right in script
+        path.write_text(script.replace(right, wrong), encoding="utf-8")
+        with pytest.raises(AssertionError, match=rf"\[{code}\]"):
+            call(*mypy, path, cwd=folder)

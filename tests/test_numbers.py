@@ -1,0 +1,282 @@
+"""Every measured number of README.md and docs/numbers.md is the one in its file under benchmarks/results/.
+
+A claim is a text with the numbers of a file in it. Each must be found in its page, and what remains of the page's
+numbers after all claims are taken out is a number that nobody vouches for: it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = "README.md"
+NUMBERS = "docs/numbers.md"
+LANGUAGES = {"ru": "Russian", "zh": "Chinese", "en": "English"}
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+SPEED, CALLERS, STORES, QUALITY = map(read, ("throughput-cpu", "concurrency-cpu", "stores-synthetic", "quality"))
+MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
+
+
+def by_name(rows: list[dict[str, Any]], **wanted: object) -> dict[str, Any]:
+    (row,) = (row for row in rows if all(row.get(key) == value for key, value in wanted.items()))
+    return row
+
+
+def section(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = SPEED["sections"][f"{name} gte-base"]["result"]
+    return result
+
+
+def fraction(value: float) -> str:
+    """0.5519 -> ".552"."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+def difference(value: float) -> str:
+    return ("–" if value < 0 else "+") + fraction(abs(value))
+
+
+def speed() -> Iterator[str]:
+    mixed = section("throughput")["rows"]
+    assert {row["longest"] for row in mixed if row["profile"] == "mixed"} == {876}
+    yield f"{mixed[0]['texts']} real FAQ answers of mixed length (up to {mixed[0]['longest']} tokens)"
+    for shown, name in {
+        "TwinVec bf16, dense": "TwinVec bf16, dense",
+        "TwinVec bf16, dense + sparse": "TwinVec bf16, dense + sparse",
+        "sentence-transformers bf16": "sentence-transformers bf16",
+        "sentence-transformers bf16, best batch size (1)": "sentence-transformers bf16, best batch size",
+        "TwinVec fp32, dense": "TwinVec fp32, dense",
+        "sentence-transformers defaults (fp32)": "sentence-transformers defaults (fp32)",
+        "HuggingFaceEmbeddings defaults (fp32)": "HuggingFaceEmbeddings defaults (fp32)",
+    }.items():
+        row = by_name(mixed, name=name, profile="mixed")
+        memory = row["memory"]["peak_rss"] / 2**20
+        yield f"| {shown} | {row['tokens_per_s']:,.0f} | {row['share']:.0%} | {memory:,.0f} MB |"
+    ratios = SPEED["ratios"]
+    mixed_ratios = ratios["gte-base, mixed"]
+    defaults, theirs = (
+        mixed_ratios[f"over {name} defaults"] for name in ("sentence-transformers", "HuggingFaceEmbeddings")
+    )
+    half, full = (mixed_ratios[f"over sentence-transformers, both {dtype}"] for dtype in ("bf16", "fp32"))
+    best = mixed_ratios["over sentence-transformers, both bf16, its best batch size"]
+    yield f"{defaults:.1f}x sentence-transformers' defaults and {theirs:.1f}x `HuggingFaceEmbeddings`'"
+    yield f"at equal precision {half:.1f}x (bf16) and {full:.1f}x (fp32)"
+    short, long = (ratios[f"gte-base, {n}"]["over sentence-transformers, both bf16"] for n in (128, 512))
+    yield f"comes within {best:.1f}x; on texts of equal length within {short:.1f}x (128 tokens)"
+    yield f"and {long:.1f}x (512 tokens)"
+    yield f"Dense + sparse costs {mixed_ratios['dense + sparse, cost over dense alone']:.2f}x dense alone"
+    assert section("deviation")["TwinVec bf16"]["bitwise"]
+    int8, beside = (by_name(section("int8")["rows"], name=f"TwinVec {name}") for name in ("int8 weights", "bf16"))
+    yield f"{int8['tokens_per_s']:,.0f} tokens/s against {beside['tokens_per_s']:,.0f}"
+    mean, lowest = (fraction(section("int8")[f"{name}_cosine"]) for name in ("mean", "min"))
+    yield f"the cosine to bf16 is {mean} (lowest {lowest})"
+    ours, peer, alone = section("latency")["rows"]
+    yield (
+        f"A single query takes {ours['p50'] * 1e3:.0f} ms (bf16, p50), as with sentence-transformers "
+        f"({peer['p50'] * 1e3:.0f} ms); the forward pass alone takes {alone['p50'] * 1e3:.0f} ms"
+    )
+    ours, peer = (row["import"] + row["load"] + row["first"] for row in section("first")["rows"])
+    yield f"first vector after {ours:.1f} s; sentence-transformers after {peer:.1f} s"
+    yield "torch 2.13.0+cpu" if SPEED["versions"]["torch"] == "2.13.0+cpu" else "another torch"
+
+
+def callers() -> Iterator[str]:
+    ours, theirs = "TwinVec fp32", "sentence-transformers"
+    for n in (1, 8, 64):
+        rows = (by_name(CALLERS["load"], system=system, callers=n) for system in (ours, theirs))
+        row, peer = (f"{row['rate']:.0f}/s | {row['p95'] * 1e3:.0f} ms" for row in rows)
+        yield f"| {n} | {row} | {peer} |"
+    row, peer = (by_name(CALLERS["bulk"], system=system) for system in (ours, theirs))
+    yield f"is {row['p95_in_batches']:.1f} batch times"
+    yield f"{row['p95'] * 1e3:.0f} ms against {peer['p95'] * 1e3:.0f} ms for the thread pool"
+    yield f"runs at {peer['documents_per_s']:.0f} documents/s, ours at {row['documents_per_s']:.0f}"
+
+
+def langchain() -> Iterator[str]:
+    both = "hybrid over hybrid, both MiniLM and SPLADE"
+    rows = [
+        ("MiniLM and the same SPLADE model on both sides", MINILM, "hybrid, SPLADE", "hybrid, SPLADE", both),
+        ("the same, ours in fp32 as theirs", MINILM, "hybrid, SPLADE, fp32", "hybrid, SPLADE", f"{both}, all fp32"),
+        ("our hybrid with BM25, their dense alone", MINILM, "hybrid, BM25", "dense", "hybrid (BM25) over their dense"),
+        (
+            "GTE-base size: our own head, their SPLADE",
+            GTE,
+            "hybrid, own head",
+            "hybrid, SPLADE",
+            "hybrid (own head) over their hybrid",
+        ),
+    ]
+    for shown, report, ours, theirs, ratio in rows:
+        first = by_name(report["rows"], name=f"TwinVecVectorStore {ours}")["documents_per_s"]
+        second = by_name(report["rows"], name=f"HuggingFaceEmbeddings + Qdrant {theirs}")["documents_per_s"]
+        yield f"| {shown} | {first} | {second} | {report['ratios'][ratio]:.1f}x |"
+    layers = MINILM["layers"]
+    yield f"takes {layers['TwinVecEmbeddings over Embedder']:.2f} times the time of the bare Embedder"
+    yield f"{layers['TwinVecVectorStore over HybridIndex']:.2f} times that of `HybridIndex`"
+
+
+def stores() -> Iterator[str]:
+    for size in STORES["sizes"]:
+        n, rows = size["data"]["documents"], size["rows"]
+        yield f"| {n:,} records |"
+        for shown, name in {
+            "EmbeddedStore, exact": "TwinVec exact",
+            "EmbeddedStore, graph": "TwinVec HNSW",
+            "EmbeddedStore, graph and int8": "TwinVec int8",
+            "milvus-lite": "milvus-lite",
+            "qdrant-client, local mode": "qdrant local",
+        }.items():
+            row = by_name(rows, name=name)
+            if not row.get("queries") or (n == 10_000 and name == "TwinVec int8"):
+                continue  # not asked in this size, or not in the table
+            graph = "graph built" if name == "milvus-lite" else "built"
+            built = f" ({graph} in {row['optimize_s']:.0f} s)" if "optimize_s" in row else ""
+            rate = f"{row['documents_per_s']:,.0f}" if "documents_per_s" in row else "–"
+            queries = row["queries"]
+            found, one, fifty = (share(queries[f"hybrid{part}"]["recall"]) for part in ("", " 1%", " 50%"))
+            yield f"| {shown}{built} | {rate} | {queries['hybrid']['p50_ms']:.1f} ms | {found} | {one}, {fifty} |"
+    data = STORES["sizes"][0]["data"]
+    yield f"records of {data['dim']} dims and about {data['nonzeros_per_document']:.0f} sparse terms"
+
+
+def by_language(language: str, way: str) -> float:
+    """Mean over all questions of a language."""
+    parts = [part for part in QUALITY["collections"] if part["name"].endswith(language)]
+    total: float = sum(part["ndcg"][way] * part["queries"] for part in parts)
+    return total / sum(part["queries"] for part in parts)
+
+
+def significant() -> tuple[int, int]:
+    """Collections where hybrid is better, and worse, than dense."""
+    intervals = [part["interval"] for part in QUALITY["collections"]]
+    return sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+
+
+def quality() -> Iterator[str]:
+    parts = QUALITY["collections"]
+    for part in parts:
+        ways = ("dense", "sparse", "hybrid", "hybrid, rrf 1:1", "hybrid, dbsf 1:1")
+        values = " | ".join(fraction(part["ndcg"][way]) for way in ways)
+        low, high = map(difference, part["interval"])
+        yield f"| {part['name']} | {part['queries']} | {values} | {difference(part['gain'])} ({low} to {high}) |"
+    better, worse = significant()
+    assert worse == 0
+    yield f"in {better} of the {len(parts)} collections"
+    (ru, both_ru), (zh, both_zh), (en, both_en) = (
+        [fraction(by_language(language, way)) for way in ("dense", "hybrid")] for language in LANGUAGES
+    )
+    yield f"Russian {ru} dense and {both_ru} hybrid, Chinese {zh} and {both_zh}, English {en} and {both_en}"
+    below = sum(part["ndcg"]["hybrid, rrf 1:1"] < part["ndcg"]["dense"] for part in parts)
+    yield f"(rrf 1:1) are below dense alone in {below} of the {len(parts)}"
+
+
+def short() -> Iterator[str]:
+    """What the README takes out of all that."""
+    mixed = SPEED["ratios"]["gte-base, mixed"]
+    row = by_name(section("throughput")["rows"], name="TwinVec bf16, dense", profile="mixed")
+    yield f"{row['tokens_per_s']:,.0f} tokens/s in bf16, {mixed['over sentence-transformers defaults']:.1f}x"
+    half, full = (mixed[f"over sentence-transformers, both {dtype}"] for dtype in ("bf16", "fp32"))
+    best = mixed["over sentence-transformers, both bf16, its best batch size"]
+    yield f"at equal precision {half:.1f}x (bf16) and {full:.1f}x (fp32), and {best:.1f}x where"
+    yield f"together cost {mixed['dense + sparse, cost over dense alone']:.2f}x dense alone"
+    ours, peer = (
+        by_name(CALLERS["load"], system=system, callers=64) for system in ("TwinVec fp32", "sentence-transformers")
+    )
+    yield f"64 callers with single queries (MiniLM, fp32): {ours['rate']:.0f}/s, against {peer['rate']:.0f}/s"
+    ours, peer = (by_name(CALLERS["bulk"], system=system) for system in ("TwinVec fp32", "sentence-transformers"))
+    yield f"p95 {ours['p95'] * 1e3:.0f} ms against {peer['p95'] * 1e3:.0f} ms"
+    both = "hybrid over hybrid, both MiniLM and SPLADE"
+    yield f"{MINILM['ratios'][both]:.1f}x, and {MINILM['ratios'][f'{both}, all fp32']:.1f}x all in fp32"
+    size = by_name(STORES["sizes"], data=STORES["sizes"][-1]["data"])
+    exact, graph = (by_name(size["rows"], name=f"TwinVec {name}") for name in ("exact", "HNSW"))
+    yield f"{size['data']['documents']:,} records in a folder: {exact['documents_per_s']:,.0f} documents/s in"
+    slow, fast = (row["queries"]["hybrid"]["p50_ms"] for row in (exact, graph))
+    yield f"hybrid queries {slow:.1f} ms exact and {fast:.1f} ms with a graph"
+    (ru, both_ru), (zh, both_zh), (en, both_en) = (
+        [fraction(by_language(language, way)) for way in ("dense", "hybrid")] for language in LANGUAGES
+    )
+    yield f"Russian {ru} and {both_ru}, Chinese {zh} and {both_zh}, English {en} and {both_en}"
+    better, worse = significant()
+    assert (worse, len(QUALITY["collections"])) == (0, 9)
+    yield f"significantly better in {better}, and significantly worse in none"
+
+
+# what was set, not measured
+CONDITIONS = {
+    NUMBERS: [
+        "AMD EPYC, 2 cores", "top 10 of 100 + 100", "exact top 10", "nDCG@10", "in the 9 collections", "95% interval",
+        "0.75 dense + 0.25 sparse, each scaled from 0 to 1", "matches 1%, 50%", "rrf 1:1", "dbsf 1:1",
+        "0.7 to 0.3", "0.75 to 0.25", "weight of .25 to .35",
+    ],
+    README: ["2 shared cores", "nDCG@10"],
+}  # fmt: skip
+NAMES = re.compile(r"\b(bf16|fp32|int8|p50|p95|e5-small|GTE-base|BM25)\b|!\[.*?\)|`[^`]*`|\]\([^)]*\)")
+CLAIMS = {NUMBERS: (speed, callers, langchain, stores, quality), README: (short,)}
+
+
+def page(name: str) -> str:
+    """Return what is about numbers in a page, its lines joined."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if name == README:
+        text = text[text.index("## Numbers") : text.index("## More")]
+    return re.sub(r"\s+", " ", text)
+
+
+def claims(name: str) -> list[str]:
+    return [claim for group in CLAIMS[name] for claim in group()]
+
+
+@pytest.mark.parametrize("name", [README, NUMBERS])
+def test_numbers_are_those_of_the_results(name: str) -> None:
+    text = page(name)
+    assert [claim for claim in claims(name) if claim not in text] == []
+
+
+def unknown(text: str, name: str) -> list[str]:
+    """Return what still has a digit after everything known is taken out."""
+    for known in sorted([*claims(name), *CONDITIONS[name]], key=len, reverse=True):
+        text = text.replace(known, " ")
+    return [word for word in NAMES.sub(" ", text).split() if re.search(r"\d", word)]
+
+
+@pytest.mark.parametrize("name", [README, NUMBERS])
+def test_there_is_no_other_number(name: str) -> None:
+    assert unknown(page(name), name) == []
+    assert unknown(page(name) + " 17x as fast, 1,150 ms", name) == ["17x", "1,150"]
+
+
+MEASURED = re.compile(
+    r"(?<![\w.])(\d[\d,.]*x\b|\d[\d,.]* (times (as|faster)|documents/s|tokens/s|ms\b)|\.\d{3}\b|\d[\d,]*/s\b|\d[\d.]*%)"
+)
+
+
+def elsewhere() -> Iterator[tuple[str, str]]:
+    for path in [ROOT / README, *sorted((ROOT / "docs").glob("*.md"))]:
+        name = str(path.relative_to(ROOT))
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if name == README:
+            text = text[: text.index("## Numbers")]
+        if name != NUMBERS:
+            yield name, text
+
+
+def test_no_page_measures_beside_these() -> None:
+    assert [(name, found[0]) for name, text in elsewhere() for found in MEASURED.finditer(text)] == []
+    assert MEASURED.search("it is 1.3 times as fast")
+    assert MEASURED.search("nDCG .805")
