@@ -144,7 +144,9 @@ class BaseEmbedder(ABC):
     ) -> Float32:
         """Score (query, document) pairs: dense_weight * cosine + sparse_weight * common weights.
 
-        Formula and default weights: ``compute_scores`` of the GTE multilingual reference script.
+        Formula: ``compute_scores`` of the GTE multilingual reference script. The weights are those of the example on
+        the model's card; the script's own default for the sparse one is 0.1, and it cuts texts at 1,024 tokens, where
+        here the model's limit holds (``max_length=1024`` is the same).
 
         Returns:
             float32 [pairs].
