@@ -9,6 +9,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,14 @@ def checkout_is_unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
     after = checkout()
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     assert not changed, f"files of the checkout that changed while the tests ran: {', '.join(changed)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_tests_need_no_torch() -> Iterator[None]:
+    """``make quick`` is quick because nothing in it imports torch."""
+    yield
+    if os.environ.get("TWINVEC_TESTS") == "quick":
+        assert "torch" not in sys.modules, "a test of `make quick` imports torch"
 
 
 def checkout() -> dict[str, tuple[int, int]]:

@@ -94,7 +94,7 @@ def test_troubleshooting_has_every_error() -> None:
     classes = [
         value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__
     ]
-    named = {found for found in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
+    named = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
     assert named == {kind.__name__ for kind in classes if issubclass(kind, Exception)} - {"TwinVecError"}
 
 

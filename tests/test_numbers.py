@@ -100,8 +100,8 @@ def callers() -> Iterator[str]:
     ours, theirs = "TwinVec fp32", "sentence-transformers"
     for n in (1, 8, 64):
         rows = (by_name(CALLERS["load"], system=system, callers=n) for system in (ours, theirs))
-        row, peer = (f"{row['rate']:.0f}/s | {row['p95'] * 1e3:.0f} ms" for row in rows)
-        yield f"| {n} | {row} | {peer} |"
+        cells = (f"{row['rate']:.0f}/s | {row['p95'] * 1e3:.0f} ms" for row in rows)
+        yield f"| {n} | {' | '.join(cells)} |"
     row, peer = (by_name(CALLERS["bulk"], system=system) for system in (ours, theirs))
     yield f"is {row['p95_in_batches']:.1f} batch times"
     yield f"{row['p95'] * 1e3:.0f} ms against {peer['p95'] * 1e3:.0f} ms for the thread pool"
@@ -159,7 +159,7 @@ def by_language(language: str, way: str) -> float:
     """Mean over all questions of a language."""
     parts = [part for part in QUALITY["collections"] if part["name"].endswith(language)]
     total: float = sum(part["ndcg"][way] * part["queries"] for part in parts)
-    return total / sum(part["queries"] for part in parts)
+    return total / float(sum(part["queries"] for part in parts))
 
 
 def significant() -> tuple[int, int]:

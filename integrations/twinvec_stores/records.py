@@ -9,15 +9,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from twinvec.errors import InvalidRecordError
 from twinvec.vectors import Float32, SparseBatch, SparseVector
-from twinvec_stores.config import FieldType, StoreConfig
 from twinvec_stores.filters.conditions import field_values
 from twinvec_stores.metadata import check_text, plain_id, plain_metadata
+
+if TYPE_CHECKING:
+    from twinvec_stores.config import FieldType, StoreConfig
 
 _NAMESPACE = uuid.UUID("6c3f1f5e-9b53-5d0a-8f0e-6b6f0c7c2a11")
 _MAX_WEIGHT = 1e12  # products and sums of such numbers stay finite in float32

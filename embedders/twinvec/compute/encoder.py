@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +28,11 @@ from twinvec.compute.packing import TokenBatch, plan
 from twinvec.compute.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.compute.quantization import Int8Linear
 from twinvec.errors import NonFiniteError, OutOfMemoryError
-from twinvec.families import Description
 from twinvec.text.tokenizer import TokenizedText
 from twinvec.vectors import Bool, Float32, Int64, SparseBatch
+
+if TYPE_CHECKING:
+    from twinvec.families import Description
 
 logger = logging.getLogger(__name__)
 

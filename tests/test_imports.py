@@ -1,0 +1,69 @@
+"""Chains of imports inside of a package are short, and none is a circle; contracts in pyproject.toml say the rest."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = [init.parent for root in ("embedders", "integrations") for init in (ROOT / root).glob("*/__init__.py")]
+LONGEST = 10
+LONGER = {"twinvec": 11}  # running, app, a route, service; then down through all floors
+
+
+def module(package: Path, path: Path) -> str:
+    return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield what a module imports when it is imported itself: not for type checkers, not inside of functions."""
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in statement.body if isinstance(statement, ast.Try) else [statement]:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def graph(package: Path) -> Mapping[str, set[str]]:
+    paths = {module(package, path): path for path in package.rglob("*.py")}
+    return {name: {found for found in imported(path) if found in paths} - {name} for name, path in paths.items()}
+
+
+def longest(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return the longest chain of modules, each imported by the one before it.
+
+    A package's own name is left out: it imports what it shows, and its modules have to import it to be found.
+    """
+    faces = {name for name in imports if any(other.startswith(f"{name}.") for other in imports)}
+
+    @cache
+    def below(name: str) -> tuple[str, ...]:
+        entered.append(name)
+        chains: list[tuple[str, ...]] = []
+        for found in imports[name] - faces:
+            assert found not in entered, f"a circle of imports: {' -> '.join([*entered, found])}"
+            chains.append(below(found))
+        entered.remove(name)
+        return (name, *max(chains, key=len, default=()))
+
+    entered: list[str] = []
+    return list(max((below(name) for name in imports if name not in faces), key=len, default=()))
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_chains_of_imports_are_short(package: Path) -> None:
+    chain = longest(graph(package))
+    assert len(chain) <= LONGER.get(package.name, LONGEST), " -> ".join(chain)
+
+
+def test_a_long_chain_and_a_circle_are_found() -> None:
+    line = {f"m{i}": {f"m{i + 1}"} for i in range(11)} | {"m11": set()}
+    assert len(longest(line)) == 12
+    with pytest.raises(AssertionError, match="m0 -> m1 -> m0"):
+        longest({"m0": {"m1"}, "m1": {"m0"}})
