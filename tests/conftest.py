@@ -27,7 +27,7 @@ for name in ("HF_MODULES_CACHE", "XDG_CACHE_HOME"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
-TOOLS = {".git", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", "site"}
+TOOLS = {".git", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", ".cache", "site"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 def served(stand_ins: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """GTE behind every address."""
     with Embedder(stand_ins[GTE]) as embedder:
-        monkeypatch.setattr("twinvec.server.client._TRANSPORT", httpx.ASGITransport(app=create_app(embedder)))
+        monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=create_app(embedder)))
         yield
 
 

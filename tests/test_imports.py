@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = [init.parent for root in ("embedders", "integrations") for init in (ROOT / root).glob("*/__init__.py")]
 LONGEST = 10
-LONGER = {"twinvec": 11}  # running, app, a route, service; then down through all floors
+LONGER = {"twinvec": 14}  # seven modules of the server, which stands above all others, and the seven floors below it
 
 
 def module(package: Path, path: Path) -> str:
@@ -50,7 +50,7 @@ def longest(imports: Mapping[str, set[str]]) -> list[str]:
             assert found not in entered, f"a circle of imports: {' -> '.join([*entered, found])}"
             chains.append(below(found))
         entered.remove(name)
-        return (name, *max(chains, key=len, default=()))
+        return (name, *max(chains, key=lambda chain: len(chain), default=()))
 
     entered: list[str] = []
     return list(max((below(name) for name in imports if name not in faces), key=len, default=()))
