@@ -45,12 +45,12 @@ def longest(imports: Mapping[str, set[str]]) -> list[str]:
     @cache
     def below(name: str) -> tuple[str, ...]:
         entered.append(name)
-        chains: list[tuple[str, ...]] = []
+        longest: tuple[str, ...] = ()
         for found in imports[name] - faces:
             assert found not in entered, f"a circle of imports: {' -> '.join([*entered, found])}"
-            chains.append(below(found))
+            longest = max(longest, below(found), key=len)
         entered.remove(name)
-        return (name, *max(chains, key=lambda chain: len(chain), default=()))
+        return (name, *longest)
 
     entered: list[str] = []
     return list(max((below(name) for name in imports if name not in faces), key=len, default=()))
