@@ -53,7 +53,7 @@ def longest(imports: Mapping[str, set[str]]) -> list[str]:
         return (name, *longest)
 
     entered: list[str] = []
-    return list(max((below(name) for name in imports if name not in faces), key=len, default=()))
+    return list(max([below(name) for name in imports if name not in faces], key=len))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
