@@ -53,7 +53,8 @@ def longest(imports: Mapping[str, set[str]]) -> list[str]:
         return (name, *longest)
 
     entered: list[str] = []
-    return list(max([below(name) for name in imports if name not in faces], key=len))
+    chains = [below(name) for name in imports if name not in faces]
+    return list(sorted(chains, key=len)[-1])
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
