@@ -18,7 +18,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import twinvec
+import twinvec.compute
 from twinvec.compute import kernels
 from twinvec.compute.kernels import Activation, Norm
 
@@ -273,10 +273,10 @@ def test_nan_in_one_row_stays_there(steps: Steps, centred: bool) -> None:
 @pytest.fixture
 def on_cuda(triton_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.device, Any]]:
     """Let ``use_triton`` find the loaded module, and its check run wherever the kernels do."""
-    check, device = triton_module.check, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setattr(triton_module, "check", lambda _: check(device))
+    check, device = kernels.check_triton, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(kernels, "check_triton", lambda _: check(device))
     monkeypatch.setitem(sys.modules, "twinvec.compute.triton", triton_module)
-    monkeypatch.setattr(twinvec, "_triton", triton_module, raising=False)
+    monkeypatch.setattr(twinvec.compute, "triton", triton_module, raising=False)
     kernels.use_triton.cache_clear()
     yield torch.device("cuda"), triton_module
     kernels.use_triton.cache_clear()

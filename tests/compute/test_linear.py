@@ -130,6 +130,14 @@ def test_few_plans_serve_all_numbers_of_rows(dtype: torch.dtype, monkeypatch: py
     assert sizes == set(linear._SIZES)
 
 
+def test_batches_that_are_filled_beforehand_are_not_filled_again() -> None:
+    for rows in range(1, 700):
+        filled = linear.filled_rows(rows)
+        assert rows <= filled < rows + 32
+        assert linear.filled_rows(filled) == filled
+        assert filled % linear.ROWS in {0, *linear._SIZES}
+
+
 # --- int8
 
 

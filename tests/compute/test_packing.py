@@ -85,3 +85,14 @@ def test_moving_keeps_what_the_host_knows() -> None:
     moved = batch.to(torch.device("meta"))
     assert {t.device.type for t in (moved.input_ids, moved.position_ids, moved.cu_seqlens)} == {"meta"}
     assert (moved.lengths, moved.prompt_lengths, moved.runs) == ((2, 1), (1, 0), batch.runs)
+
+
+def test_rows_of_no_text_are_zeros_behind_the_texts_which_stay() -> None:
+    texts = [TokenizedText(np.arange(3, 3 + n, dtype=np.int32), 0, n) for n in (4, 2)]
+    batch = TokenBatch.pack(texts)
+    filled = batch.filled(9)
+    assert filled.input_ids.tolist() == [3, 4, 5, 6, 3, 4, 0, 0, 0]
+    assert filled.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 0, 0, 0]
+    assert filled.cu_seqlens.tolist() == [0, 4, 6]
+    assert (filled.n_tokens, filled.runs, filled.prompt_lengths) == (6, batch.runs, batch.prompt_lengths)
+    assert batch.filled(6) is batch

@@ -90,6 +90,7 @@ def sdpa(
     """Run one call per run of texts of equal length."""
     heads, dim_v = query.shape[1], value.shape[-1]
     out = query.new_empty(1, query.shape[2], heads, dim_v)
+    out[0, packed.n_tokens :] = 0  # rows of no text (``filled``)
     for start, count, length in packed.runs:
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.compute.attention import PREFIX
 from twinvec.compute.fused import fuse
-from twinvec.compute.linear import pack
+from twinvec.compute.linear import filled_rows, pack
 from twinvec.compute.packing import TokenBatch
 from twinvec.errors import CheckpointError, CheckpointMismatchError
 
@@ -125,14 +126,18 @@ class PackedTransformer(Backbone):
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
+        tokens = len(batch.input_ids)
+        batch = replace(batch, position_ids=self._positions(batch))
+        if batch.input_ids.device.type == "cpu":
+            batch = batch.filled(filled_rows(tokens))
         result = self.model(
             input_ids=batch.input_ids[None],
-            position_ids=self._positions(batch)[None],
+            position_ids=batch.position_ids[None],
             packed=batch,
             **self._options,
         )
         states: torch.Tensor = result.logits if self.output == "logits" else result.last_hidden_state
-        return states[0]
+        return states[0, :tokens]
 
     def _positions(self, batch: TokenBatch) -> torch.Tensor:
         """Count as the class does; RoBERTa does not count a pad token that stands in the text."""

@@ -104,10 +104,44 @@ def use_triton(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     try:
-        from twinvec.compute import triton
-
-        triton.check(device)
+        check_triton(device)
     except Exception as error:  # no compiler, an unknown chip: torch does the same, slower
         logger.warning("%s: Triton's kernels do not work here, plain torch is used: %s", device, error)
         return False
     return True
+
+
+def check_triton(device: torch.device) -> None:
+    """Run each of Triton's kernels on small tensors and compare with torch.
+
+    Raises:
+        ArithmeticError: a result that is not torch's. Triton has errors of its own where it cannot compile or launch.
+    """
+    from twinvec.compute import triton
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device, torch.bfloat16)
+
+    generator = torch.Generator().manual_seed(0)
+    cpu = torch.device("cpu")
+    for activation in ("gelu", "gelu_tanh", "silu"):
+        joined = random(5, 2 * 72)
+        _compare("gate", triton.gate(joined, activation), gate(joined.to(cpu), activation))
+    heads, tables = random(7, 3, 40), random(2, 7, 20)
+    expected = heads.to(cpu, copy=True)
+    rotate_(expected, *tables.to(cpu))
+    triton.rotate_(heads, *tables)
+    _compare("rotate", heads, expected)
+    for centred, bias in ((True, random(72)), (False, None)):
+        norm = Norm(random(72), bias, 1e-6, centred)
+        on_cpu = Norm(norm.weight.to(cpu), None if bias is None else bias.to(cpu), 1e-6, centred)
+        x, residual = random(5, 72), random(5, 72)
+        on_cpu_x, on_cpu_residual = x.to(cpu, copy=True), residual.to(cpu, copy=True)
+        normed = triton.add_norm(x, residual, norm.weight, norm.bias, norm.eps, centred=centred, keep_sum=True)
+        _compare("add_norm", normed, add_norm(on_cpu_x, on_cpu_residual, on_cpu, keep_sum=True))
+        _compare("add_norm", residual, on_cpu_residual)
+
+
+def _compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    if not torch.allclose(found.cpu().float(), expected.float(), rtol=0.05, atol=0.05):
+        raise ArithmeticError(f"{name} is off by up to {(found.cpu() - expected).abs().max().item():.3g}")

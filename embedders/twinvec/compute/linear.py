@@ -132,7 +132,7 @@ class PackedInt8Linear(PackedLinear):
         super().__init__(layer)
         self.register_buffer("scale", layer.scale)
         self.register_buffer("_zeros", torch.zeros(self.out_features, dtype=torch.int32))
-        self._bias = torch.zeros(()) if layer.bias is None else layer.bias.float()
+        self._bias = None if layer.bias is None else layer.bias.float()
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [ROWS, self.in_features])
@@ -150,7 +150,9 @@ class PackedInt8Linear(PackedLinear):
             quantised, 1.0, _ZERO_POINT, self._weight, self.scale, self._zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )[:n]  # fmt: skip
-        torch.addcmul(self._bias, out, scale, out=out)
+        out.mul_(scale)  # addcmul of a column takes three times as long as both steps
+        if self._bias is not None:
+            out.add_(self._bias)
         if activation is not None:
             activate_(out, activation)
         if plus is not None:
@@ -160,9 +162,15 @@ class PackedInt8Linear(PackedLinear):
         return out.to(dtype)
 
 
+def filled_rows(rows: int) -> int:
+    """Return the number of rows that products will run over; who has them from the start saves each layer's filling."""
+    full = max(rows - 1, 0) // ROWS * ROWS
+    return full + next(size for size in _SIZES if rows - full <= size)
+
+
 def _fill(rows: torch.Tensor) -> torch.Tensor:
     """Return rows with as many of zeros behind them as the next size takes."""
-    size = next(size for size in _SIZES if len(rows) <= size)
+    size = filled_rows(len(rows))
     return rows.contiguous() if size == len(rows) else nn.functional.pad(rows, (0, 0, 0, size - len(rows)))
 
 

@@ -90,6 +90,16 @@ class TokenBatch:
             start += count * length
         return runs
 
+    def filled(self, tokens: int) -> TokenBatch:
+        """Return the batch with rows of token 0 behind its texts, ``tokens`` in all; they belong to no text."""
+        import torch
+
+        if tokens == len(self.input_ids):
+            return self
+        ids, positions = (torch.zeros(tokens, dtype=torch.int64, device=self.input_ids.device) for _ in range(2))
+        ids[: len(self.input_ids)], positions[: len(self.input_ids)] = self.input_ids, self.position_ids
+        return TokenBatch(ids, positions, self.cu_seqlens, self.lengths, self.prompt_lengths)
+
     def pinned(self) -> TokenBatch:
         """Return a copy in pinned memory, from where copies to a CUDA device do not wait."""
         return self._each(lambda tensor: tensor.pin_memory())

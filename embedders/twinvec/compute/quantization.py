@@ -130,7 +130,7 @@ def linear_layers(model: nn.Module, *types: type[nn.Module]) -> dict[Any, list[t
 
 def inverse_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 1 / s_x and s_x [rows, 1] of fp32 rows."""
-    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(_SMALLEST)
+    largest = _largest(rows).clamp_min_(_SMALLEST)  # a norm of order infinity takes 15 times as long
     return _LEVELS / largest, largest / _LEVELS
 
 
