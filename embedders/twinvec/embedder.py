@@ -45,7 +45,7 @@ class Embedder(BaseEmbedder):
     Thread safe; calls from several threads and tasks share the model. Pickling carries the specification, not the
     weights. Use as a context manager, or call ``close``, to release the model early.
 
-    Example:
+    Examples:
         >>> embedder = Embedder("Alibaba-NLP/gte-multilingual-base", dim=256)
         >>> docs = embedder.embed_documents(["Paris is the capital of France."])
         >>> docs.dense.shape, len(docs.sparse)

@@ -29,7 +29,7 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
     unchanged. The async methods wait for the shared queue without a thread, so that concurrent calls share forward
     passes; cancelling them frees the work.
 
-    Example:
+    Examples:
         >>> embeddings = TwinVecEmbeddings(model="Alibaba-NLP/gte-multilingual-base", dim=256)
         >>> len(embeddings.embed_query("capital of France"))
         256

@@ -59,7 +59,7 @@ class TwinVecVectorStore(SearchableStore):
     Attributes:
         index: the HybridIndex below; ``index.store`` is the store.
 
-    Example:
+    Examples:
         >>> store = TwinVecVectorStore.from_texts(["Paris is the capital of France."], embeddings, path="index/")
         >>> store.similarity_search("capital of France", k=1)[0].page_content
         'Paris is the capital of France.'

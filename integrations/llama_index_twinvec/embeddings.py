@@ -43,7 +43,7 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
     model. Sent to a worker process of ``multiprocessing`` (``IngestionPipeline.run(num_workers=4)``), it embeds in the
     process it came from: the model is in memory once, and batches texts of all workers.
 
-    Example:
+    Examples:
         >>> embed_model = TwinVecEmbedding(model_name="Alibaba-NLP/gte-multilingual-base", dim=256)
         >>> len(embed_model.get_query_embedding("capital of France"))
         256

@@ -43,7 +43,7 @@ class ExplainedNode(NodeWithScore):
 class HybridRetriever(BaseRetriever):
     """Retrieve nodes by meaning and by words at once; one forward pass for each query.
 
-    Example:
+    Examples:
         >>> retriever = HybridRetriever(store, similarity_top_k=8, fusion="rrf")
         >>> retriever.retrieve("How do I sort a list?")[0].metadata["_twinvec"]["terms"]
         (('sort', 1.9, 2.1), ('list', 1.2, 1.4))

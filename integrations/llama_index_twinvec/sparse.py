@@ -24,7 +24,7 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
     one forward pass. Weights of ``sparse="bm25"`` need an idf on the query's side, which the store has to have: in
     Qdrant, ``SparseVectorParams(modifier=Modifier.IDF)``.
 
-    Example:
+    Examples:
         >>> sparse = embed_model.as_sparse()
         >>> QdrantVectorStore("kb", client=client, enable_hybrid=True, sparse_doc_fn=sparse.sparse_doc_fn,
         ...                   sparse_query_fn=sparse.sparse_query_fn)

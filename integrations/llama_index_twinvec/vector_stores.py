@@ -53,7 +53,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
     An index that holds IndexNodes or ImageNodes asks every store for these nodes alone (LlamaIndex's ``node_ids``);
     ``HybridRetriever`` asks for all.
 
-    Example:
+    Examples:
         >>> store = TwinVecVectorStore(embed_model, path="index/")
         >>> index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
         >>> index.as_retriever(vector_store_query_mode="hybrid", alpha=0.5).retrieve("...")

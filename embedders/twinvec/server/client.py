@@ -61,7 +61,7 @@ class RemoteEmbedder(BaseEmbedder):
     number of event loops; cancelling a call cancels its requests, and the server's work. Pickles carry the address
     without its password, and no key; copies are the same object.
 
-    Example:
+    Examples:
         >>> embedder = RemoteEmbedder("http://127.0.0.1:8000")
         >>> embedder.embed_queries(["capital of France"]).dense.shape
         (1, 768)

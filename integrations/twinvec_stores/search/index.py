@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class HybridIndex:
     """A model and a store of its vectors. Thread safe; every method has an async twin with an ``a`` before its name.
 
-    Example:
+    Examples:
         >>> with HybridIndex(embedder, EmbeddedStore("index/", StoreConfig.for_embedder(embedder))) as index:
         ...     index.add(["Paris is the capital of France."], ids=["paris"])
         ...     index.search("capital of France", k=3)[0].record.text
