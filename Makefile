@@ -10,7 +10,7 @@ QUICK := tests/stores/test_filters.py tests/stores/test_records.py tests/index/t
   tests/test_vectors.py tests/test_spec.py tests/test_flows.py tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint docs wheels test-lowest test-newest bench bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+.PHONY: help demo test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
   bench-langchain soak kill-ingest clean
 
 help: ## show this list
@@ -46,6 +46,9 @@ test-newest: ## the tests with the newest versions that there are, in .venv-newe
 
 bench: $(VENV)/.bench ## speed and memory beside sentence-transformers and HuggingFaceEmbeddings, on this CPU
 	$(BIN)/python benchmarks/throughput.py --device cpu
+
+bench-cpu: $(VENV)/.bench ## beside ONNX Runtime and OpenVINO at equal precision, on this CPU, within twelve minutes
+	$(BIN)/python benchmarks/cpu.py
 
 bench-gpu: ## CUDA tests and the same on a GPU within nine minutes, with PYTHON's own packages and the wheels in .whl
 	PYTHON=$(PYTHON) bash benchmarks/bench_gpu.sh

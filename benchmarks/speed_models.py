@@ -35,7 +35,7 @@ class Shape:
     """
 
     name: str
-    family: Literal["gte", "giga"]
+    family: Literal["gte", "giga", "bert"]
     layers: int
     hidden: int
     heads: int
@@ -52,9 +52,9 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Return the matrix weights of a layer: projections and a gated feed-forward block."""
+        """Return the matrix weights of a layer: projections and a feed-forward block, gated but for BERT."""
         projections = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return projections + 3 * self.hidden * self.intermediate
+        return projections + (2 if self.family == "bert" else 3) * self.hidden * self.intermediate
 
     @property
     def parameters(self) -> int:
@@ -76,6 +76,15 @@ MODELS = {
         Shape("giga-480m", "giga", 28, 1024, 16, 8, 64, 3072, 128256, "bfloat16"),
         Shape("giga-3b", "giga", 36, 2048, 16, 8, 128, 11008, 128256, "bfloat16"),
     )
+}
+
+
+# for the comparison on a CPU alone: the first two are real checkpoints, known here for their operations
+CPU_MODELS = {
+    "minilm": Shape("minilm", "bert", 6, 384, 12, 12, 32, 1536, 30522, "float32"),
+    "e5-small": Shape("e5-small", "bert", 12, 384, 12, 12, 32, 1536, 250037, "float32"),
+    "bert-base": Shape("bert-base", "bert", 12, 768, 12, 12, 64, 3072, 30522, "float32"),
+    "gte-base": MODELS["gte-base"],
 }
 
 
@@ -153,7 +162,7 @@ def build_checkpoint(folder: Path, shape: Shape = MODELS["gte-base"], tokenizer:
     """Write a sentence-transformers folder in the family's layout, and beside the weights the peer's folder."""
     from safetensors.torch import save_file
 
-    config = _gte_config(shape) if shape.family == "gte" else _giga_config(shape)
+    config = {"gte": _gte_config, "giga": _giga_config, "bert": _bert_config}[shape.family](shape)
     save_file(_random_tensors(shape, config), folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer = tokenizer or train_tokenizer()
     _write_files(folder, shape, tokenizer, config)
@@ -180,6 +189,23 @@ def _gte_config(shape: Shape) -> dict[str, Any]:
         "pad_token_id": 0,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 160000.0, "factor": 8 ** (2 / shape.head_dim)},
         "type_vocab_size": 1,
+        "vocab_size": shape.vocabulary,
+    }
+
+
+def _bert_config(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "pad_token_id": 0,
+        "type_vocab_size": 2,
         "vocab_size": shape.vocabulary,
     }
 
@@ -218,6 +244,8 @@ def _random_tensors(shape: Shape, config: dict[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         if shape.family == "gte":
             model: Any = transformers.GteForTokenClassification(transformers.GteConfig(**values))
+        elif shape.family == "bert":
+            model = transformers.BertModel(transformers.BertConfig(**values), add_pooling_layer=False)
         else:
             model = torch.nn.ModuleDict({"model": transformers.Qwen3Model(transformers.Qwen3Config(**values))})
     dtype = getattr(torch, shape.dtype)
@@ -246,7 +274,7 @@ def _write_files(folder: Path, shape: Shape, tokenizer: Tokenizer, config: dict[
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (kind, path) in enumerate(kinds.items())
         ],
-        "sentence_bert_config.json": {"max_seq_length": MAX_TOKENS, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": config["max_position_embeddings"], "do_lower_case": False},
         "1_Pooling/config.json": {
             "word_embedding_dimension": shape.hidden,
             "pooling_mode_cls_token": False,

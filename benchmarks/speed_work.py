@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 from benchmarks.speed_models import PEER
+from benchmarks.speed_peers import OnnxRuntime, OpenVino
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,16 @@ class TwinVec:
         return self.embedder.embed_queries([text], prompt="").dense
 
     def stats(self) -> dict[str, Any]:
-        chosen = ("token_budget", "attention", "load_seconds", "predicted_memory", "kernels", "graphs", "batch_fill")
+        chosen = (
+            "token_budget",
+            "attention",
+            "load_seconds",
+            "predicted_memory",
+            "kernels",
+            "graphs",
+            "batch_fill",
+            "linear",
+        )
         known = self.embedder.stats()
         return {name: known.get(name) for name in chosen}
 
@@ -187,6 +197,8 @@ class BareForward:
 
 
 SYSTEMS: dict[str, Callable[..., Any]] = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
     "twinvec": TwinVec,
     "host": HostOnly,
     "sentence-transformers": SentenceTransformers,
@@ -199,8 +211,9 @@ class Worker:
     """What a contestant's process can be asked to do."""
 
     def __init__(self, contestant: Contestant, folder: str, device: str) -> None:
-        self.device = device
+        self.device, start = device, time.perf_counter()
         self.system = SYSTEMS[contestant.kind](folder, device, **contestant.options)
+        self.loaded = time.perf_counter() - start
 
     def timed(self, texts: list[str]) -> float:
         """Return the seconds of one call."""
@@ -249,7 +262,7 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """Return peak bytes of the process and of the device, and what the system says of itself."""
-        return {"peak_rss": peak_rss(), **device_memory(self.device), **self.system.stats()}
+        return {"peak_rss": peak_rss(), "loaded": self.loaded, **device_memory(self.device), **self.system.stats()}
 
 
 def lowest_cosine(a: Vectors, b: Vectors) -> float:

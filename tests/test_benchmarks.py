@@ -97,3 +97,28 @@ def test_a_tiny_run_measures_everything(tmp_path: Path) -> None:
     assert [row["name"] for row in result["first"]["rows"]] == ["twinvec", "sentence-transformers"]
     assert (tmp_path / "throughput-cpu.png").stat().st_size > 0
     assert "target" in (tmp_path / "throughput-cpu.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_peers_of_a_cpu_compute_the_same(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxruntime", "onnxscript", "openvino"):
+        pytest.importorskip(package)
+    command = [
+        sys.executable,
+        str(REPOSITORY / "benchmarks/cpu.py"),
+        "--tiny",
+        "--repeats",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    subprocess.run([*command, "--models", "bert-base"], check=True, capture_output=True, timeout=300)
+    report: dict[str, Any] = json.loads((tmp_path / "peers-cpu.json").read_text(encoding="utf-8"))
+    found = report["models"]["bert-base"]
+    assert found["errors"] == {}
+    assert {name.split(",")[0] for name in found["rows"]} >= {
+        "TwinVec fp32", "ONNX Runtime fp32", "OpenVINO fp32", "TwinVec int8", "ONNX Runtime int8",
+    }  # fmt: skip
+    for row in found["rows"].values():
+        assert row["min_cosine"] > (0.99999 if row["precision"] == "float32" else 0.99)
+    assert "TwinVec int8" in (tmp_path / "peers-cpu.txt").read_text(encoding="utf-8")
