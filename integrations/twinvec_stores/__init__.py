@@ -5,7 +5,21 @@ from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
 from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.filters.as_json import parse_filter
-from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.conditions import (
+    And,
+    Contains,
+    Eq,
+    Exists,
+    Filter,
+    HasId,
+    HasWords,
+    In,
+    Ne,
+    Not,
+    Or,
+    Range,
+    StartsWith,
+)
 from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
 from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
@@ -19,6 +33,7 @@ from twinvec_stores.transfer import copy_store, export_store, import_store, read
 
 __all__ = [
     "And",
+    "Contains",
     "DenseQuery",
     "Document",
     "EmbeddedStore",
@@ -29,6 +44,7 @@ __all__ = [
     "Filter",
     "Fusion",
     "HasId",
+    "HasWords",
     "Hit",
     "HybridIndex",
     "HybridStore",
@@ -45,6 +61,7 @@ __all__ = [
     "Result",
     "SearchOptions",
     "SparseQuery",
+    "StartsWith",
     "StoreConfig",
     "StoreInfo",
     "aingest",

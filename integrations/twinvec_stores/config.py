@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
 from twinvec.joined import JoinedEmbedder
 from twinvec.text.prompts import Task
-from twinvec_stores.filters.conditions import parse_field
+from twinvec_stores.filters.fields import parse_field
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
-FieldType = Literal["keyword", "integer", "float", "bool"]
+FieldType = Literal["keyword", "integer", "float", "bool", "datetime", "text"]
 Quantization = Literal["int8"]
 SCHEMA_VERSION = 2  # 1: fingerprints came from samples of the weights
 
@@ -32,8 +32,10 @@ class StoreConfig:
         dim: dense dimensions; None where only sparse vectors are kept.
         sparse: sparse vectors are kept.
         idf: document frequencies are kept too, and queries multiply by their idf (BM25).
-        fields: metadata fields to index, with their types; filters on other fields work and are slower. A field is
-            a key, ``outer.inner`` for nested objects, or ``"a.b"`` in double quotes for a key with a dot.
+        fields: metadata fields to index, with their types; filters on other fields work and are slower. "datetime" is
+            for ISO 8601 strings of microseconds at most (datetimes and dates become such), "text" for strings that
+            ``HasWords`` looks into. A field is a key, ``outer.inner`` for nested objects, also in lists, or ``"a.b"``
+            in double quotes for a key with a dot.
         quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
             candidates are scored with the full vectors.
         schema_version: layout of the stored records, and what the fingerprint covers.

@@ -7,7 +7,7 @@ dense and sparse rankings lives above, so the same data gives the same ranking o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias, TypeVar
@@ -16,7 +16,8 @@ from twinvec.errors import ConfigurationError
 from twinvec.flows import block, on_thread, one, wait
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters.conditions import And, Filter, check_filter
+from twinvec_stores.filters.conditions import And, Filter, HasId, Not, Or, check_filter, leaves
+from twinvec_stores.filters.matching import matches
 from twinvec_stores.records import Hit, Record, RecordBatch, StoreQuery, check_batch, check_ids, check_query
 
 _Store = TypeVar("_Store", bound="HybridStore")
@@ -101,7 +102,7 @@ class HybridStore(ABC):
 
         Args:
             cursor: what the page before returned; None for the first page.
-            limit: records a page, 1 to 10,000.
+            limit: records a page, 1 to 10,000; fewer come where the engine cannot be asked for the filter.
             filter: only records that match.
             with_vectors: return the vectors too.
 
@@ -120,22 +121,23 @@ class HybridStore(ABC):
         self, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
     ) -> Iterator[list[Record]]:
         """Yield all pages of ``scroll``."""
-        page, cursor = self.scroll(limit=limit, filter=filter, with_vectors=with_vectors)
-        yield from [page] if page else []
-        while cursor is not None:
+        cursor, done = None, False
+        while not done:
             page, cursor = self.scroll(cursor, limit=limit, filter=filter, with_vectors=with_vectors)
-            yield page
+            if page:
+                yield page
+            done = cursor is None
 
     async def ascroll_all(
         self, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
     ) -> AsyncIterator[list[Record]]:
         """See ``scroll_all``."""
-        page, cursor = await self.ascroll(limit=limit, filter=filter, with_vectors=with_vectors)
-        if page:
-            yield page
-        while cursor is not None:
+        cursor, done = None, False
+        while not done:
             page, cursor = await self.ascroll(cursor, limit=limit, filter=filter, with_vectors=with_vectors)
-            yield page
+            if page:
+                yield page
+            done = cursor is None
 
     def search(
         self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
@@ -253,7 +255,7 @@ class HybridStore(ABC):
         if (ids is None) == (filter is None):
             raise ConfigurationError("delete by ids or by filter=, one of them; filter=And() deletes everything")
         if ids is None:
-            await self._delete_where(check_filter(filter))
+            await self._delete_where(await self._condition(check_filter(filter)))
         elif chosen := check_ids(ids):
             await self._delete(chosen)
 
@@ -262,19 +264,23 @@ class HybridStore(ABC):
         return await self._get(checked, with_vectors) if checked else []
 
     async def _checked_count(self, filter: Filter | None) -> int:
-        return await self._count(everything(filter))
+        return await self._count(await self._condition(filter))
 
     async def _checked_scroll(
         self, cursor: str | None, limit: int, filter: Filter | None, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
-        return await self._scroll(cursor, check_limit(limit, MAX_SCROLL), everything(filter), with_vectors)
+        condition, most = everything(filter), check_limit(limit, MAX_SCROLL)
+        if not self._hard(condition):
+            return await self._scroll(cursor, most, condition, with_vectors)
+        page, following = await self._scroll(cursor, most, self._easy(condition), with_vectors)
+        return [record for record in page if matches(condition, record.id, record.metadata)], following
 
     async def _checked_search(
         self, queries: Sequence[StoreQuery], limit: int, filter: Filter | None, exact: bool
     ) -> list[list[Hit]]:
         """Ask for more hits than wanted until no tie goes across the last one: engines break ties in their own ways."""
         checked = [check_query(query, self.config) for query in queries]
-        wanted, condition = check_limit(limit) + _SPARE, everything(filter)
+        wanted, condition = check_limit(limit) + _SPARE, await self._condition(filter)
         rankings: list[list[Hit]] = [[] for _ in checked]
         rows = list(range(len(checked)))
         while rows:
@@ -286,6 +292,31 @@ class HybridStore(ABC):
             ]
             wanted *= 4
         return [hits[:limit] for hits in rankings]
+
+    def _answers(self, condition: Filter) -> bool:
+        """Return whether the engine can be asked for a condition on one field; else all records are compared here."""
+        return True
+
+    async def _condition(self, filter: Filter | None) -> Filter:
+        """Return a filter that the engine can be asked for: what it cannot is replaced by the ids that match."""
+        condition = everything(filter)
+        hard = self._hard(condition)
+        found: dict[int, list[str]] = {id(leaf): [] for leaf in hard}
+        cursor, done = None, not hard
+        while not done:
+            page, cursor = await self._scroll(cursor, 1000, self._easy(condition), False)
+            for leaf in hard:
+                found[id(leaf)] += [record.id for record in page if matches(leaf, record.id, record.metadata)]
+            done = cursor is None
+        return _replaced(condition, {leaf: HasId(ids) for leaf, ids in found.items()})
+
+    def _hard(self, condition: Filter) -> list[Filter]:
+        return [leaf for leaf in leaves(condition) if not self._answers(leaf)]
+
+    def _easy(self, condition: Filter) -> Filter:
+        """Return a filter that holds wherever the condition does, and that the engine can be asked for."""
+        parts = condition.filters if isinstance(condition, And) else (condition,)
+        return And(*(part for part in parts if not self._hard(part)))
 
     async def _checked_frequencies(self, keys: Int32) -> Int64:
         if not self.config.idf:
@@ -323,3 +354,9 @@ def check_limit(limit: int, most: int | None = None) -> int:
 def everything(filter: Filter | None) -> Filter:
     """Return the filter, one that matches everything for None."""
     return And() if filter is None else check_filter(filter)
+
+
+def _replaced(condition: Filter, by: Mapping[int, Filter]) -> Filter:
+    if isinstance(condition, (And, Or)):
+        return type(condition)(*(_replaced(part, by) for part in condition.filters))
+    return Not(_replaced(condition.filter, by)) if isinstance(condition, Not) else by.get(id(condition), condition)

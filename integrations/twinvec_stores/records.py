@@ -15,7 +15,8 @@ import numpy as np
 
 from twinvec.errors import InvalidRecordError
 from twinvec.vectors import Float32, SparseBatch, SparseVector
-from twinvec_stores.filters.conditions import field_values
+from twinvec_stores.filters.fields import field_values
+from twinvec_stores.filters.moments import moment
 from twinvec_stores.metadata import check_text, plain_id, plain_metadata
 
 if TYPE_CHECKING:
@@ -273,6 +274,8 @@ def _fits(value: Any, kind: FieldType) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return {
         "keyword": isinstance(value, str),
+        "text": isinstance(value, str),
+        "datetime": isinstance(value, str) and moment(value) is not None,
         "bool": isinstance(value, bool),
         "integer": number and isinstance(value, int),
         "float": number,

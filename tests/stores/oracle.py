@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -12,7 +13,20 @@ import numpy as np
 
 from twinvec.vectors import SparseBatch, SparseVector
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters.conditions import And, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.conditions import (
+    And,
+    Contains,
+    Exists,
+    Filter,
+    HasId,
+    HasWords,
+    In,
+    Ne,
+    Not,
+    Or,
+    Range,
+    StartsWith,
+)
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery, StoreQuery
 
@@ -114,13 +128,21 @@ def keys_of(field: str) -> list[str]:
     return keys
 
 
-def value_at(metadata: dict[str, Any], field: str) -> Any:
-    value: Any = metadata
-    for key in keys_of(field):
-        if not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
+def values_at(value: Any, keys: Sequence[str], quoted: bool = False) -> list[Any]:
+    """All that a path leads to: dots join keys, or lead into objects and into the objects of lists."""
+    if not keys:
+        return [value]
+    if isinstance(value, list):
+        return [found for element in value if isinstance(element, dict) for found in values_at(element, keys, quoted)]
+    if not isinstance(value, dict):
+        return []
+    lengths = [1] if quoted else range(1, len(keys) + 1)
+    found = []
+    for length in lengths:
+        key = ".".join(keys[:length])
+        if key in value and (keys[length:] == [] or isinstance(value[key], (dict, list))):
+            found += values_at(value[key], keys[length:], quoted)
+    return found
 
 
 def plain(value: Any) -> tuple[str, Any]:
@@ -128,6 +150,29 @@ def plain(value: Any) -> tuple[str, Any]:
     if isinstance(value, float):
         return "number", Decimal(f"{value:.14e}")
     return "number" if type(value) is int else type(value).__name__, value
+
+
+def bound_of(filter: Range) -> Any:
+    return next(bound for bound in (filter.gt, filter.gte, filter.lt, filter.lte) if bound is not None)
+
+
+def instant_within(value: Any, bounds: Range) -> bool:
+    """Dates and times by the standard library; without an offset they are UTC."""
+
+    def instant(text: Any) -> datetime.datetime:
+        read = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        return read if read.tzinfo else read.replace(tzinfo=datetime.timezone.utc)
+
+    try:
+        at = instant(value) if isinstance(value, str) else None
+    except ValueError:
+        return False
+    return at is not None and (
+        (bounds.gt is None or at > instant(bounds.gt))
+        and (bounds.gte is None or at >= instant(bounds.gte))
+        and (bounds.lt is None or at < instant(bounds.lt))
+        and (bounds.lte is None or at <= instant(bounds.lte))
+    )
 
 
 def within(value: Any, bounds: Range) -> bool:
@@ -142,7 +187,7 @@ def within(value: Any, bounds: Range) -> bool:
     )
 
 
-def holds(filter: Filter, id: str, metadata: dict[str, Any]) -> bool:
+def holds(filter: Filter, id: str, metadata: dict[str, Any]) -> bool:  # noqa: PLR0911
     """Whether a record matches, by the words of ``twinvec_stores.filters.conditions``."""
     if isinstance(filter, (And, Or)):
         each = [holds(f, id, metadata) for f in filter.filters]
@@ -151,12 +196,21 @@ def holds(filter: Filter, id: str, metadata: dict[str, Any]) -> bool:
         return not holds(filter.filter, id, metadata)
     if isinstance(filter, HasId):
         return id in filter.ids
-    value = value_at(metadata, filter.field)
-    elements = value if isinstance(value, list) else [value]
+    values = values_at(metadata, keys_of(filter.field), '"' in filter.field)
+    elements = [element for value in values for element in (value if isinstance(value, list) else [value])]
     if isinstance(filter, Exists):
-        return value is not None and value != []
+        return any(value is not None and value != [] for value in values)
     if isinstance(filter, Range):
-        return any(within(v, filter) for v in elements)
+        return any((instant_within if isinstance(bound_of(filter), str) else within)(v, filter) for v in elements)
+    if isinstance(filter, HasWords):
+        there = " ".join(v for v in elements if isinstance(v, str)).lower().replace(",", " ").split()
+        return set(filter.words.lower().split()) <= set(there)
+    if isinstance(filter, (Contains, StartsWith)):
+        change = str if filter.case_sensitive else str.lower
+        strings = [change(v) for v in elements if isinstance(v, str)]
+        if isinstance(filter, Contains):
+            return any(v.find(change(filter.text)) >= 0 for v in strings)
+        return any(v[: len(filter.text)] == change(filter.text) for v in strings)
     wanted = filter.values if isinstance(filter, In) else [filter.value]
     found = any(plain(v) == plain(w) for v in elements for w in wanted)
     return not found if isinstance(filter, Ne) else found

@@ -14,7 +14,8 @@ from twinvec.errors import StoreClosedError
 from twinvec.flows import threaded
 from twinvec.vectors import Bool, Float32, Int32, Int64, SparseBatch
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.filters.conditions import And, Filter, matches
+from twinvec_stores.filters.conditions import And, Filter
+from twinvec_stores.filters.matching import matches
 from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import re
@@ -16,34 +17,76 @@ from twinvec.vectors import Float32, SparseVector
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import (
     And,
+    Contains,
     Eq,
     Exists,
     Filter,
     HasId,
+    HasWords,
     In,
     Ne,
     Not,
     Or,
     Range,
     Scalar,
-    comparable,
-    is_wide,
-    parse_field,
+    StartsWith,
 )
+from twinvec_stores.filters.fields import field_values, parse_field, readings
+from twinvec_stores.filters.matching import words
+from twinvec_stores.filters.moments import moment
+from twinvec_stores.filters.numbers import Interval, comparable
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
 
 DENSE, SPARSE = "dense", "sparse"
 _EXACT = "exact"
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
 _SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # where engines read a float of 15 digits as another: see _payload
+_DERIVED_FIELDS = "derived"
+_DERIVED = {"datetime": "integer", "text": "keyword"}  # what the engine's index is of: microseconds, and words
+_MAX_PARTS = 4  # of a path with 27 readings; a longer one is compared here
 _HNSW_EF = 256  # candidates while walking the graph: recall@10 1.0 and recall@100 .998 where 100 gave .990
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
-def payload_path(field: str) -> str:
-    """Return where a metadata field lies in the payload."""
-    keys = (key if _PLAIN_KEY.match(key) else f'"{key}"' for key in parse_field(field))
-    return ".".join(("metadata", *keys))
+def indexes(config: StoreConfig) -> dict[str, str]:
+    """Return which places of the payload have an index, and of what kind."""
+    found = {TERMS: "integer"} if config.idf else {}
+    for name, kind in config.fields.items():
+        if kind in _DERIVED:
+            found[_derived_path(name, config)] = _DERIVED[kind]
+        else:
+            found |= dict.fromkeys(_paths(name), kind)
+    return found
+
+
+def _paths(field: str) -> list[str]:
+    """Return where the readings of a metadata field lie in the payload."""
+    return [
+        ".".join(("metadata", *(f"{_key(part.key)}[]" if part.in_list else _key(part.key) for part in parts)))
+        for parts in readings(field)
+    ]
+
+
+def _key(key: str) -> str:
+    return key if _PLAIN_KEY.match(key) else f'"{key}"'
+
+
+def _derived_path(field: str, config: StoreConfig) -> str:
+    return f"{_DERIVED_FIELDS}.f{list(config.fields).index(field)}"
+
+
+def _derived(metadata: Mapping[str, Any], config: StoreConfig) -> dict[str, list[Any]]:
+    """Return what the engine compares in place of the declared dates and texts of a record."""
+    made: dict[str, list[Any]] = {}
+    for i, (name, kind) in enumerate(config.fields.items()):
+        values = field_values(metadata, name) if kind in _DERIVED else []
+        if values:
+            made[f"f{i}"] = (
+                [moment(value) for value in values]
+                if kind == "datetime"
+                else sorted(set().union(*(words(value) for value in values)))
+            )
+    return made
 
 
 class Dialect:
@@ -51,14 +94,16 @@ class Dialect:
 
     Args:
         models: ``qdrant_edge`` or ``qdrant_client.models``.
+        config: of the store.
     """
 
-    def __init__(self, models: ModuleType) -> None:
+    def __init__(self, models: ModuleType, config: StoreConfig) -> None:
         """Keep the package's names."""
         self.models: Any = models
+        self._config = config
         self.is_edge = models.__name__ == "qdrant_edge"
 
-    def points(self, batch: RecordBatch, config: StoreConfig) -> list[Any]:
+    def points(self, batch: RecordBatch) -> list[Any]:
         """Return a batch as points."""
         dense = self._rows(batch.dense) if batch.dense is not None else None
         make = self.models.Point if self.is_edge else self.models.PointStruct
@@ -66,11 +111,13 @@ class Dialect:
         for i, record in enumerate(batch):
             vector: dict[str, Any] = {}
             payload = _payload(record)
+            if derived := _derived(record.metadata, self._config):
+                payload[_DERIVED_FIELDS] = derived
             if dense is not None:
                 vector[DENSE] = dense[i]
             if record.sparse is not None:
                 vector[SPARSE] = self.sparse(record.sparse)
-                if config.idf:
+                if self._config.idf:
                     payload[TERMS] = record.sparse.indices.tolist()
             points.append(make(id=point_id(record.id), vector=vector, payload=payload))
         return points
@@ -91,12 +138,12 @@ class Dialect:
             return query.vector.tolist(), DENSE
         return self.sparse(query.vector), SPARSE
 
-    def parameters(self, query: StoreQuery, config: StoreConfig, *, exact: bool) -> Any:
+    def parameters(self, query: StoreQuery, *, exact: bool) -> Any:
         """Return how to search."""
         if not isinstance(query, DenseQuery):
             return None
         rescored = self.models.QuantizationSearchParams(rescore=True, oversampling=2.0)
-        quantization = rescored if config.quantization is not None else None
+        quantization = rescored if self._config.quantization is not None else None
         return self.models.SearchParams(exact=exact, hnsw_ef=_HNSW_EF, quantization=quantization)
 
     def filter(self, condition: Filter) -> Any:
@@ -109,36 +156,89 @@ class Dialect:
             return self.models.Filter(must_not=[self.filter(condition.filter)])
         if isinstance(condition, Ne):
             return self.filter(Not(Eq(condition.field, condition.value)))
-        if isinstance(condition, Exists):
-            return self.models.Filter(must_not=[self._is_empty(payload_path(condition.field))])
-        return self.models.Filter(should=self._cases(condition))
+        if isinstance(condition, HasWords):
+            path = _derived_path(condition.field, self._config)
+            return self.models.Filter(must=[self._value(path, word) for word in sorted(words(condition.words))])
+        return self.models.Filter(should=self._cases(condition) or [self._has_id([])])
+
+    def answers(self, condition: Filter) -> bool:
+        """Return whether the engine can be asked for a condition that is about one field."""
+        if isinstance(condition, HasId) or not hasattr(condition, "field"):
+            return True
+        if len(parse_field(condition.field)) > _MAX_PARTS:
+            return False
+        kind = self._config.fields.get(condition.field)
+        if isinstance(condition, (Contains, StartsWith)):
+            return condition.case_sensitive
+        if isinstance(condition, HasWords):
+            return kind == "text"
+        given = condition.values if isinstance(condition, In) else (getattr(condition, "value", None),)
+        of_moments = isinstance(condition, Range) and condition.of_moments
+        return kind == "datetime" or not (of_moments or any(isinstance(value, datetime.date) for value in given))
 
     def term(self, key: int) -> Any:
         """Return a filter for the records with a sparse key."""
-        return self.models.Filter(must=[self._field(TERMS, match=self.models.MatchValue(value=key))])
+        return self.models.Filter(must=[self._value(TERMS, key)])
 
-    def _cases(self, condition: Eq | In | Range | HasId | Or) -> list[Any]:
+    def _cases(self, condition: Eq | In | Range | Contains | StartsWith | Exists | HasId | Or) -> list[Any]:
         """Return conditions of which one has to hold."""
         if isinstance(condition, Or):  # of nothing
-            return [self._has_id([])]
+            return []
         if isinstance(condition, HasId):
             return [self._has_id([point_id(id) for id in condition.ids])]
-        key = payload_path(condition.field)
-        if isinstance(condition, Range):
-            return [self._field(key, range=self._range(condition.bounds()))]
-        if isinstance(condition, Eq):
-            return [self._equal(key, condition.value)]
-        strings = [value for value in condition.values if isinstance(value, str)]
-        cases = [self._equal(key, value) for value in condition.values if not isinstance(value, str)]
-        cases += [self._field(key, match=self.models.MatchAny(any=strings))] if strings else []
-        return cases or [self._has_id([])]
+        if isinstance(condition, Exists):
+            return [self.models.Filter(must_not=[self._is_empty(path)]) for path in _paths(condition.field)]
+        return self._of_values(condition)
 
-    def _equal(self, key: str, value: Scalar) -> Any:
-        if isinstance(value, bool) and self.is_edge:  # it takes Python's True for the number 1, but not numpy's
-            return self._field(key, match=self.models.MatchValue(value=np.bool_(value)))
-        if isinstance(value, (bool, str)) or is_wide(value):
-            return self._field(key, match=self.models.MatchValue(value=value))
-        return self._field(key, range=self._range({"gte": value, "lte": value}))  # 1 and 1.0 are the same number
+    def _of_values(self, condition: Eq | In | Range | Contains | StartsWith) -> list[Any]:
+        paths, field = _paths(condition.field), condition.field
+        if isinstance(condition, Range):
+            interval = Interval.of(condition.numbers())
+            if condition.of_moments:
+                return self._numbers(_derived_path(field, self._config), interval, whole=True)
+            return self._in_paths(field, interval)
+        if isinstance(condition, Contains):
+            return [self._field(path, match=self.models.MatchSubstring(substring=condition.text)) for path in paths]
+        if isinstance(condition, StartsWith):
+            return [self._field(path, match=self.models.MatchPrefix(prefix=condition.text)) for path in paths]
+        values = condition.values if isinstance(condition, In) else (condition.value,)
+        strings = [value for value in values if isinstance(value, str)]
+        cases = [case for value in values if not isinstance(value, str) for case in self._equal(field, value)]
+        if strings:
+            cases += [self._field(path, match=self.models.MatchAny(any=strings)) for path in paths]
+        return cases
+
+    def _equal(self, field: str, value: Scalar) -> list[Any]:
+        if isinstance(value, bool):  # Edge takes Python's True for the number 1, but not numpy's
+            same = np.bool_(value) if self.is_edge else value
+            return [self._value(path, same) for path in _paths(field)]
+        if isinstance(value, datetime.date):
+            at = moment(value)
+            return self._numbers(_derived_path(field, self._config), Interval(at, at), whole=True)
+        assert not isinstance(value, str)
+        return self._in_paths(field, Interval(comparable(value), comparable(value)))  # 1 and 1.0 are the same number
+
+    def _in_paths(self, field: str, interval: Interval) -> list[Any]:
+        whole = self._config.fields.get(field) == "integer"
+        return [case for path in _paths(field) for case in self._numbers(path, interval, whole=whole)]
+
+    def _numbers(self, key: str, interval: Interval, *, whole: bool) -> list[Any]:
+        """Return conditions of which one holds for a number in an interval; ``whole``: there are no others."""
+        within = interval.whole() if whole else interval
+        if within is None:
+            return []
+        split = within.split()
+        cases = [self._field(key, range=self._range(split.bounds))] if split.bounds is not None else []
+        if split.whole:
+            cases.append(self._field(key, match=self.models.MatchAny(any=split.whole)))
+        for number in () if whole else split.floats:
+            same = self._field(key, range=self._range({"gte": number, "lte": number}))
+            others = self._field(key, match=self.models.MatchAny(any=within.rounded_to(number)))
+            cases.append(self.models.Filter(must=[same], must_not=[others]))
+        return cases
+
+    def _value(self, key: str, value: Any) -> Any:
+        return self._field(key, match=self.models.MatchValue(value=value))
 
     def _range(self, bounds: Mapping[str, float]) -> Any:
         floats = {name: _bound(name, bound) for name, bound in bounds.items()}
@@ -183,7 +283,7 @@ def _is_kept(value: Any) -> bool:
 
 def _bound(name: str, bound: float) -> float:
     """Return a bound with room for tiny and huge floats that are read as one of the two next to them."""
-    number = comparable(bound)
+    number = float(bound)
     if abs(number) < sys.float_info.min or _SMALL <= abs(number) < _LARGE:
         return number
     outward = math.inf if name in ("gt", "lte") else -math.inf
@@ -192,7 +292,7 @@ def _bound(name: str, bound: float) -> float:
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, float):
-        number = comparable(value)
+        number = float(comparable(value))
         return int(number) if _LONG[0] <= abs(number) < _LONG[1] else number
     if isinstance(value, Mapping):
         return {key: _shortened(inner) for key, inner in value.items()}

@@ -22,7 +22,7 @@ from twinvec.errors import (
 from twinvec.flows import Call, call, on_thread, together
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.engines.points import DENSE, SPARSE, TERMS, Dialect, payload_path, to_hits, to_record
+from twinvec_stores.engines.points import DENSE, SPARSE, Dialect, indexes, to_hits, to_record
 from twinvec_stores.filters.conditions import And, Filter, HasId
 from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
@@ -93,7 +93,6 @@ class QdrantStore(HybridStore):
         self.collection = collection
         self.url = None if url is None else _without_password(url)
         self._models: Any = models
-        self._dialect = Dialect(models)
         self._options = {
             **(client_options or {}),
             "url": url,
@@ -111,6 +110,7 @@ class QdrantStore(HybridStore):
             self._client = QdrantClient(**self._options) if client is None else client
         try:
             self.config = self._open(config, dict(collection_options or {}))
+            self._dialect = Dialect(models, self.config)
         except BaseException:
             self.close()
             raise
@@ -133,7 +133,7 @@ class QdrantStore(HybridStore):
             self.close()
 
     async def _upsert(self, batch: RecordBatch) -> None:
-        points = self._dialect.points(batch, self.config)
+        points = self._dialect.points(batch)
         for start in range(0, len(points), _CHUNK):
             await self._ask("upsert", points=points[start : start + _CHUNK], wait=True)
 
@@ -183,7 +183,7 @@ class QdrantStore(HybridStore):
             using=name,
             limit=limit,
             filter=self._filter(filter),
-            params=self._dialect.parameters(query, self.config, exact=exact),
+            params=self._dialect.parameters(query, exact=exact),
             with_payload=["id"],
         )
 
@@ -210,6 +210,9 @@ class QdrantStore(HybridStore):
             if progress is not None:
                 progress(time.monotonic() - start, 0)
             await call(time.sleep, asyncio.sleep, _POLL_SECONDS)
+
+    def _answers(self, condition: Filter) -> bool:
+        return self._dialect.answers(condition)
 
     def _filter(self, filter: Filter) -> Any:
         return None if filter == And() else self._dialect.filter(filter)
@@ -304,11 +307,9 @@ class QdrantStore(HybridStore):
                 raise
 
     def _make_indexes(self, config: StoreConfig, existing: Mapping[str, Any]) -> None:
-        wanted = {payload_path(name): kind for name, kind in config.fields.items()}
-        wanted |= {TERMS: "integer"} if config.idf else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Payload indexes have no effect")  # in the client's own engine
-            for name, kind in wanted.items():
+            for name, kind in indexes(config).items():
                 if name not in existing:
                     self._ask("create_payload_index", field_name=name, field_schema=kind, wait=True).blocking()
 

@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from twinvec.errors import FilterError
-from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, In, Not, Or, Range, parse_field
+from twinvec_stores.filters.conditions import (
+    And,
+    Contains,
+    Eq,
+    Exists,
+    Filter,
+    HasWords,
+    In,
+    Not,
+    Or,
+    Range,
+    StartsWith,
+)
+from twinvec_stores.filters.fields import parse_field
 
 Make = Callable[[str, Any], Filter]
 
@@ -15,8 +28,9 @@ def parse_filter(form: Mapping[str, Any]) -> Filter:
     """Read a filter that is written as JSON.
 
     ``{"field": value}`` means equality; ``{"field": {"$gt": 1, "$lte": 9}}`` knows $eq, $ne, $in, $nin, $gt, $gte,
-    $lt, $lte, $between and $exists; ``{"$and": [...]}``, ``{"$or": [...]}`` and ``{"$not": {...}}`` join; several keys
-    of one dict must all match. See ``on_key`` for keys with dots.
+    $lt, $lte, $between, $exists, $contains and $icontains, $startswith and $istartswith (i: in any case), $words;
+    ``{"$and": [...]}``, ``{"$or": [...]}`` and ``{"$not": {...}}`` join; several keys of one dict must all match.
+    Bounds may be dates. See ``twinvec_stores.filters.fields`` for keys with dots.
 
     Raises:
         FilterError: another form; says where.
@@ -28,21 +42,12 @@ def parse_filter(form: Mapping[str, Any]) -> Filter:
 
 
 def on_key(key: str, make: Make, value: Any) -> Filter:
-    """Return a condition on a metadata key: where it has dots, it is a path into objects, or a key as it stands.
-
-    Raises:
-        FilterError: a key that means something else in other stores, ``tags[].id`` for objects in lists.
-    """
-    readings = [f'"{key}"'] if "." in key else []
+    """Return a condition on a metadata key; one that cannot be a path (see ``fields``) is meant as it stands."""
     try:
         parse_field(key)
-        readings.insert(0, key)
     except FilterError:
-        if "[]" in key:
-            raise
-        readings = [f'"{key}"']
-    parts = [make(field, value) for field in readings]
-    return parts[0] if len(parts) == 1 else Or(*parts)
+        key = f'"{key}"'
+    return make(key, value)
 
 
 def between(field: str, bounds: Any) -> Filter:
@@ -94,5 +99,10 @@ _OPERATORS: Mapping[str, Make] = {
     "$in": In,
     **{f"${name}": make for name, make in RANGES.items()},
     "$between": between,
+    "$contains": Contains,
+    "$icontains": lambda field, text: Contains(field, text, case_sensitive=False),
+    "$startswith": StartsWith,
+    "$istartswith": lambda field, text: StartsWith(field, text, case_sensitive=False),
+    "$words": HasWords,
 }
 _NEGATED: Mapping[str, Make] = {"$ne": Eq, "$nin": In}

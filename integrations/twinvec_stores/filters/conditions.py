@@ -1,11 +1,14 @@
 """Filters over metadata: one neutral form for every engine, and what each means on a JSON value.
 
-A field that holds a list matches where any of its elements does. Numbers are compared as numbers (1 == 1.0), floats at
-15 significant digits, and a bool is no number. A missing field matches nothing but ``Ne`` and ``Not``.
+A field that holds a list matches where any of its elements does; see ``fields`` for how one is written. Numbers are
+compared as numbers (1 == 1.0), whole ones exactly, floats at 15 significant digits, and a bool is no number. A datetime
+or date as a value stands for the moment, however the field writes it. A missing field matches nothing but ``Ne`` and
+``Not``.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,10 +17,12 @@ from typing import Any, TypeAlias
 
 from twinvec.errors import FilterError
 from twinvec.text.unicode import lone_surrogate
+from twinvec_stores.filters.fields import parse_field
+from twinvec_stores.filters.moments import moment
+from twinvec_stores.filters.numbers import comparable
 
-Scalar: TypeAlias = "str | int | float | bool"
-_SEGMENT = re.compile(r'"([^"\\]*)"|([^."\[\]\\]+)')
-_MAX_FLOAT = 1.79769313486231e308  # the largest of 15 digits
+Scalar: TypeAlias = "str | int | float | bool | datetime.date"
+Bound: TypeAlias = "float | str | datetime.date"
 _MAX_DEPTH = 32  # Qdrant Edge writes a deeper filter into its log, but cannot read it again
 
 
@@ -55,36 +60,95 @@ class In:
     def __init__(self, field: str, values: Iterable[Scalar]) -> None:
         parse_field(field)
         if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
-            raise FilterError(f"In({field!r}, ...) needs a list of values, not {values!r:.60}")
+            raise FilterError(f"In({field!r}, ...) needs a list of values, not {values!r:.60}", field=field)
         object.__setattr__(self, "field", field)
         object.__setattr__(self, "values", tuple(check_scalar(v, field) for v in values))
 
 
 @dataclass(frozen=True)
 class Range:
-    """The field is a number within all given bounds."""
+    """The field is a number, or a date and time, within all given bounds.
+
+    Bounds are numbers; or datetimes, dates and ISO 8601 strings: then strings of the field are compared as moments. An
+    offset is honoured, without one it is UTC. Declare the field as "datetime" for ranges that do not read every record.
+    """
 
     field: str
-    gt: float | None = None
-    gte: float | None = None
-    lt: float | None = None
-    lte: float | None = None
+    gt: Bound | None = None
+    gte: Bound | None = None
+    lt: Bound | None = None
+    lte: Bound | None = None
 
     def __post_init__(self) -> None:
         parse_field(self.field)
         if not self.bounds():
-            raise FilterError(f"Range({self.field!r}) needs at least one of gt, gte, lt, lte")
+            raise FilterError(f"Range({self.field!r}) needs at least one of gt, gte, lt, lte", field=self.field)
+        kinds = set()
         for name, bound in self.bounds().items():
-            if not _is_finite(bound):
+            kinds.add(_is_finite(bound))
+            if not _is_finite(bound) and moment(bound) is None:
                 raise FilterError(
-                    f"Range({self.field!r}, {name}={bound!r:.60}): a bound must be a finite number; keep dates as "
-                    "numbers, for example as seconds since 1970"
+                    f"Range({self.field!r}, {name}={bound!r:.60}): a bound must be a finite number, a datetime or an "
+                    "ISO 8601 string of microseconds at most",
+                    field=self.field,
                 )
+        if len(kinds) > 1:
+            raise FilterError(f"Range({self.field!r}): its bounds must all be numbers, or all dates", field=self.field)
 
-    def bounds(self) -> dict[str, float]:
+    @property
+    def of_moments(self) -> bool:
+        """Return whether dates and times are compared."""
+        return not _is_finite(next(iter(self.bounds().values())))
+
+    def bounds(self) -> dict[str, Bound]:
         """Return the bounds that were given, by name."""
         named = {"gt": self.gt, "gte": self.gte, "lt": self.lt, "lte": self.lte}
         return {name: bound for name, bound in named.items() if bound is not None}
+
+    def numbers(self) -> dict[str, float]:
+        """Return the bounds as numbers that can be compared with; those of moments in microseconds since 1970."""
+        given = {name: moment(bound) if self.of_moments else bound for name, bound in self.bounds().items()}
+        return {name: comparable(bound) for name, bound in given.items() if isinstance(bound, (int, float))}
+
+
+@dataclass(frozen=True)
+class Contains:
+    """The field is a string with this text inside of it."""
+
+    field: str
+    text: str
+    case_sensitive: bool = True
+
+    def __post_init__(self) -> None:
+        _check_text(self)
+
+
+@dataclass(frozen=True)
+class StartsWith:
+    """The field is a string that starts with this text."""
+
+    field: str
+    text: str
+    case_sensitive: bool = True
+
+    def __post_init__(self) -> None:
+        _check_text(self)
+
+
+@dataclass(frozen=True)
+class HasWords:
+    """The strings of the field have all of these words, in any order and case; a word is what ``\\w+`` finds.
+
+    Declare the field as "text" for searches that do not read every record.
+    """
+
+    field: str
+    words: str
+
+    def __post_init__(self) -> None:
+        parse_field(self.field)
+        if not isinstance(self.words, str) or not re.search(r"\w", self.words):
+            raise FilterError(f"HasWords({self.field!r}, ...) needs words, not {self.words!r:.60}", field=self.field)
 
 
 @dataclass(frozen=True)
@@ -142,26 +206,10 @@ class Not:
         check_filter(self.filter)
 
 
-Filter: TypeAlias = "Eq | Ne | In | Range | Exists | HasId | And | Or | Not"
+Filter: TypeAlias = "Eq | Ne | In | Range | Contains | StartsWith | HasWords | Exists | HasId | And | Or | Not"
 
 
-def parse_field(field: str) -> tuple[str, ...]:
-    """Return the keys a field leads through: ``a.b`` is ("a", "b"), ``"a.b"`` in double quotes is one key.
-
-    Raises:
-        FilterError: not a field.
-    """
-    if isinstance(field, str) and not lone_surrogate(field):
-        keys, at = [], 0
-        while match := _SEGMENT.match(field, at):
-            keys.append(match[1] if match[1] is not None else match[2])
-            at = match.end()
-            if at == len(field):
-                return tuple(keys)
-            if field[at] != ".":
-                break
-            at += 1
-    raise FilterError(f'{field!r} is not a field: write key, outer.inner, or "a key" in double quotes')
+_KINDS = (Eq, Ne, In, Range, Contains, StartsWith, HasWords, Exists, HasId, And, Or, Not)
 
 
 def check_scalar(value: Any, field: str) -> Scalar:
@@ -172,8 +220,10 @@ def check_scalar(value: Any, field: str) -> Scalar:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
+    if isinstance(value, datetime.date) and moment(value) is not None:  # a moment, however it is written
+        return value
     hint = "; use Exists, or Not(Exists(...))" if value is None else ""
-    raise FilterError(f"{field}: cannot compare with {value!r:.60} ({type(value).__name__}){hint}")
+    raise FilterError(f"{field}: cannot compare with {value!r:.60} ({type(value).__name__}){hint}", field=field)
 
 
 def check_filter(value: Any) -> Filter:
@@ -182,34 +232,25 @@ def check_filter(value: Any) -> Filter:
     Raises:
         FilterError: it is not, or it is nested too deep.
     """
-    if not isinstance(value, (Eq, Ne, In, Range, Exists, HasId, And, Or, Not)):
+    if not isinstance(value, _KINDS):
         raise FilterError(f"expected a filter of twinvec_stores.filters.conditions, not {type(value).__name__}")
     if _depth(value) > _MAX_DEPTH:
         raise FilterError(f"a filter is nested more than {_MAX_DEPTH} deep")
     return value
 
 
-def matches(condition: Filter, id: str, metadata: Mapping[str, Any]) -> bool:
-    """Return whether a record matches: the meaning that every engine has to give."""
+def leaves(condition: Filter) -> list[Filter]:
+    """Return the conditions that And, Or and Not join."""
     if isinstance(condition, (And, Or)):
-        each = (matches(f, id, metadata) for f in condition.filters)
-        return all(each) if isinstance(condition, And) else any(each)
-    if isinstance(condition, Not):
-        return not matches(condition.filter, id, metadata)
-    if isinstance(condition, HasId):
-        return id in condition.ids
-    value = _value(metadata, condition.field)
-    if isinstance(condition, Exists):
-        return value is not None and value != []
-    values = value if isinstance(value, list) else [value]
-    found = any(_fits(v, condition) for v in values)
-    return not found if isinstance(condition, Ne) else found
+        return [leaf for part in condition.filters for leaf in leaves(part)]
+    return leaves(condition.filter) if isinstance(condition, Not) else [condition]
 
 
-def field_values(metadata: Mapping[str, Any], field: str) -> list[Any]:
-    """Return the values that a field has: the elements of a list, nothing where it is missing or null."""
-    value = _value(metadata, field)
-    return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+def _check_text(condition: Contains | StartsWith) -> None:
+    parse_field(condition.field)
+    name, text = type(condition).__name__, condition.text
+    if not isinstance(text, str) or not text or lone_surrogate(text):
+        raise FilterError(f"{name}({condition.field!r}, ...) needs a text, not {text!r:.60}", field=condition.field)
 
 
 def _depth(filter: Filter) -> int:
@@ -222,50 +263,3 @@ def _is_finite(bound: Any) -> bool:
         return isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)
     except OverflowError:  # a whole number beyond float64
         return False
-
-
-def _value(metadata: Mapping[str, Any], field: str) -> Any:
-    value: Any = metadata
-    for key in parse_field(field):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _fits(value: Any, condition: Eq | Ne | In | Range) -> bool:
-    if isinstance(condition, Range):
-        return _within(value, condition)
-    wanted = condition.values if isinstance(condition, In) else (condition.value,)
-    return any(_equal(value, w) for w in wanted)
-
-
-def _equal(value: Any, wanted: Scalar) -> bool:
-    if isinstance(value, bool) or isinstance(wanted, bool):
-        return value is wanted
-    if isinstance(wanted, str) or not isinstance(value, (int, float)):
-        return isinstance(value, str) and value == wanted
-    if is_wide(wanted):
-        return isinstance(value, int) and value == wanted
-    return comparable(value) == comparable(wanted)
-
-
-def is_wide(value: Scalar) -> bool:
-    """Return whether this is a whole number that float64, in which engines compare numbers, cannot tell apart."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53
-
-
-def _within(value: Any, bounds: Range) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    number = comparable(value)
-    return (
-        (bounds.gt is None or number > comparable(bounds.gt))
-        and (bounds.gte is None or number >= comparable(bounds.gte))
-        and (bounds.lt is None or number < comparable(bounds.lt))
-        and (bounds.lte is None or number <= comparable(bounds.lte))
-    )
-
-
-def comparable(number: float) -> float:
-    """Return what a number is compared as: engines keep 15 significant digits of a float for certain."""
-    rounded = float(f"{number:.15g}") if isinstance(number, float) else float(number)
-    return max(-_MAX_FLOAT, min(rounded, _MAX_FLOAT))  # the largest floats would be rounded to infinity

@@ -134,10 +134,10 @@ def _parse_cells(header: list[str], cells: list[str], kinds: Kinds) -> dict[str,
 
 def _typed(cell: str, kind: FieldType | None) -> Any:
     """Return the value of a cell in a column that the store has declared; None for an empty one."""
-    if kind is None or kind == "keyword":
+    if kind in (None, "keyword", "text"):
         return cell
-    if not cell:
-        return None
+    if not cell or kind == "datetime":
+        return cell or None
     convert = {"integer": int, "float": float}.get(kind, _BOOLEANS.__getitem__)
     try:
         return convert(cell.lower())

@@ -31,7 +31,7 @@ from twinvec.errors import (
     TwinVecError,
 )
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.engines.points import DENSE, SPARSE, TERMS, payload_path
+from twinvec_stores.engines.points import DENSE, SPARSE, indexes
 
 if TYPE_CHECKING:
     from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, UpdateOperation
@@ -342,11 +342,9 @@ def _make(path: Path, config: StoreConfig) -> None:
     from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
 
     shard = EdgeShard.create(str(new), _engine_config(config))
-    kinds = {"keyword": "Keyword", "integer": "Integer", "float": "Float", "bool": "Bool"}
-    indexes = {payload_path(name): kinds[kind] for name, kind in config.fields.items()}
-    indexes |= {TERMS: "Integer"} if config.idf else {}
-    for name, kind in indexes.items():
-        shard.update(UpdateOperation.create_field_index(name, getattr(PayloadSchemaType, kind)))
+    for path_in_payload, kind in indexes(config).items():
+        schema = getattr(PayloadSchemaType, kind.capitalize())
+        shard.update(UpdateOperation.create_field_index(path_in_payload, schema))
     shard.close()
     new.rename(path / _SHARD)
     temporary = path / f"{_CONFIG}.new"

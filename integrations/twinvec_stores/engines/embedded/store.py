@@ -56,10 +56,10 @@ class EmbeddedStore(HybridStore):
 
         self.path = Path(path)
         self._edge: Any = qdrant_edge
-        self._dialect = Dialect(qdrant_edge)
         self._folder = Folder.acquire(self.path, config)
         self._release = weakref.finalize(self, self._folder.release)
         self.config = self._folder.config
+        self._dialect = Dialect(qdrant_edge, self.config)
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
@@ -75,7 +75,7 @@ class EmbeddedStore(HybridStore):
 
     @threaded
     def _upsert(self, batch: RecordBatch) -> None:
-        points = self._dialect.points(batch, self.config)
+        points = self._dialect.points(batch)
         sizes = [_size(record) for record in batch]
         for start in range(0, len(points), _CHUNK):
             chunk = slice(start, start + _CHUNK)
@@ -132,7 +132,7 @@ class EmbeddedStore(HybridStore):
             limit=limit,
             query=self._edge.Query.Nearest(vector, using=name),
             filter=self._filter(filter),
-            params=self._dialect.parameters(query, self.config, exact=exact),
+            params=self._dialect.parameters(query, exact=exact),
             with_payload=["id"],
         )
 
@@ -165,6 +165,9 @@ class EmbeddedStore(HybridStore):
     def _optimize(self, progress: Progress | None) -> None:
         # in a child process, for seconds to minutes, in which other calls wait; a crash in the middle loses nothing
         self._open().optimize(progress)
+
+    def _answers(self, condition: Filter) -> bool:
+        return self._dialect.answers(condition)
 
     def _filter(self, filter: Filter) -> Any:
         return None if filter == And() else self._dialect.filter(filter)

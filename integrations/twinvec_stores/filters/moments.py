@@ -1,0 +1,44 @@
+"""Moments: dates and times as whole microseconds since 1970, in UTC."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)"
+    r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(Z|z|[+-]\d\d(?::?\d\d)?)?)?"
+)
+_EPOCH = datetime.datetime(1970, 1, 1)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+
+def moment(value: object) -> int | None:
+    """Return the microseconds since 1970 of an ISO 8601 string, a datetime or a date; None for anything else.
+
+    An offset is honoured; without one it is UTC; a date is its midnight. Nanoseconds, which do not fit, are None.
+    """
+    if isinstance(value, datetime.date):
+        value = value.isoformat()
+    match = _ISO.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, offset = match.groups()
+    digits = (fraction or "").ljust(9, "0")
+    if digits[6:] != "000":
+        return None
+    try:
+        local = datetime.datetime(
+            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), int(digits[:6])
+        )
+    except ValueError:
+        return None
+    return (local - _EPOCH) // _MICROSECOND - _offset(offset) * 60_000_000
+
+
+def _offset(text: str | None) -> int:
+    """Return the minutes of "+03:00", "-0530" or "+03"."""
+    if text is None or text in "Zz":
+        return 0
+    hours, minutes = text[1:3], text[3:].lstrip(":") or "0"
+    return (-1 if text[0] == "-" else 1) * (60 * int(hours) + int(minutes))

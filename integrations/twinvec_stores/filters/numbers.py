@@ -1,0 +1,108 @@
+"""Numbers in filters: whole ones exactly, floats at 15 digits, and what an engine that compares in float64 is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+WIDE = 2**53  # from here on floats do not tell whole numbers apart
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_MAX_FLOAT = 1.79769313486231e308  # the largest of 15 digits
+
+
+def comparable(number: float) -> float:
+    """Return what a number is compared as: engines keep 15 significant digits of a float; whole numbers are exact."""
+    if isinstance(number, int):
+        return number
+    rounded = max(-_MAX_FLOAT, min(float(f"{number:.15g}"), _MAX_FLOAT))  # the largest would be rounded to infinity
+    return int(rounded) if WIDE <= abs(rounded) <= 2**63 else rounded
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers between two ends.
+
+    Attributes:
+        low, high: the ends; None: none.
+        above, below: the ends themselves are outside.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, float]) -> Interval:
+        """Return the interval of gt, gte, lt and lte; of two on one side, both hold."""
+        low = max(((numbers[name], name == "gt") for name in ("gt", "gte") if name in numbers), default=(None, False))
+        high = min(((numbers[name], name == "lte") for name in ("lt", "lte") if name in numbers), default=(None, True))
+        return cls(low[0], high[0], low[1], not high[1])
+
+    def __contains__(self, number: float) -> bool:
+        enough = self.low is None or number > self.low or (number == self.low and not self.above)
+        return enough and (self.high is None or number < self.high or (number == self.high and not self.below))
+
+    def whole(self) -> Interval | None:
+        """Return the whole numbers of 64 bits in it, as an interval with both ends inside; None: there are none."""
+        low = _LEAST if self.low is None else math.floor(self.low) + 1 if self.above else math.ceil(self.low)
+        high = _MOST if self.high is None else math.ceil(self.high) - 1 if self.below else math.floor(self.high)
+        low, high = max(low, _LEAST), min(high, _MOST)
+        return Interval(low, high) if low <= high else None
+
+    def split(self) -> Split:
+        """Return the interval as an engine can be asked for it that compares in float64."""
+        bounds: dict[str, float] = {}
+        bands: list[range] = []
+        if self.low is not None and WIDE <= abs(self.low) <= 2**63:
+            first = int(self.low) + self.above
+            bounds["gte"] = _next(_next(float(first), math.inf), math.inf)
+            bands.append(range(max(first, _LEAST), min(int(bounds["gte"]), _MOST + 1)))
+        elif self.low is not None:
+            bounds["gt" if self.above else "gte"] = self.low
+        if self.high is not None and WIDE <= abs(self.high) <= 2**63:
+            last = int(self.high) - self.below
+            bounds["lte"] = _next(_next(float(last), -math.inf), -math.inf)
+            bands.append(range(max(int(bounds["lte"]) + 1, _LEAST), min(last, _MOST) + 1))
+        elif self.high is not None:
+            bounds["lt" if self.below else "lte"] = self.high
+        low, high = bounds.get("gte", bounds.get("gt")), bounds.get("lte", bounds.get("lt"))
+        return Split(
+            bounds if low is None or high is None or low <= high else None,
+            sorted({n for band in bands for n in band if n in self}),
+            [f for f in sorted({f for band in bands for f in _floats(band)}) if int(f) in self],
+        )
+
+    def rounded_to(self, number: float) -> list[int]:
+        """Return the whole numbers outside of the interval that float64 does not tell from one inside of it."""
+        low, high = int(_next(number, -math.inf)), int(_next(number, math.inf))
+        near = range(max(low, _LEAST), min(high, _MOST) + 1)
+        return [n for n in near if float(n) == number and n not in self]
+
+
+@dataclass(frozen=True)
+class Split:
+    """An interval for an engine.
+
+    Attributes:
+        bounds: gt, gte, lt and lte of what float64 can tell; None: nothing.
+        whole: the whole numbers besides, near to the ends.
+        floats: the floats besides.
+    """
+
+    bounds: Mapping[str, float] | None
+    whole: list[int]
+    floats: list[float]
+
+
+def _next(number: float, towards: float) -> float:
+    return math.nextafter(number, towards)
+
+
+def _floats(band: range) -> Iterator[float]:
+    if band:
+        number, end = _next(float(band[0]), -math.inf), float(band[-1])
+        while number <= end:
+            yield number
+            number = _next(number, math.inf)
