@@ -55,6 +55,7 @@ DAYS = [
     *("2024-01-01", "2024-01-01T00:00:00Z", "2024-01-01T02:00:00+03:00", "2025-06-01T12:00:00+03:00"),
     *("2025-06-01T09:00:00", "2025-06-01 09:00:00.000001", "0001-01-01", "9999-12-31T23:59:59.999999"),
 ]
+COMMON: list[Any] = [1, 1.0, 1e300, True, "x", 2**53, float(2**60)]
 POOLS: dict[str, list[Any]] = {
     "s": STRINGS,
     "i": WHOLE,
@@ -95,7 +96,7 @@ def leaf(draw: random.Random) -> Filter:
     text = draw.choice(["p", "apple", "X", "pie", "le p"])
     makes: list[Callable[[], Filter]] = [
         lambda: Eq(name, draw.choice(pool)),
-        lambda: Eq(name, draw.choice([1, 1.0, 1e300, True, "x", 2**53, float(2**60)])),
+        lambda: Eq(name, draw.choice(COMMON)),
         lambda: In(name, draw.choices(pool, k=3)),
         lambda: Exists(name),
         lambda: Contains(name, text, case_sensitive=draw.random() < 0.6),
