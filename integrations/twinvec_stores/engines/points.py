@@ -209,8 +209,8 @@ class Dialect:
         return cases
 
     def _equal(self, field: str, value: Scalar) -> list[Any]:
-        if isinstance(value, bool):  # Edge takes Python's True for the number 1, but not numpy's
-            same = np.bool_(value) if self.is_edge else value
+        if isinstance(value, bool):
+            same = _NumpyBool(value) if self.is_edge else value
             return [self._value(path, same) for path in _paths(field)]
         if isinstance(value, datetime.date):
             at = moment(value)
@@ -254,6 +254,19 @@ class Dialect:
 
     def _has_id(self, ids: list[str]) -> Any:
         return self.models.HasIdCondition(set(ids)) if self.is_edge else self.models.HasIdCondition(has_id=ids)
+
+
+class _NumpyBool:
+    """What Qdrant Edge takes for a bool: numpy's, by its name. Python's is a number to it, and numpy's before 2.3 too."""
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __bool__(self) -> bool:
+        return self._value
+
+
+_NumpyBool.__module__, _NumpyBool.__name__ = "numpy", "bool"
 
 
 def _payload(record: Record) -> dict[str, Any]:
