@@ -257,7 +257,7 @@ class Dialect:
 
 
 class _NumpyBool:
-    """What Qdrant Edge takes for a bool: numpy's, by its name. Python's is a number to it, and numpy's before 2.3 too."""
+    """What Qdrant Edge takes for a bool: numpy's, by its name; Python's is a number to it, as is numpy's before 2.3."""
 
     def __init__(self, value: bool) -> None:
         self._value = value
