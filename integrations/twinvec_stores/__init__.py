@@ -25,6 +25,7 @@ from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
+from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Explanation, Result
 from twinvec_stores.search.fusion import Fusion
 from twinvec_stores.search.index import HybridIndex
@@ -59,6 +60,7 @@ __all__ = [
     "Record",
     "RecordBatch",
     "Result",
+    "ScopedStore",
     "SearchOptions",
     "SparseQuery",
     "StartsWith",

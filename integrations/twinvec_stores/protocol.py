@@ -162,13 +162,13 @@ class HybridStore(ABC):
         """See ``search``."""
         return await wait(self._checked_search(queries, limit, filter, exact))
 
-    def document_frequencies(self, keys: Int32) -> Int64:
+    def document_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
         """Return in how many records each sparse key appears, int64 [len(keys)]; for stores with ``config.idf``."""
-        return block(self._checked_frequencies(keys))
+        return block(self._checked_frequencies(keys, filter))
 
-    async def adocument_frequencies(self, keys: Int32) -> Int64:
+    async def adocument_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
         """See ``document_frequencies``."""
-        return await wait(self._checked_frequencies(keys))
+        return await wait(self._checked_frequencies(keys, filter))
 
     def info(self) -> StoreInfo:
         """Return what the store holds and where."""
@@ -235,7 +235,7 @@ class HybridStore(ABC):
     ) -> Awaitable[list[list[Hit]]]: ...
 
     @abstractmethod
-    def _document_frequencies(self, keys: Int32) -> Awaitable[Int64]: ...
+    def _document_frequencies(self, keys: Int32, filter: Filter) -> Awaitable[Int64]: ...
 
     @abstractmethod
     def _info(self) -> Awaitable[StoreInfo]: ...
@@ -318,10 +318,10 @@ class HybridStore(ABC):
         parts = condition.filters if isinstance(condition, And) else (condition,)
         return And(*(part for part in parts if not self._hard(part)))
 
-    async def _checked_frequencies(self, keys: Int32) -> Int64:
+    async def _checked_frequencies(self, keys: Int32, filter: Filter | None) -> Int64:
         if not self.config.idf:
             raise ConfigurationError("this store keeps no document frequencies: make it with StoreConfig(idf=True)")
-        return await self._document_frequencies(keys)
+        return await self._document_frequencies(keys, await self._condition(filter))
 
     def __enter__(self: _Store) -> _Store:
         return self

@@ -94,9 +94,9 @@ class MemoryStore(HybridStore):
         return [columns.rank(query, chosen, limit) for query in queries]
 
     @threaded
-    def _document_frequencies(self, keys: Int32) -> Int64:
+    def _document_frequencies(self, keys: Int32, filter: Filter) -> Int64:
         with self._lock:
-            rows = [record.sparse.indices for record in self._all().values() if record.sparse is not None]
+            rows = [record.sparse.indices for record in self._matching(filter) if record.sparse is not None]
         every, counts = np.unique(np.concatenate([np.zeros(0, np.int32), *rows]), return_counts=True)
         known = dict(zip(every.tolist(), counts.tolist(), strict=True))
         return np.array([known.get(key, 0) for key in keys.tolist()], dtype=np.int64)

@@ -176,9 +176,10 @@ class Dialect:
         of_moments = isinstance(condition, Range) and condition.of_moments
         return kind == "datetime" or not (of_moments or any(isinstance(value, datetime.date) for value in given))
 
-    def term(self, key: int) -> Any:
-        """Return a filter for the records with a sparse key."""
-        return self.models.Filter(must=[self._value(TERMS, key)])
+    def term(self, key: int, filter: Filter) -> Any:
+        """Return a filter for the records with a sparse key that match another one, too."""
+        others = [] if filter == And() else [self.filter(filter)]
+        return self.models.Filter(must=[self._value(TERMS, key), *others])
 
     def _cases(self, condition: Eq | In | Range | Contains | StartsWith | Exists | HasId | Or) -> list[Any]:
         """Return conditions of which one has to hold."""

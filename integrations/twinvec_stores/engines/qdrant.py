@@ -187,8 +187,8 @@ class QdrantStore(HybridStore):
             with_payload=["id"],
         )
 
-    async def _document_frequencies(self, keys: Int32) -> Int64:
-        asked = [self._ask("count", count_filter=self._dialect.term(key), exact=True) for key in keys.tolist()]
+    async def _document_frequencies(self, keys: Int32, filter: Filter) -> Int64:
+        asked = [self._ask("count", count_filter=self._dialect.term(key, filter), exact=True) for key in keys.tolist()]
         return np.array([answer.count for answer in await together(asked)], dtype=np.int64)
 
     async def _info(self) -> StoreInfo:

@@ -44,11 +44,13 @@ class Result:
         record: with its text, metadata and provenance.
         score: of the ranking; higher is better. Comparable within one query and one way of searching.
         explanation: where asked for.
+        context: the record's text with that of its neighbours, where asked for with ``expand`` and it is a chunk.
     """
 
     record: Record
     score: float
     explanation: Explanation | None = None
+    context: str | None = None
 
 
 async def explain(

@@ -11,8 +11,10 @@ from twinvec import BaseEmbedder, SparseBatch, Task
 from twinvec.flows import Call, block, call, on_thread, wait
 from twinvec.vectors import Float32
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.filters.conditions import Filter
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch, check_rows
+from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Result
 from twinvec_stores.search.options import SearchKeywords, SearchOptions
 from twinvec_stores.search.searching import Searching
@@ -103,8 +105,8 @@ class HybridIndex:
         Args:
             query: what is looked for.
             task: instruction in place of the index's own, for models trained with them.
-            options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, mmr,
-                explain, exact.
+            options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, min_dense,
+                min_sparse, group_by, group_size, expand, mmr, explain, exact.
         """
         return self.search_many([query], task=task, **options)[0]
 
@@ -137,6 +139,10 @@ class HybridIndex:
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
         return await wait(self._searching(options).vectors(dense, sparse))
+
+    def scoped(self, filter: Filter) -> HybridIndex:
+        """Return a view that can neither read nor write outside of a filter: one tenant's part; see ``ScopedStore``."""
+        return HybridIndex(self.embedder, ScopedStore(self.store, filter), task=self.task)
 
     def close(self) -> None:
         """Close the store; the embedder stays open."""

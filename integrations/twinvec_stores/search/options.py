@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from twinvec.errors import ConfigurationError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
+from twinvec_stores.filters.fields import parse_field
 from twinvec_stores.protocol import check_limit
 from twinvec_stores.search.fusion import Fusion, Method
 
@@ -27,6 +29,13 @@ class SearchOptions:
         sparse_k: the same of the sparse half.
         filter: only records that match.
         score_threshold: only results with at least this score.
+        min_dense: only records with at least this cosine, whichever half has found them: "I do not know" where there
+            are none. It says nothing of a record that a sparse query finds by its words: a lower cosine drops it.
+        min_sparse: the same for the sparse score; a record without a common term has 0.
+        group_by: "document": k counts documents, not their chunks; or a metadata field: k counts its values. A record
+            without document or value is a group of its own.
+        group_size: records of a group, at most; groups come in the order of their best.
+        expand: fill ``Result.context`` of chunks with their text and so many chunks on each side.
         mmr: None, or the weight of relevance against diversity, from 0 to 1 (maximal marginal relevance by dense
             vectors; 0.5 is usual).
         explain: fill ``Result.explanation``.
@@ -41,6 +50,11 @@ class SearchOptions:
     sparse_k: int | None = None
     filter: Filter | None = None
     score_threshold: float | None = None
+    min_dense: float | None = None
+    min_sparse: float | None = None
+    group_by: str | None = None
+    group_size: int = 1
+    expand: int = 0
     mmr: float | None = None
     explain: bool = False
     exact: bool = False
@@ -51,6 +65,21 @@ class SearchOptions:
                 check_limit(limit)
         if self.fetch_k is not None and check_limit(self.fetch_k) < self.k:
             raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
+        for name in ("score_threshold", "min_dense", "min_sparse"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+            ):
+                raise ConfigurationError(f"{name}={value!r} must be a finite number")
+        check_limit(self.group_size)
+        if isinstance(self.expand, bool) or not isinstance(self.expand, int) or self.expand < 0:
+            raise ConfigurationError(f"expand={self.expand!r} must be a whole number of chunks")
+        if self.group_by is not None:
+            parse_field(self.group_by)
+            if self.mmr is not None:
+                raise ConfigurationError("group_by and mmr both choose among the candidates: use one of them")
+        elif self.group_size != 1:
+            raise ConfigurationError("group_size needs group_by")
         if self.mode not in (None, "hybrid", "dense", "sparse"):
             raise ConfigurationError(f'mode={self.mode!r} is not one of "hybrid", "dense", "sparse"')
         if self.mmr is not None and not 0 <= self.mmr <= 1:
@@ -87,6 +116,9 @@ class SearchOptions:
         for half, has, needs in (("dense", dense, wanted[0]), ("sparse", sparse, wanted[1])):
             if needs and not has:
                 raise ConfigurationError(f"mode={self.mode!r} needs {half} vectors in the store and in the query")
+        for name, asked in (("min_dense", wanted[0]), ("min_sparse", wanted[1])):
+            if getattr(self, name) is not None and not asked:
+                raise ConfigurationError(f"{name} is for searches that ask this half")
         if not any(wanted):
             raise ConfigurationError("neither a dense nor a sparse query fits this store")
         if self.mmr is not None and config.dim is None:
@@ -105,6 +137,11 @@ class SearchKeywords(TypedDict, total=False):
     sparse_k: int | None
     filter: Filter | None
     score_threshold: float | None
+    min_dense: float | None
+    min_sparse: float | None
+    group_by: str | None
+    group_size: int
+    expand: int
     mmr: float | None
     explain: bool
     exact: bool

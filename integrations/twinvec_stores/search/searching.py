@@ -16,9 +16,11 @@ from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, Hit, Record, SparseQuery, StoreQuery
 from twinvec_stores.search.explain import Result, explain
 from twinvec_stores.search.fusion import Fusion, diversify, ranked
+from twinvec_stores.search.grouping import Groups, joined, neighbours
 from twinvec_stores.search.options import SearchOptions
 
 _AT_ONCE = 64  # queries in one call of the store
+_PAGE = 256  # candidates whose groups are looked up at once
 
 
 @dataclass(frozen=True)
@@ -103,27 +105,55 @@ class Searching:
         return {record.id: record for record in found}
 
     async def _run(self, queries: list[Query]) -> list[list[Result]]:
-        options = self.options
+        dense_k, sparse_k = self.options.halves
+        return [await self._results(found) for found in await self._find(queries, dense_k, sparse_k)]
+
+    async def _find(self, queries: list[Query], dense_k: int, sparse_k: int) -> list[Found]:
+        options, store = self.options, self.store
         asked = [half for query in queries for half in query.halves()]
-        limit = max(options.halves)
         rankings = iter(
             await call(
-                self.store.search,
-                self.store.asearch,
+                store.search,
+                store.asearch,
                 asked,
-                limit=limit,
+                limit=max(dense_k, sparse_k),
                 filter=options.filter,
                 exact=options.exact,
             )
         )
-        dense_k, sparse_k = options.halves
-        results = []
+        found = []
         for query in queries:
             dense = next(rankings)[:dense_k] if query.dense is not None else []
             sparse = next(rankings)[:sparse_k] if query.sparse is not None else []
-            best = await self._joined(query, dense, sparse)
-            results.append(await self._results(Found(query, dense, sparse, best)))
-        return results
+            best = await self._gated(query, dense, sparse, await self._joined(query, dense, sparse))
+            found.append(Found(query, dense, sparse, best))
+        return found
+
+    async def _gated(self, query: Query, dense: list[Hit], sparse: list[Hit], best: list[Hit]) -> list[Hit]:
+        """Return the hits whose own scores are high enough, in their order."""
+        gates = ((query.dense, dense, self.options.min_dense), (query.sparse, sparse, self.options.min_sparse))
+        for half, ranking, least in gates:
+            if half is not None and least is not None:
+                scores = dict(await self.completed(half, ranking, [hit.id for hit in best]))
+                best = [hit for hit in best if scores.get(hit.id, 0.0) >= least]
+        return best
+
+    async def _grouped(self, found: Found, by: str) -> tuple[Found, list[Hit]]:
+        """Return the hits of the first k groups; where there are fewer, more candidates are asked for."""
+        (dense_k, sparse_k), options = self.options.halves, self.options
+        while True:
+            groups = Groups(options.k, options.group_size, by)
+            for start in range(0, len(found.best), _PAGE):
+                if not groups.full:
+                    page = found.best[start : start + _PAGE]
+                    records = await self.records(page)
+                    for hit in page:
+                        if hit.id in records:
+                            groups.add(hit, records[hit.id])
+            if groups.full or (len(found.dense) < dense_k and len(found.sparse) < sparse_k):
+                return found, groups.hits()
+            dense_k, sparse_k = 4 * dense_k, 4 * sparse_k
+            [found] = await self._find([found.query], dense_k, sparse_k)
 
     async def _joined(self, query: Query, dense: list[Hit], sparse: list[Hit]) -> list[Hit]:
         fusion, threshold = self.options.fusion, self.options.score_threshold
@@ -142,11 +172,34 @@ class Searching:
 
     async def _results(self, found: Found) -> list[Result]:
         options = self.options
-        best = found.best[: options.k] if options.mmr is None else await self._diverse(found, options.mmr)
+        best = found.best[: options.k]
+        if options.mmr is not None:
+            best = await self._diverse(found, options.mmr)
+        elif options.group_by is not None:
+            found, best = await self._grouped(found, options.group_by)
         records = await self.records(best, with_vectors=options.explain)
         kept = [hit for hit in best if hit.id in records]
         why = await explain(self, found, kept, records) if options.explain else {}
-        return [Result(_without_vectors(records[hit.id]), hit.score, why.get(hit.id)) for hit in kept]
+        around = await self._around([records[hit.id] for hit in kept]) if options.expand else {}
+        return [
+            Result(_without_vectors(records[hit.id]), hit.score, why.get(hit.id), around.get(hit.id)) for hit in kept
+        ]
+
+    async def _around(self, records: Sequence[Record]) -> dict[str, str]:
+        wanted = {record.id: neighbours(record, self.options.expand) for record in records}
+        ids = sorted({id for near in wanted.values() for id in near})
+        found = await self.records([Hit(id, 0.0) for id in ids])
+        return {
+            record.id: joined(
+                [
+                    found[id]
+                    for id in wanted[record.id]
+                    if id in found and found[id].provenance.get("document") == record.provenance["document"]
+                ]
+            )
+            for record in records
+            if wanted[record.id]
+        }
 
     async def _diverse(self, found: Found, weight: float) -> list[Hit]:
         candidates = found.best[: self.options.candidates]

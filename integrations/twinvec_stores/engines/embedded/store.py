@@ -137,10 +137,12 @@ class EmbeddedStore(HybridStore):
         )
 
     @threaded
-    def _document_frequencies(self, keys: Int32) -> Int64:
+    def _document_frequencies(self, keys: Int32, filter: Filter) -> Int64:
         def count(key: int) -> int:
-            request = self._edge.CountRequest
-            return self._open().count(key, lambda: request(exact=True, filter=self._dialect.term(key)))
+            request = self._edge.CountRequest(exact=True, filter=self._dialect.term(key, filter))
+            if filter == And():
+                return self._open().count(key, lambda: request)
+            return int(self._run(lambda shard: shard.count(request)))
 
         return np.array([count(key) for key in keys.tolist()], dtype=np.int64)
 
