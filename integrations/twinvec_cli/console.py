@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -33,12 +34,10 @@ class Commands(TyperGroup):
                 _line("interrupted")
                 raise typer.Exit(INTERRUPTED) from None
             except BrokenPipeError:
-                _abandon_stdout()
                 raise typer.Exit(CLOSED_PIPE) from None
             except TwinVecError as error:
                 report(error)
             except OSError as error:
-                _abandon_stdout()
                 _line(f"error: {describe(error)}")
             raise typer.Exit(FAILED)
 
@@ -93,7 +92,80 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def _abandon_stdout() -> None:
-    """Let nothing that is still buffered fail a second time when the interpreter ends."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class Output(io.FileIO):
+    """Standard output or error of the process, of which the first failure is told and no other.
+
+    What is still buffered after it would fail again, when the interpreter ends, and what prints it (rich, typer) turns
+    failures into other statuses.
+
+    Attributes:
+        failure: why it could not be written, None while it can.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes. Standard error has nowhere to say that it failed."""
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failure = error
+                if self.fileno() == 1:
+                    raise
+        return len(data)
+
+
+def open_streams() -> Output:
+    """Make the standard streams such that a closed one neither fails in odd ways nor lends its number to a file.
+
+    Returns:
+        What is under ``sys.stdout``.
+    """
+    # closed input cannot be read, closed output not be written: neither is taken for an empty or a patient one
+    for number, (name, mode) in enumerate((("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
+        if getattr(sys, name) is None and os.open(os.devnull, mode) == number:
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
+    outputs = []
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        before = getattr(sys, name)
+        outputs.append(Output(number, "wb", closefd=False))
+        made = io.TextIOWrapper(
+            io.BufferedWriter(outputs[-1]),
+            encoding=before.encoding if before is not None else "utf-8",
+            errors="backslashreplace",  # a terminal that cannot show a character is no error
+            line_buffering=number == 2 or outputs[-1].isatty(),
+        )
+        setattr(sys, name, made)
+    return outputs[0]
+
+
+def exit_status(output: Output, command: Callable[[], object]) -> int:
+    """Run the command and return its status, or that of an output that could not be written."""
+    try:
+        status = _status(command)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _line("interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        if output.failure is None:
+            _line(f"error: {describe(error)}")
+            return FAILED
+        status = 1
+    if isinstance(output.failure, BrokenPipeError):
+        return CLOSED_PIPE
+    if output.failure is not None and status != FAILED:
+        _line(f"error: {describe(output.failure)}")
+        return FAILED
+    return status
+
+
+def _status(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from twinvec import __version__
-from twinvec_cli.console import Commands
+from twinvec_cli.console import Commands, exit_status, open_streams
 from twinvec_cli.demo import demo
 from twinvec_cli.embed import embed
 from twinvec_cli.ingest import ingest
@@ -47,7 +47,5 @@ def main(
 
 def run() -> None:
     """Entry point of the `twinvec` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no error
-    app(prog_name="twinvec")
+    output = open_streams()
+    sys.exit(exit_status(output, lambda: app(prog_name="twinvec")))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,47 @@ def test_full_standard_output(bert: str) -> None:
         )
     assert result.returncode == 2
     assert result.stderr == "error: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["embed", "--help"]])
+def test_output_that_nobody_gets(arguments: list[str]) -> None:
+    """On a full disk, a closed stream, a pipe without a reader: a line on stderr and a status, never a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("wb") as full:
+        for stdout, closed, status, line in (
+            (full, (), 2, "error: No space left on device\n"),
+            (full, (0,), 2, "error: No space left on device\n"),
+            (None, (1,), 2, "error: Bad file descriptor\n"),
+            (writing, (), 141, ""),
+        ):
+            result = closing(closed, arguments, stdout=stdout, stderr=subprocess.PIPE)
+            assert (result.returncode, result.stderr) == (status, line)
+    os.close(writing)
+
+
+def test_errors_that_nobody_gets() -> None:
+    with Path("/dev/full").open("wb") as full:
+        assert closing((), ["bogus"], stdout=subprocess.PIPE, stderr=full).returncode == 2
+    for closed in ((2,), (0, 2)):
+        result = closing(closed, ["models"], stdout=subprocess.PIPE)
+        assert result.returncode == 0
+        assert "giga" in result.stdout
+        assert closing(closed, ["embed", "/nowhere", "text"], stdout=subprocess.PIPE).returncode == 2
+    assert closing((0, 1, 2), ["models"]).returncode == 2
+
+
+def test_input_that_is_closed_is_not_an_empty_one(bert: str) -> None:
+    result = closing((0,), ["embed", bert, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "error: Bad file descriptor\n")
+
+
+def closing(closed: tuple[int, ...], arguments: list[str], **streams: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command with closed standard streams."""
+    close = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    shell = ["sh", "-c", f'exec "$@" {close}', "sh", *COMMAND, *arguments]
+    return subprocess.run(shell, text=True, check=False, timeout=120, **streams)
 
 
 def test_file_size_limit(bert: str, tmp_path: Path) -> None:

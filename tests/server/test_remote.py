@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import gzip
 import json
 import pickle
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from langchain_.gate import Gate
 from server.conftest import Connect, Hosts
@@ -33,6 +35,7 @@ from twinvec.errors import (
     TextTooLongError,
 )
 from twinvec.server import Limits, create_app
+from twinvec.server.wire import pack_batch, pack_offsets
 
 KEY = "a-secret-key"
 TASK = "Given a question, find a paragraph with the answer"
@@ -396,6 +399,175 @@ def test_answers_that_are_no_vectors(connect: Connect, hosts: Hosts, gte: Embedd
     hosts.answering["host-0"] = Scripted(hosts.answering["host-0"], answer)
     with pytest.raises(RemoteError, match="answered no vectors: not safetensors"):
         remote.embed_queries(["a"])
+
+
+def answered(hosts: Hosts, gte: Embedder, content: bytes, **headers: str) -> None:
+    """Let the next answer be this one."""
+    headers = {"x-twinvec-fingerprint": gte.spec.fingerprint, **{k.replace("_", "-"): v for k, v in headers.items()}}
+    answer = httpx.Response(200, content=content, headers=headers)
+    hosts.answering["host-0"] = Scripted(hosts.answering["host-0"], answer)
+
+
+def _lie(name: str, value: Any, start: Any = None) -> Callable[[dict[str, Any]], None]:
+    """Return what puts a value into an array of an answer, or another array into its place."""
+
+    def change(arrays: dict[str, Any]) -> None:
+        if start is None:
+            arrays[name] = np.asarray(value)
+        else:
+            arrays[name][start] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _lie("dense", np.nan, (0, 0)),
+        _lie("dense", np.inf, (1, 3)),
+        _lie("dense", 0.0, 0),
+        _lie("dense", 2.0, (0, 0)),
+        _lie("dense", np.zeros((2, 63), np.float32)),
+        _lie("dense", np.zeros((3, 64), np.float32)),
+        _lie("dense", np.zeros(128, np.float32)),
+        _lie("dense", np.zeros((2, 64), np.float64)),
+        _lie("sparse.indices", 600, -1),
+        _lie("sparse.indices", -1, 0),
+        _lie("sparse.values", np.nan, 0),
+        _lie("sparse.values", -1.0, 0),
+        _lie("sparse.indptr", 10**9, -1),
+        _lie("sparse.indptr", np.array([0, 0], np.int64)),
+        _lie("token_counts", -5, 0),
+        _lie("token_counts", np.zeros(3, np.int32)),
+        _lie("truncated", np.zeros((2, 1), np.bool_)),
+        lambda arrays: arrays.pop("dense"),
+        lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith("sparse")],
+        lambda arrays: arrays.update(more=np.zeros(1, np.float32)),
+    ],
+)
+def test_vectors_that_no_embedder_would_give(
+    connect: Connect, hosts: Hosts, gte: Embedder, change: Callable[[dict[str, Any]], object]
+) -> None:
+    remote = connect(gte)
+    arrays = {name: array.copy() for name, array in load(pack_batch(gte.embed_documents(["a b", "c d e"]))).items()}
+    change(arrays)
+    answered(hosts, gte, save(arrays))
+    with pytest.raises(RemoteError, match="answered no vectors: "):
+        remote.embed_documents(["a b", "c d e"])
+    assert_same(remote.embed_documents(["a b", "c d e"]), gte.embed_documents(["a b", "c d e"]))
+
+
+def test_halves_that_were_not_asked_for(connect: Connect, hosts: Hosts, gte: Embedder) -> None:
+    remote = connect(gte)
+    answered(hosts, gte, pack_batch(gte.embed_documents(["a"])))
+    with pytest.raises(RemoteError, match="the sparse half is there, though not asked for"):
+        remote.embed_documents(["a"], sparse=False)
+
+
+@pytest.mark.parametrize("pairs", [[[0, 2]], [[-1, 0]], [[1, 0]]])
+def test_offsets_outside_of_their_text(connect: Connect, hosts: Hosts, gte: Embedder, pairs: list[list[int]]) -> None:
+    remote = connect(gte)
+    answered(hosts, gte, pack_offsets([np.array(pairs, np.int64)]))
+    with pytest.raises(RemoteError, match="lie outside of it"):
+        remote.token_offsets(["a"])
+    answered(hosts, gte, pack_offsets([]))
+    with pytest.raises(RemoteError, match="offsets of 0 texts for 1"):
+        remote.token_offsets(["a"])
+
+
+@pytest.mark.parametrize("terms", [{}, {"terms": ["a"]}, {"terms": ["a", 3]}, {"terms": "ab"}, [], "[" * 60_000])
+def test_terms_that_are_none(connect: Connect, hosts: Hosts, gte: Embedder, terms: Any) -> None:
+    remote = connect(gte)
+    answered(hosts, gte, terms.encode() if isinstance(terms, str) else json.dumps(terms).encode())
+    with pytest.raises(RemoteError, match="answered no terms of 2 columns"):
+        remote._token_texts([5, 17])
+
+
+def test_answers_have_a_size(connect: Connect, hosts: Hosts, gte: Embedder) -> None:
+    remote = connect(gte)
+    answered(hosts, gte, b"\0" * 2_000_000)
+    with pytest.raises(RemoteError, match=r"answered more than the \d+ bytes that can be right"):
+        remote.embed_queries(["a"])
+    answered(hosts, gte, gzip.compress(b"\0" * 2_000_000), content_encoding="gzip")
+    with pytest.raises(RemoteError, match="in a compressed form that it was not asked for"):
+        remote.embed_queries(["a"])
+
+
+def test_one_deadline_for_a_request_with_its_retries(connect: Connect, hosts: Hosts, gte: Embedder) -> None:
+    class Slow(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, content=self.drip(), headers={"x-twinvec-fingerprint": gte.spec.fingerprint})
+
+        async def drip(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b"x"
+
+    remote = connect(gte, timeout=0.2)
+    hosts.answering["host-0"] = Slow()
+    with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
+        remote.embed_queries(["a"])
+    hosts.answering["host-0"] = Scripted(Slow(), *[overloaded(**{"retry-after": "1"})] * 9)
+    with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
+        remote.embed_queries(["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("spec", {"model": "m", "dim": -1}),
+        ("spec", {"model": "m", "more": 1}),
+        ("spec", []),
+        ("vocabulary_size", 0),
+        ("vocabulary_size", None),
+        ("special_tokens", -1),
+        ("special_tokens", "2"),
+        ("template", {"named": {}, "query": 3}),
+        ("template", {"named": [["a", 3]]}),
+        ("prompts", {"a": None}),
+        ("task", 3),
+        ("family", None),
+        ("limits", {"max_texts": 0, "max_body_bytes": 1}),
+        ("limits", {"max_texts": 1}),
+        ("limits", {"max_texts": 10**30, "max_body_bytes": 1}),
+    ],
+)
+def test_a_server_that_tells_nonsense_of_itself(
+    connect: Connect, hosts: Hosts, gte: Embedder, name: str, value: Any
+) -> None:
+    connect(gte)
+    hosts.answering["other"] = Scripted(hosts, httpx.Response(200, json={**_info(hosts), name: value}))
+    with pytest.raises(RemoteError, match="is no TwinVec server that this version knows"):
+        RemoteEmbedder("http://other")
+
+
+def test_a_key_goes_where_it_was_meant_for(
+    connect: Connect, hosts: Hosts, gte: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(gte)
+    monkeypatch.setenv("TWINVEC_API_KEY", KEY)
+
+    def sent(**options: Any) -> bool:
+        with RemoteEmbedder("http://host-0", **options):
+            return bool(hosts.requests[-1].headers.get("authorization") == f"Bearer {KEY}")
+
+    assert sent()
+    assert not sent(from_data=True)
+    for url, meant in (
+        ("http://host-0/other/path", True),
+        ("http://host-0:80", True),
+        ("http://host-0:81", False),
+        ("https://host-0", False),
+        ("http://host-00", False),
+        ("http://host-0@elsewhere", False),
+    ):
+        monkeypatch.setenv("TWINVEC_URL", url)
+        assert sent() is meant
+        assert sent(from_data=True) is meant
+    assert sent(api_key=KEY)
+    monkeypatch.setenv("TWINVEC_URL", "nonsense")
+    with pytest.raises(ConfigurationError, match="url must begin with"):
+        sent()
 
 
 def test_a_server_that_has_another_model_by_now(connect: Connect, hosts: Hosts, gte: Embedder, quick: Embedder) -> None:
