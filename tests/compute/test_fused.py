@@ -269,6 +269,6 @@ def test_every_class_that_is_known_was_met(monkeypatch: pytest.MonkeyPatch) -> N
         family.wrap(family.build()).fuse(CPU)
     known = set().union(
         fused._ROTARY, fused._ABSOLUTE, fused._GATED, fused._PLAIN, fused._POST_NORM, fused._PRE_NORM, fused._SUMS,
-        fused._RMS, fused._LAYERS,
+        fused._RMS, fused._LAYERS, fused._MODELS,
     )  # fmt: skip
     assert known - met == NO_SUCH_STEP

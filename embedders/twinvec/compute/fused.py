@@ -15,10 +15,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import AttentionInterface
 
 from twinvec.compute.kernels import Activation, Norm, add_norm, apply_norm, gate, rotate_
 from twinvec.compute.linear import product, slices
+from twinvec.compute.packing import TokenBatch
 
 _NAMES = ("Gte", "NomicBert", "JinaEmbeddingsV3", "EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")
 _BERTS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
@@ -27,6 +29,7 @@ _ABSOLUTE = {f"{name}SelfAttention" for name in _BERTS}
 _GATED = {f"{name}MLP" for name in (*_NAMES, "Gemma3", "DeepseekV3")}  # not all of them are gated
 _PLAIN = {f"{name}Intermediate" for name in (*_BERTS, "MPNet")}
 _LAYERS = {f"{name}Layer" for name in _BERTS}
+_MODELS = {f"{name}Model" for name in _BERTS}
 _POST_NORM = {f"{name}Layer" for name in ("Gte", "NomicBert", "JinaEmbeddingsV3")}
 _PRE_NORM = {f"{name}DecoderLayer" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")}
 _SUMS = {f"{name}{part}" for name in (*_BERTS, "MPNet") for part in ("SelfOutput", "Output")}
@@ -64,8 +67,8 @@ def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:  # n
     on_cpu = device.type == "cpu"
     if packed and (name in _POST_NORM or name in _PRE_NORM):
         return _post_norm if name in _POST_NORM else _pre_norm
-    if packed and name in _LAYERS and on_cpu:
-        return _bert_layer
+    if packed and on_cpu and (name in _LAYERS or name in _MODELS):
+        return _bert_layer if name in _LAYERS else _bert_model
     if name in _GATED and hasattr(module, "gate_proj") and type(module.act_fn).__name__ in _ACTIVATIONS:
         if not on_cpu:
             _join(module, "gate_up_proj", ("gate_proj", "up_proj"))
@@ -124,6 +127,18 @@ def _bert_layer(self: Any, hidden_states: torch.Tensor, *unused: None, **options
         return cast(torch.Tensor, self.output(self.intermediate(hidden), hidden))
 
     return _in_slices(rest, hidden_states, attended)
+
+
+def _bert_model(
+    self: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, packed: TokenBatch, **unused: Any
+) -> BaseModelOutput:
+    """Layer after layer: what the class does around them for training and masks takes as long as a query's layer."""
+    hidden = self.embeddings(input_ids=input_ids, position_ids=position_ids)
+    if hasattr(self, "embeddings_project"):
+        hidden = self.embeddings_project(hidden)
+    for layer in self.encoder.layer:
+        hidden = layer.forward(hidden, packed=packed)
+    return BaseModelOutput(last_hidden_state=hidden)
 
 
 def _in_slices(rest: Callable[..., torch.Tensor], hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
