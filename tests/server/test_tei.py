@@ -142,6 +142,8 @@ async def test_dimensions_and_normalize(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/embed", json={"inputs": "a", "dimensions": 32, "normalize": True})).json()
     assert np.array(answer).shape == (1, 32)
     assert np.linalg.norm(answer) == pytest.approx(1)
+    plain, unit = [(await client.post("/embed", json={"inputs": "a", "normalize": n})).json() for n in (False, True)]
+    assert plain == unit
     refused = await client.post("/embed", json={"inputs": "a", "dimensions": 9})
     assert refused.status_code == 422
     assert "gives 10 to 64 dimensions" in refused.json()["error"]
