@@ -1,7 +1,8 @@
 """Stores as files, and from one engine to another: the way to a new schema, other settings, or a cluster.
 
 The file is JSON lines: a header with the StoreConfig, one record a line (vectors as base64 of little-endian arrays, so
-that they come back bit for bit), and a last line with the number of records, without which a file counts as cut off.
+that they come back bit for bit), and a last line with the number of records and the SHA-256 of all lines before it. A
+file is read and checked to its end before the first of its records is imported.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -61,13 +64,21 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
     n = 0
     try:
         with _open(temporary, "wt", compress=final.suffix == ".gz") as file:
-            file.write(json.dumps({"format": _FORMAT, "config": store.config.to_dict()}) + "\n")
+            digest = hashlib.sha256()
+
+            def write(row: dict[str, Any]) -> None:
+                line = json.dumps(row) + "\n"
+                digest.update(line.encode())
+                file.write(line)
+
+            write({"format": _FORMAT, "config": store.config.to_dict()})
             for page in store.scroll_all(limit=_PAGE, with_vectors=True):
-                file.writelines(json.dumps(_to_json(record)) + "\n" for record in page)
+                for record in page:
+                    write(_to_json(record))
                 n += len(page)
                 if progress is not None:
                     progress(n)
-            file.write(json.dumps({"records": n}) + "\n")
+            file.write(json.dumps({"records": n, "sha256": digest.hexdigest()}) + "\n")
         temporary.replace(final)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -83,10 +94,11 @@ def read_export(path: str | os.PathLike[str]) -> tuple[StoreConfig, Iterator[Rec
     """
     name = os.fspath(path)
     lines = _lines(Path(path))
-    header = _parse(next(lines, ""), name, 1)
+    first = next(lines, "")
+    header = _parse(first, name, 1)
     if header.get("format") != _FORMAT:
         raise StoreMismatchError(f"{name} was not written by `twinvec store export`")
-    return StoreConfig.from_dict(header.get("config"), name), _records(lines, name)
+    return StoreConfig.from_dict(header.get("config"), name), _records(lines, name, hashlib.sha256(first.encode()))
 
 
 def import_store(path: str | os.PathLike[str], store: HybridStore, progress: Progress | None = None) -> int:
@@ -97,8 +109,10 @@ def import_store(path: str | os.PathLike[str], store: HybridStore, progress: Pro
 
     Raises:
         FingerprintMismatchError: the store holds another model's vectors.
-        StoreMismatchError: a damaged file; the records before the damage are stored.
+        StoreMismatchError: a damaged file; nothing of it is stored.
     """
+    for _ in read_export(path)[1]:
+        pass  # to its end, and its digest
     config, records = read_export(path)
     store.config.check(_without_settings(config), repr(store))
     return _write(store, records, progress)
@@ -121,26 +135,29 @@ def _without_settings(config: StoreConfig) -> StoreConfig:
 
 def _open(path: Path, mode: Literal["rt", "wt"], *, compress: bool) -> TextIO:
     if compress:
-        return gzip.open(path, mode, encoding="utf-8", compresslevel=3)
-    return open(path, mode, encoding="utf-8")
+        return gzip.open(path, mode, encoding="utf-8", compresslevel=3, newline="\n")
+    return open(path, mode, encoding="utf-8", newline="\n")
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
         with _open(path, "rt", compress=path.suffix == ".gz") as file:
             yield from file
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise StoreMismatchError(f"{path} is damaged or cut off: {error}") from None
 
 
-def _records(lines: Iterator[str], name: str) -> Iterator[Record]:
+def _records(lines: Iterator[str], name: str, digest: Any) -> Iterator[Record]:
     n = 0
     for number, line in enumerate(lines, 2):
         row = _parse(line, name, number)
-        if set(row) == {"records"}:
+        if set(row) == {"records", "sha256"}:
             if row["records"] != n:
                 raise StoreMismatchError(f"{name} holds {n} records instead of {row['records']}: export it again")
+            if row["sha256"] != digest.hexdigest() or next(lines, None) is not None:
+                raise StoreMismatchError(f"{name} is damaged: its content is not what was written; export it again")
             return
+        digest.update(line.encode())
         try:
             yield _from_json(row)
         except (KeyError, TypeError, ValueError) as error:

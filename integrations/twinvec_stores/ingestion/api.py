@@ -40,8 +40,9 @@ def ingest(
     Args:
         source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown); a folder, whose
             texts (.txt, .md, .markdown, in all folders below it that are not hidden; links to folders are not
-            followed) have their relative path as id; a list of Path objects; or any iterable of Documents, dicts and
-            strings.
+            followed) have their relative path as id; a list of Path objects; or any iterable of Documents
+            (LangChain's and LlamaIndex's, too, as their loaders give them), dicts and strings. The YAML front matter
+            of Markdown is metadata; tables may be separated by semicolons.
         embedder: the model, an Embedder or a RemoteEmbedder.
         store: made for that model. One ingest into it at a time.
         text_field: field of each row that is embedded.

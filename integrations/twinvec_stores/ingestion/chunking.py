@@ -68,7 +68,10 @@ class Chunker:
         self._prompt_tokens = len(embedder.token_offsets([self._prompt])[0])
 
     def split(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Return the chunks of each text: they cover it, and both their starts and their ends rise."""
+        """Return the chunks of each text, both their starts and their ends rise.
+
+        They cover it, but for parts that are white space alone.
+        """
         sections = [_sections(text) for text in texts]
         parts = [text[s.start : s.end] for text, spans in zip(texts, sections, strict=True) for s in spans]
         offsets = iter(self._embedder.token_offsets(parts))
@@ -98,7 +101,9 @@ class Chunker:
                 continue
             chunks += proposed[: max(fitting, 1)]  # the least there can be is kept even if it does not fit
             limit, ahead = self._limit, _CHECKED if fitting == len(proposed) else 1
-        return [Span(int(cuts.chars[a]), int(cuts.chars[b])) for a, b in chunks]
+        spans = [Span(int(cuts.chars[a]), int(cuts.chars[b])) for a, b in chunks]
+        # what is white space alone says nothing
+        return [span for span in spans if not cuts.text[span.start : span.end].isspace()] or spans[:1]
 
     def _count(self, texts: Iterable[str]) -> list[int]:
         offsets = self._embedder.token_offsets(self._prompt + text for text in texts)

@@ -46,9 +46,9 @@ class BadRowError(Exception):
 class Parser:
     """Makes documents of rows.
 
-    A row is a string, a Document, or a mapping: its ``text_field`` is the text; its ``id_field`` the id (a string or
-    a whole number; for the default "id" also "_id", as in BEIR, or none); everything else is metadata, with the
-    object "metadata" merged in.
+    A row is a string, a Document (ours, LangChain's or LlamaIndex's), or a mapping: its ``text_field`` is the text;
+    its ``id_field`` the id (a string or a whole number; for the default "id" also "_id", as in BEIR, or none);
+    everything else is metadata, with the object "metadata" merged in.
     """
 
     def __init__(
@@ -67,8 +67,7 @@ class Parser:
             BadRowError: says what is wrong with it.
         """
         document = Document(None, row) if isinstance(row, str) else row
-        if isinstance(row, Mapping):
-            document = self._of_mapping(row)
+        document = self._of_mapping(row) if isinstance(row, Mapping) else _of_framework(document)
         if not isinstance(document, Document):
             raise BadRowError(f"a {type(row).__name__} is no document: give strings, dicts or Documents")
         id = _check_id(document.id)
@@ -103,6 +102,16 @@ class Parser:
             return check_metadata(metadata, self._config)
         except InvalidRecordError as error:
             raise BadRowError(error.reason, id) from None
+
+
+def _of_framework(row: Any) -> Any:
+    """Return a Document of LangChain or of LlamaIndex as one of ours, by what it looks like; the rest as it is."""
+    metadata = getattr(row, "metadata", None)
+    if isinstance(text := getattr(row, "page_content", None), str):
+        return Document(row.id, text, metadata or {})
+    if callable(getattr(row, "get_content", None)) and isinstance(id := getattr(row, "node_id", None), str):
+        return Document(id, row.get_content(), metadata or {})
+    return row
 
 
 def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:

@@ -6,7 +6,9 @@ import contextlib
 import csv
 import functools
 import importlib
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ _MAX_BYTES = 64 * 2**20  # of one line or text: a file without line ends must no
 _TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 _PARQUET_ROWS = 128
 _BOM = b"\xef\xbb\xbf"
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -100,35 +103,49 @@ def _table(path: Path, kinds: Kinds, *, delimiter: str) -> Iterator[Row]:
                 raise IngestError(f"{path}, line {number}: longer than {_MAX_BYTES >> 20} MiB, this is no table")
             yield line.decode(errors="surrogateescape")
 
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    rows = lines()
+    first_line = next(rows, "")
+    if delimiter == "," and "," not in first_line:  # spreadsheets of most of Europe write semicolons
+        delimiter = max(";\t|", key=first_line.count) if any(c in first_line for c in ";\t|") else delimiter
+    reader = csv.reader(itertools.chain([first_line], rows), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
     except csv.Error as error:
-        raise IngestError(f"{path}: its header cannot be read ({error})") from None
-    if not header or len(set(header)) < len(header) or lone_surrogate("".join(header)):
-        raise IngestError(f"{path}: the first line must name the columns, each with a name of its own, in UTF-8")
+        raise IngestError(f"{path}: its header cannot be read ({error}; delimiter {delimiter!r})") from None
+    named = [name for name in header if name]  # a column without a name has to be empty
+    if not named or len(set(named)) < len(named) or lone_surrogate("".join(header)):
+        raise IngestError(
+            f"{path}: the first line must name the columns, each with a name of its own, in UTF-8 (delimiter "
+            f"{delimiter!r})"
+        )
     while True:
         first = reader.line_num + 1
         load: Callable[[], Any]
         try:
             cells = next(reader)
-            load = functools.partial(_parse_cells, header, cells, kinds)
+            load = functools.partial(_parse_cells, header, cells, kinds, reader.line_num - first)
         except StopIteration:
             return
         except csv.Error as error:
-            load = functools.partial(_fail, f"not readable as a table ({error})")
+            reason = f"not readable as a table ({error})"
+            if reader.line_num > first:
+                reason += f": a quote is not closed, which took the lines {first} to {reader.line_num}"
+            load = functools.partial(_fail, reason)
         else:
             if not cells:
                 continue
         yield Row(f"{name}, line {first}", load, end)
 
 
-def _parse_cells(header: list[str], cells: list[str], kinds: Kinds) -> dict[str, Any]:
+def _parse_cells(header: list[str], cells: list[str], kinds: Kinds, more_lines: int) -> dict[str, Any]:
     if len(cells) != len(header):
-        raise BadRowError(f"{len(cells)} cells, the header has {len(header)}")
+        hint = f"; it took {more_lines + 1} lines: is a quote not closed?" if more_lines else ""
+        raise BadRowError(f"{len(cells)} cells, the header has {len(header)}{hint}")
+    if any(cell for name, cell in zip(header, cells, strict=True) if not name):
+        raise BadRowError("a value in a column without a name: name it in the first line")
     if lone_surrogate("".join(cells)):
         raise BadRowError("not UTF-8")
-    row = {name: _typed(cell, kinds.get(name)) for name, cell in zip(header, cells, strict=True)}
+    row = {name: _typed(cell, kinds.get(name)) for name, cell in zip(header, cells, strict=True) if name}
     return {name: value for name, value in row.items() if value is not None}
 
 
@@ -248,11 +265,31 @@ def _read_text(path: Path, id: str) -> Document:
             content = stream.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise BadRowError(f"longer than {_MAX_BYTES >> 20} MiB", id)
-        return Document(id, content.removeprefix(_BOM).decode(), {"source": id})
+        text, metadata = content.removeprefix(_BOM).decode(), {"source": id}
+        if path.suffix.lower() in (".md", ".markdown"):
+            text, front = _without_front_matter(text)
+            metadata = {**front, **metadata}
+        return Document(id, text, metadata)
     except UnicodeDecodeError as error:
         raise BadRowError(f"not UTF-8 (byte {error.start})", id) from None
     except OSError as error:
         raise BadRowError(error.strerror or str(error), id) from None
+
+
+def _without_front_matter(text: str) -> tuple[str, Mapping[str, Any]]:
+    """Take the YAML between two lines of three dashes off the start of a text; what is no YAML object stays."""
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return text, {}
+    import yaml
+
+    try:
+        front = yaml.safe_load(match[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text, {}
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
+        return text, {}
+    return text[match.end() :], front
 
 
 READERS: dict[str, Callable[[Path, Kinds], Iterator[Row]]] = {

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _CONFIG, _SHARD, _LOCK, _COUNT = "store.json", "shard", "lock", "count"
 _OWN_FILES = {_CONFIG, f"{_CONFIG}.new", _SHARD, f"{_SHARD}.new", _LOCK, _COUNT, "ingest"}
+_STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # of file managers and file systems
 _POLL_SECONDS = 0.2
 _MAX_LOG = 64 * 2**20  # bytes after which the log is emptied: opening a folder replays it
 _MAX_COUNTS = 100_000
@@ -190,6 +191,7 @@ class Folder:
         """
         with self._alone():
             self._usable()
+            _need_room(self.path, 0)  # before anything is closed
             try:
                 self._close()
                 _run_child(self.path / _SHARD, self._lock, progress)
@@ -227,7 +229,10 @@ class Folder:
 
     def _close(self) -> None:
         shard, self._shard = self._shard, None
-        if shard is not None:
+        if shard is not None and not (self.path / _SHARD).exists():
+            with contextlib.suppress(StoreEngineError), self._typed_errors():  # deleted while open: nothing is left
+                shard.close()
+        elif shard is not None:
             with self._typed_errors():
                 n = None if self._failure else shard.count(_everything())
                 shard.close()
@@ -268,7 +273,7 @@ def _lock(path: Path, *, create: bool) -> FileLock:
         raise ConfigurationError(f"{path} is a file, not a store's folder")
     if not create and not (path / _CONFIG).exists():
         raise StoreNotFoundError(f"there is no store in {path}")
-    if path.is_dir() and (strange := {entry.name for entry in path.iterdir()} - _OWN_FILES):
+    if path.is_dir() and (strange := {entry.name for entry in path.iterdir()} - _OWN_FILES - _STRANGERS):
         raise ConfigurationError(f"{path} holds other files ({min(strange)}): choose an empty or a new folder")
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / _LOCK, thread_local=False)
