@@ -39,7 +39,7 @@ def test_nothing_of_a_damaged_file_is_imported(tmp_path: Path, name: str) -> Non
     export_store(source, path)
     whole, draw = path.read_bytes(), random.Random(3)
     start = 20 if name.endswith(".gz") else 0  # the time in gzip's own header says nothing of the content
-    damages = [whole[: draw.randrange(len(whole))] for _ in range(10)] + [whole + b"x", whole[:-1] + b"\0"]
+    damages = [whole[: draw.randrange(len(whole))] for _ in range(10)] + [whole + b"x", whole[:-1] + b"\xff"]
     for _ in range(60):
         flipped = bytearray(whole)
         flipped[draw.randrange(start, len(whole))] ^= 1 << draw.randrange(8)
