@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,9 @@ class FusionMethod(str, Enum):
 
 
 _QUERY = "What to look for; a single - reads one query a line from stdin."
-_FILTER = """Only records that match, as JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
+_FILTER = """Only records that match: 'day>=2025-01-01', or as JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
+_COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
+_OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
 _MMR = "Diverse results: the weight of relevance, from 0 to 1 (0.5 is usual)."
 
 
@@ -55,6 +58,13 @@ def search(
     sparse_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the sparse half.")] = None,
     filter: Annotated[str | None, typer.Option(metavar="JSON", help=_FILTER, show_default=False)] = None,
     threshold: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
+    min_dense: Annotated[
+        float | None, typer.Option(metavar="X", help="Only records with at least this cosine.")
+    ] = None,
+    min_sparse: Annotated[float | None, typer.Option(metavar="X", help="The same for the sparse score.")] = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="document: results are documents, not chunks; or a field.")
+    ] = None,
     mmr: Annotated[float | None, typer.Option(metavar="X", help=_MMR)] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, without the graph.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show both scores, ranks and the common terms.")] = False,
@@ -82,6 +92,9 @@ def search(
         "fusion": _fusion(fusion, dense_weight, sparse_weight),
         "filter": _filter(filter),
         "score_threshold": threshold,
+        "min_dense": min_dense,
+        "min_sparse": min_sparse,
+        "group_by": group_by,
         "mmr": mmr,
         "exact": exact,
         "explain": explain,
@@ -114,11 +127,23 @@ def _filter(text: str | None) -> Any:
         return None
     from twinvec_stores import parse_filter
 
+    if (compared := _COMPARISON.fullmatch(text)) is not None:
+        field, operator, value = compared.groups()
+        return parse_filter({field: {_OPERATORS[operator]: _value(value)}})
     try:
         form = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FilterError(f"--filter: not JSON ({error})") from None
+        raise FilterError(f"--filter: neither field>=value nor JSON ({error})") from None
     return parse_filter(form)
+
+
+def _value(text: str) -> Any:
+    """Return what is compared with: a number, true or false where it is one, else the text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, (str, int, float)) else text
 
 
 def _queries(query: str) -> list[str]:

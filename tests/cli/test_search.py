@@ -96,7 +96,7 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--filter", "{"], "--filter: not JSON"),
+            (["--filter", "{"], "--filter: neither field>=value nor JSON"),
             (["--filter", '{"year": {"$near": 1}}'], "$near"),
             (["--mmr", "2"], "mmr=2.0"),
             (["--dense-weight", "0", "--sparse-weight", "0"], "must not both be 0"),
