@@ -38,7 +38,7 @@ class FusionMethod(str, Enum):
 
 
 _QUERY = "What to look for; a single - reads one query a line from stdin."
-_FILTER = """Only records that match: 'day>=2025-01-01', or as JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
+_FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
 _COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
 _OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
 _MMR = "Diverse results: the weight of relevance, from 0 to 1 (0.5 is usual)."
