@@ -34,7 +34,7 @@ class OnError(str, Enum):
 
 _SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md) or folders of texts."
 _MODEL = "Folder or hub id; only needed where the store is new."
-_FIELD = "Metadata field to index, with its type: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
+_FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
 _PRUNE = "Delete what the store has and the source does not."
