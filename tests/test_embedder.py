@@ -295,6 +295,7 @@ def test_a_head_file_gives_any_encoder_a_sparse_half(tmp_path: Path) -> None:
     with Embedder(with_head, dtype="float32", sparse=file) as embedder:
         batch = embedder.embed_documents(TEXTS)
         assert embedder.stats()["forwards"] == 1
+        assert embedder.stats()["linear"] == ("packed" if embedder.stats()["device"] == "cpu" else "torch")
     for row, wanted in zip(sparse_of(batch).to_dicts(), expected.to_dicts(), strict=True):
         assert row == pytest.approx(wanted)
 

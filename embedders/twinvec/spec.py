@@ -22,8 +22,8 @@ class ModelSpec:
     Attributes:
         model: folder, hub id, or ``modelscope:owner/name``.
         revision: branch, tag or commit of a hub id; resolved to the commit once loaded.
-        dtype: "auto" (bfloat16 on CUDA and on CPUs that multiply it natively, else float32), "float32",
-            "bfloat16" or "float16".
+        dtype: "auto" (bfloat16 on CUDA and on CPUs that multiply it natively, where it costs less than 0.0005 of
+            cosine, else float32), "float32", "bfloat16" or "float16".
         dim: dense dimensions; None for all. Fewer only where the model was trained for it (Matryoshka).
         max_length: tokens per text, prompt and specials included; None for the model's own limit.
         sparse: "auto" (the checkpoint's own head where it has one), "head" (demand it), a head file

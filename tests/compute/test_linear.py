@@ -127,7 +127,8 @@ def test_few_plans_serve_all_numbers_of_rows(dtype: torch.dtype, monkeypatch: py
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", note)
     for rows in range(1, 400, 3):
         layer(random(rows, 16, dtype=dtype))
-    assert sizes == set(linear._SIZES)
+    assert len(sizes) <= 8
+    assert max(sizes) == linear.ROWS
 
 
 def test_batches_that_are_filled_beforehand_are_not_filled_again() -> None:
