@@ -36,7 +36,7 @@ from twinvec.text.bm25 import Bm25, term_id
 from twinvec_cli.collection import Collection
 from twinvec_cli.metrics import ndcg_at_k
 
-CANONICAL = "bm25:auto,k1=1.2,b=0.75,average_length=128"
+CANONICAL = "bm25:auto,k1=1.2,b=0.75,average_length=128,analysis=2"
 AUTO = Bm25()
 
 
@@ -368,6 +368,11 @@ def test_the_string_says_it_all(text: str, bm25: Bm25) -> None:
     assert str(AUTO) == CANONICAL
 
 
+def test_rows_of_another_analysis_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"analysis=2.*new store"):
+        Bm25.parse(CANONICAL.replace("analysis=2", "analysis=1"))
+
+
 @pytest.mark.parametrize("other", [None, "auto", "head", "naver/splade-v3", "./bm25", "bm25-head.safetensors"])
 def test_other_sources_are_not_bm25(other: str | None) -> None:
     assert Bm25.parse(other) is None
@@ -404,6 +409,13 @@ def test_the_spec_keeps_every_number_and_so_does_its_fingerprint() -> None:
         replace(spec, sparse_keys="ids")
 
 
+def test_a_missing_package_of_characters_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "regex", None)
+    bm25_module._patterns.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"pip install 'twinvec\[bm25\]'"):
+        AUTO.prepare()
+
+
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_missing_or_old_stemmer_says_how_to_get_it(
     giga_folder: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
@@ -420,7 +432,8 @@ def test_a_missing_or_old_stemmer_says_how_to_get_it(
 
 
 def test_importing_twinvec_needs_no_stemmer() -> None:
-    code = "import sys; sys.modules['Stemmer'] = None; import twinvec; twinvec.ModelSpec(model='m', sparse='bm25')"
+    missing = "import sys; sys.modules['Stemmer'] = sys.modules['regex'] = None"
+    code = f"{missing}; import twinvec; twinvec.ModelSpec(model='m', sparse='bm25')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +23,10 @@ from twinvec.errors import ConfigurationError
 from twinvec.text.prompts import Role
 from twinvec.vectors import Int32, SparseBatch
 
-# a script, as the names of its letters begin in Unicode -> the stemmer that "auto" takes
+if TYPE_CHECKING:
+    from regex import Pattern
+
+# a script -> the stemmer that "auto" takes
 _AUTO = {
     "ARABIC": "arabic",
     "ARMENIAN": "armenian",
@@ -63,7 +65,15 @@ _STOP_WORDS = {
 }
 _LONGEST = 128  # characters of a word that count: a checksum is a term, a megabyte of base64 not
 _REMEMBERED = 2**17  # words per language, some 30 MB
+_ANALYSIS = 2  # how texts become words; another number means that stored rows are of another analysis
+_MISSING = "sparse=\"bm25\" needs optional packages: pip install 'twinvec[bm25]'"
 _JOINERS = "\u00ad\u200c\u200d\u2060\ufeff"  # soft hyphens and the like, inside of words
+# selectors of glyphs are no part of a word
+_MARKS = rf"[[\p{{Mn}}\p{{Mc}}{_JOINERS}]--[\uFE00-\uFE0F\U000E0100-\U000E01EF]]"
+_UNSPACED = (
+    r"[[\p{L}\p{Nl}\p{InCJK_Radicals_Supplement}\p{InKangxi_Radicals}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}"
+    r"\p{Bopomofo}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+)
 # accents that NFKC leaves by themselves: Russian stress, and the dot of a lower-cased Turkish İ
 _FOLDED = {**dict.fromkeys(map(ord, _JOINERS + "\u0300\u0301\u0307")), ord("ё"): "е"}
 
@@ -123,10 +133,15 @@ class Bm25:
         if head != "bm25":
             return None
         given: dict[str, Any] = {}
-        names = {field.name for field in fields(cls)}
+        names = {*(field.name for field in fields(cls)), "analysis"}
         for part in options.split(",") if colon else ():
             before, equals, after = part.partition("=")
             name, value = (before.strip(), after.strip()) if equals else ("language", before.strip())
+            if name == "analysis" and value != str(_ANALYSIS):
+                raise ConfigurationError(
+                    f"sparse={sparse!r}: this TwinVec makes words of texts in another way (analysis={_ANALYSIS}): its "
+                    "rows do not fit those. Leave analysis out, and ingest into a new store"
+                )
             try:
                 known = name in names - given.keys()
                 given[name] = value if name == "language" else float(value)
@@ -137,19 +152,24 @@ class Bm25:
                     f"sparse={sparse!r}: {part!r} is not understood. BM25 takes bm25[:LANGUAGE][,k1=NUMBER][,b=NUMBER]"
                     f"[,average_length=NUMBER], each once, with a language of {_languages()}"
                 )
+        given.pop("analysis", None)
         return cls(**given)
 
     def __str__(self) -> str:
-        """Return what ``parse`` reads, with every number said, so that no later default changes its meaning."""
+        """Return what ``parse`` reads, with every number said, so that no later default changes its meaning.
+
+        ``analysis`` counts the ways in which TwinVec has made words of a text.
+        """
         numbers = [f"{name}={getattr(self, name)!r}".removesuffix(".0") for name in ("k1", "b", "average_length")]
-        return ",".join([f"bm25:{self.language}", *numbers])
+        return ",".join([f"bm25:{self.language}", *numbers, f"analysis={_ANALYSIS}"])
 
     def prepare(self) -> None:
-        """Get the stemmers ready.
+        """Get the stemmers and patterns ready.
 
         Raises:
-            ConfigurationError: PyStemmer is missing, or too old for the language.
+            ConfigurationError: a package is missing, or PyStemmer is too old for the language.
         """
+        _patterns()
         _vocabulary(self.language)
 
     def weigh(self, role: Role, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
@@ -213,8 +233,7 @@ class _Vocabulary(dict[str, int]):
         if len(word) > _LONGEST:
             return self[word[:_LONGEST]]
         folded = _fold(word)
-        letter = next(filter(str.isalpha, folded), "")
-        language = self._languages.get(unicodedata.name(letter, "").partition(" ")[0], "") if letter else ""
+        language = self._languages.get(_script(folded), "")
         with self._lock:  # a Stemmer is not thread safe
             term = (self._stem[language](folded) if language else "") or folded  # some words are nothing but endings
             number = term_id(term)
@@ -239,7 +258,7 @@ def _stemmers(languages: Iterable[str]) -> dict[str, Callable[[str], str]]:
     try:
         import Stemmer
     except ImportError as error:
-        raise ConfigurationError("sparse=\"bm25\" needs an optional package: pip install 'twinvec[bm25]'") from error
+        raise ConfigurationError(_MISSING) from error
     if missing := sorted(set(languages) - set(Stemmer.algorithms())):
         raise ConfigurationError(f"this PyStemmer cannot stem {', '.join(missing)}: pip install -U 'PyStemmer>=3.1'")
     return {language: Stemmer.Stemmer(language, 0).stemWord for language in languages}
@@ -254,9 +273,15 @@ def _fold(word: str) -> str:
     return unicodedata.normalize("NFKC", folded).translate(_FOLDED)
 
 
+def _script(word: str) -> str:
+    """Return the script of the first letter, "" where there is none, or one that no stemmer knows."""
+    letter = _patterns()[3].search(word)
+    return (letter.lastgroup or "") if letter else ""
+
+
 def _words(text: str) -> list[str]:
     """Return the words of a text in no order, and the pairs of characters where words have no spaces."""
-    word, run, character = _patterns()
+    word, run, character, _ = _patterns()
     pairs: list[str] = []
     if not text.isascii():
         for found in run.findall(text):
@@ -264,39 +289,30 @@ def _words(text: str) -> list[str]:
             pairs += characters if len(characters) == 1 else map("".join, pairwise(characters))
         if pairs:
             text = run.sub(" ", text)
-    words: list[str] = word.findall(text.replace("_", " "))
+    words: list[str] = word.findall(text)
     return words + pairs
 
 
 @functools.cache
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    r"""Return patterns of a word, of a run without spaces, and of one character of such a run with its vowel signs.
+def _patterns() -> tuple[Pattern[str], Pattern[str], Pattern[str], Pattern[str]]:
+    """Return patterns of a word, of a run without spaces, of one character of it with its vowel signs, and of a letter.
 
-    ``\w`` lacks combining marks: without them words of Indic scripts and decomposed accents would fall apart.
+    The letter's group is named after its script.
+
+    Raises:
+        ConfigurationError: the package is missing.
     """
-    marks = _char_class(c for c in range(0x300, 0xFE00) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
-    # the planes above hold marks of scripts in little use: there, whole blocks will do
-    marks += _JOINERS + "\ufe20-\ufe2f\U00011000-\U00011fff\U0001e000-\U0001e95f"
-    blocks = (*range(0xE00, 0xF00), *range(0x1000, 0x10A0), *range(0x1780, 0x1800))  # Thai, Lao, Burmese, Khmer
-    unspaced = _char_class(c for c in blocks if unicodedata.category(chr(c))[0] == "L")
-    # Hangul, Han, Bopomofo and Kana with the half-width forms
-    unspaced += "\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u3130-\u318f\uffa0-\uffdc"
-    unspaced += "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3041-\u3096\u309d-\u309f\u30a1-\u30fa"
-    unspaced += "\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    unspaced += "\uff66-\uff9f\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+    try:
+        import regex
+    except ImportError as error:
+        raise ConfigurationError(_MISSING) from error
+    known = sorted({script for scripts in _SCRIPTS.values() for script in scripts})
     return (
-        re.compile(rf"\w[\w{marks}]*"),
-        re.compile(rf"[{unspaced}][{unspaced}{marks}]{{0,255}}"),  # NFKC takes squared time on long runs of marks
-        re.compile(rf"[{unspaced}][{marks}]*"),
+        # without marks, words of Indic scripts and decomposed accents would fall apart
+        regex.compile(rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{N}}{_MARKS}]*", regex.V1),
+        regex.compile(rf"{_UNSPACED}[{_UNSPACED}{_MARKS}]{{0,255}}", regex.V1),  # NFKC: squared time on runs of marks
+        regex.compile(rf"{_UNSPACED}[{_MARKS}]*", regex.V1),
+        regex.compile(
+            "|".join([rf"(?P<{script}>[\p{{{script}}}&&\p{{L}}])" for script in known] + [r"\p{L}"]), regex.V1
+        ),
     )
-
-
-def _char_class(codes: Iterable[int]) -> str:
-    """Return code points as the inside of a regular expression's [], as ranges."""
-    ranges: list[list[int]] = []
-    for code in codes:
-        if ranges and code == ranges[-1][1] + 1:
-            ranges[-1][1] = code
-        else:
-            ranges.append([code, code])
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
