@@ -48,8 +48,7 @@ from twinvec import Embedder, EmbeddingBatch, Role, TruncationWarning
 from twinvec.cache import VectorCache
 from twinvec.compute.backbone import PackedTransformer
 from twinvec.compute.packing import TokenBatch
-from twinvec.engine import core as core_module
-from twinvec.engine import jobs as jobs_module
+from twinvec.engine import dispatcher
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -495,8 +494,8 @@ def finish(soak: Soak, threads: list[threading.Thread], hang: float, console: Co
 
 
 def pending(embedder: Embedder) -> int:
-    core = embedder._view.core
-    return core.queued + len(core._inflight)
+    state = embedder._view.core.state
+    return len(state.lanes) + len(state._entries)
 
 
 def own_threads() -> list[threading.Thread]:
@@ -550,9 +549,7 @@ def main() -> int:
     warnings.simplefilter("ignore", TruncationWarning)
     logging.getLogger("twinvec").setLevel(logging.CRITICAL + 1)
     torch.set_num_threads(1)  # the callers are many enough
-    for module, name, value in ((core_module, "WINDOW", WINDOW), (jobs_module, "WINDOW", WINDOW)):
-        setattr(module, name, value)
-    core_module.MAX_PENDING = MAX_PENDING
+    dispatcher.WINDOW, dispatcher.MAX_PENDING = WINDOW, MAX_PENDING
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), random.Random(options.seed))
         soak.chaos.install()

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
-import time
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from twinvec.base import BaseEmbedder
-from twinvec.engine.calls import (
-    Bm25Job,
-    Half,
-    Wanted,
-    cancel,
-    check_texts,
-    close_later,
-    merge,
-    open_views,
-    show_progress_of,
-)
-from twinvec.errors import DeadlineError
+from twinvec.engine.bm25 import Bm25Job
+from twinvec.engine.calls import Wanted, check_texts, close_later, open_views
+from twinvec.engine.waiting import Call, Part
 from twinvec.options import EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -114,24 +102,25 @@ class Embedder(BaseEmbedder):
         second, sparse model adds to the counters.
         """
         cores = [view.core for view in self._views]
+        states = [core.state for core in cores]
         encoders = [encoder for core in cores for encoder in core.model.encoders]
         first = cores[0].model.encoder
         return {
             "forwards": sum(e.forwards for e in encoders),
             "texts": sum(e.texts for e in encoders),
             "tokens": sum(e.tokens for e in encoders),
-            "truncated": cores[0].truncated,
-            "out_of_memory": sum(e.out_of_memory for e in encoders),
-            "failures": sum(c.failures for c in cores),
-            "memo_hits": sum(c.memo.hits for c in cores),
-            "memo_misses": sum(c.memo.misses for c in cores),
-            "cache_hits": sum(c.cache_hits for c in cores),
-            "cache_misses": sum(c.cache_misses for c in cores),
-            "queue_wait_seconds": sum(c.queue_seconds for c in cores),
+            "truncated": states[0].truncated,
+            "out_of_memory": sum(s.out_of_memory for s in states),
+            "failures": sum(s.failures for s in states),
+            "memo_hits": sum(s.memo.hits for s in states),
+            "memo_misses": sum(s.memo.misses for s in states),
+            "cache_hits": sum(s.cache_hits for s in states),
+            "cache_misses": sum(s.cache_misses for s in states),
+            "queue_wait_seconds": sum(s.queue_seconds for s in states),
             "forward_seconds": sum(e.seconds for e in encoders),
-            "queued": sum(c.queued for c in cores),
-            "batch_fill": cores[0].batch_fill,
-            "token_budget": first.token_budget,
+            "queued": sum(len(s.lanes) for s in states),
+            "batch_fill": states[0].filled / max(states[0].offered, 1),
+            "token_budget": cores[0].token_budget,
             "healthy": self.healthy,
             "device": ",".join(str(e.device) for e in cores[0].model.encoders),
             "dtype": str(first.dtype).removeprefix("torch."),
@@ -187,18 +176,18 @@ class Embedder(BaseEmbedder):
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         return {key: texts[key] for key in keys}
 
-    def _halves(self, role: Role, texts: Iterable[str], wanted: Wanted) -> list[Half]:
-        from twinvec.engine.jobs import Request
+    def _call(self, role: Role, texts: Iterable[str], wanted: Wanted) -> Call:
+        from twinvec.engine.job import Request
         from twinvec.engine.loading import check_dim
 
         call = self._check(role, texts, wanted)
-        checked, dim = call.texts, self.dim
+        dim = self.dim
         if wanted.dim is not None:
             dim = check_dim(wanted.dim, self._view.description, self.spec.model)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"
-        urgent = role is Role.QUERY and len(checked) <= _INTERACTIVE
+        urgent = role is Role.QUERY and len(call.texts) <= _INTERACTIVE
         request = functools.partial(
             Request,
             urgent=urgent,
@@ -208,17 +197,18 @@ class Embedder(BaseEmbedder):
             cache=self.options.cache,
         )
         keys = self.spec.sparse_keys if call.sparse else None
-        if self._bm25 is None and len(self._views) == 1:
-            return [self._view.half(checked, request, prompt=call.prompt, dim=dim if call.dense else None, keys=keys)]
-        halves = [self._view.half(checked, request, prompt=call.prompt, dim=dim, keys=None)] if call.dense else []
+        both = self._bm25 is None and len(self._views) == 1
+        parts: list[Part] = []
+        if both or call.dense:
+            options = {"prompt": call.prompt, "dim": dim if call.dense else None, "keys": keys if both else None}
+            parts.append(self._view.job(call.texts, request, **options))
         # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
         if call.sparse and self._bm25 is not None:
-            job = Bm25Job(self._bm25, role, checked, urgent=urgent)
-            halves.append(Half(job, job.start))
-        elif call.sparse:
+            parts.append(Bm25Job(self._bm25, role, call.texts, urgent=urgent))
+        elif call.sparse and not both:
             request = functools.partial(request, fail_on_overflow=False)
-            halves.append(self._views[1].half(checked, request, prompt="", dim=None, keys=keys))
-        return halves
+            parts.append(self._views[1].job(call.texts, request, prompt="", dim=None, keys=keys))
+        return Call(parts, wanted.timeout)
 
     def _resolved(self) -> ModelSpec:
         spec = self._view.spec
@@ -230,44 +220,10 @@ class Embedder(BaseEmbedder):
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
     def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
-        halves = self._halves(role, texts, wanted)
-        jobs = [half.job for half in halves]
-        bar = show_progress_of(jobs, f"Embedding {role.value}s") if show_progress else None
-        deadline = None if wanted.timeout is None else time.monotonic() + wanted.timeout
-        futures = []
-        try:
-            futures = [half.start() for half in halves]
-            left = [None if deadline is None else deadline - time.monotonic() for _ in futures]
-            batch = merge([future.result(wait) for future, wait in zip(futures, left, strict=True)])
-        except (TimeoutError, FutureTimeoutError):
-            cancel(jobs)
-            raise DeadlineError(f"{len(jobs[0])} texts were not embedded within {wanted.timeout} s") from None
-        except BaseException:
-            cancel(jobs)
-            raise
-        finally:
-            if bar is not None:
-                bar.close()
-        return batch
+        return self._call(role, texts, wanted).wait(f"Embedding {role.value}s" if show_progress else None)
 
     async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
-        halves = self._halves(role, texts, wanted)
-        jobs = [half.job for half in halves]
-        futures: list[asyncio.Future[EmbeddingBatch]] = []
-        try:
-            futures += [asyncio.wrap_future(half.start()) for half in halves]
-            _, pending = await asyncio.wait(futures, timeout=wanted.timeout, return_when=asyncio.FIRST_EXCEPTION)
-            failed = [future for future in futures if future.done() and future.exception() is not None]
-            if pending and not failed:
-                raise DeadlineError(f"{len(jobs[0])} texts were not embedded within {wanted.timeout} s")
-            batch = merge([future.result() for future in failed or futures])
-        except BaseException:
-            cancel(jobs)
-            for future in futures:  # the loop would report an error that came in this moment as never retrieved
-                if future.done() and not future.cancelled():
-                    future.exception()
-            raise
-        return batch
+        return await self._call(role, texts, wanted).wait_async()
 
 
 def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:

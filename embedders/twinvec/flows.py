@@ -26,6 +26,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
+from twinvec.workers import in_thread
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 Flow: TypeAlias = Coroutine[Any, Any, _T]
@@ -58,7 +60,7 @@ def call(
 def on_thread(blocking: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Call[_T]:
     """Return the call of something that blocks and has no async twin: a thread does it for an event loop."""
     work = functools.partial(blocking, *args, **kwargs)
-    return Call(work, functools.partial(asyncio.to_thread, work))
+    return Call(work, functools.partial(in_thread, work))
 
 
 def together(calls: Sequence[Call[_T]]) -> Call[list[_T]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+from twinvec.workers import in_thread
 
 _F = TypeVar("_F", bound=Callable[..., Awaitable[Any]])
 
@@ -37,7 +38,7 @@ def twin_of(blocking: str) -> Callable[[_F], _F]:
         @functools.wraps(method)
         async def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
             if changed_alone(self, blocking, method.__name__):
-                return await asyncio.to_thread(getattr(self, blocking), *args, **kwargs)
+                return await in_thread(getattr(self, blocking), *args, **kwargs)
             return await method(self, *args, **kwargs)
 
         return heard  # type: ignore[return-value]

@@ -122,12 +122,12 @@ def _verify(embedder: Embedder, published: Sequence[Published] | None) -> Verify
         for variant in variants:
             if variant is not None:
                 backbone.use_rope(variant)
-                embedder._view.core.memo.clear()
+                embedder._view.core.clear_memo()
             rows += [row for card in published for row in _compare(embedder, card, variant)]
     finally:
         if variants[0] is not None:
             backbone.use_rope(variants[0])
-            embedder._view.core.memo.clear()
+            embedder._view.core.clear_memo()
     return VerifyReport(str(embedder.spec.model), embedder.family, embedder.spec.dtype, tuple(rows), variants)
 
 

@@ -26,6 +26,7 @@ from langchain_twinvec.searching import SearchableStore
 from twinvec import Task
 from twinvec.flows import block, call, wait
 from twinvec.overriding import changed_alone, overridden
+from twinvec.workers import in_thread
 from twinvec_stores import Fusion
 from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
@@ -195,7 +196,7 @@ class HybridRetriever(VectorStoreRetriever):
             return await wait(self._search(query, kwargs))
         told = {"run_manager": run_manager.get_sync()} if self._new_arg_supported else {}
         arguments = kwargs if self._expects_other_args else {}
-        return await asyncio.to_thread(self._get_relevant_documents, query, **told, **arguments)
+        return await in_thread(self._get_relevant_documents, query, **told, **arguments)
 
     def _find(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
         return block(self._search_many(queries, given))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import os
@@ -24,6 +23,7 @@ from langchain_twinvec.searching import SearchableStore, need_both_halves, to_do
 from twinvec.errors import ConfigurationError, InvalidRecordError
 from twinvec.flows import block, call, wait
 from twinvec.overriding import changed_alone, overridden, twin_of
+from twinvec.workers import in_thread
 from twinvec_stores import (
     And,
     Filter,
@@ -177,8 +177,8 @@ class TwinVecVectorStore(SearchableStore):
     ) -> Self:
         """See ``from_texts``."""
         if changed_alone(cls, "from_texts", "afrom_texts"):
-            return await asyncio.to_thread(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs)
-        made = await asyncio.to_thread(cls, embedding, **kwargs)
+            return await in_thread(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs)
+        made = await in_thread(cls, embedding, **kwargs)
         try:
             await made.aadd_texts(texts, metadatas, ids=ids)
         except BaseException:

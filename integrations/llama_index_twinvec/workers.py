@@ -6,7 +6,6 @@ loaded again in each of them; so what goes along is the way back to the one that
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import os
@@ -22,6 +21,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from twinvec.errors import TwinVecError
+from twinvec.workers import in_thread
 
 if TYPE_CHECKING:
     from llama_index_twinvec.embeddings import TwinVecEmbedding
@@ -52,21 +52,21 @@ class WorkerEmbedding(BaseEmbedding):
         return row
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await in_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> Embedding:
         row: Embedding = self._ask("get_text_embedding", text)
         return row
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await in_thread(self._get_text_embedding, text)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         rows: list[Embedding] = self._ask("get_text_embedding_batch", texts)
         return rows
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await in_thread(self._get_text_embeddings, texts)
 
     def _ask(self, method: str, argument: Any) -> Any:
         try:

@@ -28,7 +28,7 @@ from twinvec.cache import VectorCache
 from twinvec.compute.encoder import Encoder
 from twinvec.engine import loading
 from twinvec.engine.core import InferenceCore
-from twinvec.engine.registry import SHARED
+from twinvec.engine.registry import REGISTRY
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -141,7 +141,7 @@ def test_closing_one_user_leaves_the_others_working_and_the_last_one_frees(folde
     assert len(other.embed_documents(["a"])) == 1
     other.close()
     assert not any(thread.is_alive() for thread in core._threads)
-    assert core not in [c for c, _ in SHARED._cores.values()]
+    assert core not in [slot.core for slot in REGISTRY._slots.values()]
 
 
 def test_a_collected_embedder_gives_its_share_back(folder: Path) -> None:
@@ -155,10 +155,10 @@ def test_a_collected_embedder_gives_its_share_back(folder: Path) -> None:
 def test_a_failed_load_leaves_nothing_behind(tmp_path: Path) -> None:
     dense, sparse = build_gte(tmp_path / "dense", seed=12), build_splade(tmp_path / "sparse")
     (sparse / "model.safetensors").write_bytes(b"broken")
-    before = len(SHARED._cores)
+    before = len(REGISTRY)
     with pytest.raises(Exception, match="Download it again"):
         Embedder(dense, sparse=sparse)
-    assert len(SHARED._cores) == before
+    assert len(REGISTRY) == before
 
 
 # --- dynamic batches
@@ -187,7 +187,7 @@ def test_callers_that_come_while_the_device_works_share_the_next_pass(
         first = pool.submit(embedder.embed_queries, ["first"])
         assert gate.entered.wait(60)
         others = [pool.submit(embedder.embed_queries, [f"other {i}"]) for i in range(12)]
-        until(lambda: core_of(embedder).queued == 12)
+        until(lambda: embedder.stats()["queued"] == 12)
         gate.open.set()
         assert all(len(future.result(60)) == 1 for future in [first, *others])
     assert [len(batch) for batch in gate.batches] == [1, 12]
@@ -203,7 +203,7 @@ def test_equal_texts_of_several_callers_in_flight_are_computed_once(
         blocker = pool.submit(embedder.embed_queries, ["blocker"])
         assert gate.entered.wait(60)
         same = [pool.submit(embedder.embed_queries, ["the same"]) for _ in range(3)]
-        until(lambda: sum(len(e.waiters) for e in core_of(embedder)._inflight.values()) == 4)
+        until(lambda: sum(len(e.waiters) for e in core_of(embedder).state._entries.values()) == 4)
         gate.open.set()
         rows = [dense_of(future.result(60)) for future in [*same, blocker]]
     assert embedder.stats()["texts"] - before == 2
@@ -218,10 +218,10 @@ def test_queries_overtake_a_bulk_job(folder: Path, monkeypatch: pytest.MonkeyPat
         with ThreadPoolExecutor(2) as pool:
             bulk = pool.submit(embedder.embed_documents, [f"{i} two three four five" for i in range(200)])
             assert gate.entered.wait(60)
-            until(lambda: core_of(embedder).queued > 100)
+            until(lambda: embedder.stats()["queued"] > 100)
             query = pool.submit(embedder.embed_queries, ["a"])
-            until(lambda: any(urgent for _, urgent in core_of(embedder)._inflight))
-            until(lambda: core_of(embedder)._scheduler._urgent)  # type: ignore[arg-type, return-value]
+            until(lambda: any(urgent for _, urgent in core_of(embedder).state._entries))
+            until(lambda: core_of(embedder).state.lanes.urgent)  # type: ignore[arg-type, return-value]
             gate.open.set()
             assert len(query.result(60)) == 1
             assert len(bulk.result(60)) == 200
@@ -258,7 +258,7 @@ def test_a_pickled_embedder_works_in_another_process(folder: Path, embedder: Emb
 def test_a_full_queue_refuses_or_waits_as_the_caller_wants(
     folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinvec.engine.core.MAX_PENDING", 3)
+    monkeypatch.setattr("twinvec.engine.dispatcher.MAX_PENDING", 3)
     gate = Gate()
     replace_forward(embedder, monkeypatch, gate)
     with (
@@ -270,7 +270,7 @@ def test_a_full_queue_refuses_or_waits_as_the_caller_wants(
         with pytest.raises(OverloadedError, match="3 texts are pending, the limit is 3"):
             strict.embed_queries(["x"])
         waiting = pool.submit(embedder.embed_documents, ["d", "e"])
-        until(lambda: len(core_of(embedder)._waiting) == 1)
+        until(lambda: len(core_of(embedder).state._waiting) == 1)
         gate.open.set()
         assert len(running.result(60)) == 3
         assert len(waiting.result(60)) == 2
@@ -280,7 +280,7 @@ def test_a_full_queue_refuses_or_waits_as_the_caller_wants(
 def test_a_call_larger_than_the_limit_is_taken_when_nothing_is_pending(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinvec.engine.core.MAX_PENDING", 2)
+    monkeypatch.setattr("twinvec.engine.dispatcher.MAX_PENDING", 2)
     assert len(embedder.embed_documents([str(i) for i in range(50)])) == 50
 
 
@@ -342,7 +342,7 @@ def test_a_poisonous_text_hurts_only_its_own_caller(embedder: Embedder, monkeypa
         assert gate.entered.wait(60)
         good = [pool.submit(embedder.embed_queries, [text]) for text in ("the", "a", "capital")]
         bad = pool.submit(embedder.embed_queries, ["fine", poison])
-        until(lambda: core_of(embedder).queued == 5)
+        until(lambda: embedder.stats()["queued"] == 5)
         gate.open.set()
         with pytest.raises(NonFiniteError, match=r"texts\[1\]"):
             bad.result(60)
@@ -370,9 +370,9 @@ def test_a_caller_who_shares_a_clean_text_with_a_failing_one_gets_it(
         blocker = pool.submit(embedder.embed_documents, ["hello"])
         assert gate.entered.wait(60)
         bad = pool.submit(embedder.embed_documents, ["shared", poison])
-        until(lambda: core_of(embedder).queued == 2)
+        until(lambda: embedder.stats()["queued"] == 2)
         good = pool.submit(embedder.embed_documents, ["shared"])
-        until(lambda: sum(len(e.waiters) for e in core_of(embedder)._inflight.values()) == 4)
+        until(lambda: sum(len(e.waiters) for e in core_of(embedder).state._entries.values()) == 4)
         gate.open.set()
         with pytest.raises(RuntimeError, match="poison"):
             bad.result(60)
@@ -452,7 +452,7 @@ def test_a_device_lost_while_a_failed_batch_is_tried_again_is_lost(
         blocker = pool.submit(embedder.embed_documents, ["hello"])
         assert gate.entered.wait(60)
         others = [pool.submit(embedder.embed_documents, [text]) for text in ("a", "b")]
-        until(lambda: core_of(embedder).queued == 2)
+        until(lambda: embedder.stats()["queued"] == 2)
         gate.open.set()
         blocker.exception(60)  # finished, or rejected in the moment before
         for other in others:
@@ -558,7 +558,7 @@ def test_a_device_that_is_lost_takes_the_batch_behind_with_it(folder: Path, monk
 
 
 def test_a_lowered_token_budget_is_won_back(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twinvec.compute.encoder._CALM", 4)
+    monkeypatch.setattr("twinvec.engine.dispatcher.CALM", 4)
     full = embedder.stats()["token_budget"]
     attempts = iter([True, True])
 
@@ -583,7 +583,7 @@ def test_a_defect_in_the_device_thread_hangs_nobody(embedder: Embedder, monkeypa
         raise AssertionError("a defect of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(core_of(embedder), "_isolate", broken)
+        patch.setattr(core_of(embedder).state, "failed", broken)
         replace_forward(embedder, patch, lambda _: broken)
         with pytest.raises(DeviceLostError, match="a defect of ours"):
             embedder.embed_documents(["x"])
@@ -598,7 +598,7 @@ def test_closing_rejects_what_is_pending(folder: Path, monkeypatch: pytest.Monke
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
         assert gate.entered.wait(60)
-        until(lambda: len(core_of(embedder)._jobs) == 2)
+        until(lambda: len(core_of(embedder).state.jobs) == 2)
         closing = pool.submit(embedder.close)
         for call in calls:
             with pytest.raises(ConfigurationError, match="closed"):
@@ -614,7 +614,7 @@ def test_draining_lets_what_is_pending_finish(folder: Path, monkeypatch: pytest.
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
         assert gate.entered.wait(60)
-        until(lambda: len(core_of(embedder)._jobs) == 2)
+        until(lambda: len(core_of(embedder).state.jobs) == 2)
         closing = pool.submit(embedder.close, drain=True)
         until(lambda: not embedder.healthy)
         gate.open.set()
@@ -622,9 +622,18 @@ def test_draining_lets_what_is_pending_finish(folder: Path, monkeypatch: pytest.
         closing.result(60)
 
 
+class NoCache:
+    def get_many(self, namespace: str, keys: Any) -> Any:
+        return [None] * len(keys)
+
+    def put_many(self, namespace: str, rows: Any) -> None:
+        pass
+
+
 def test_a_text_that_was_on_its_way_when_the_device_died_is_computed_after_the_restart(
-    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    embedder = Embedder(folder, dtype="float32", memo_bytes=0, cache=NoCache())  # so that a host thread tokenises
     core = core_of(embedder)
     tokenizer = core.model.tokenizer
     encode, entered, release = tokenizer.encode, threading.Event(), threading.Event()
@@ -647,6 +656,7 @@ def test_a_text_that_was_on_its_way_when_the_device_died_is_computed_after_the_r
         release.set()
     embedder.restart()
     assert len(embedder.embed_queries(["late"], timeout=60)) == 1
+    embedder.close()
 
 
 # --- replicas

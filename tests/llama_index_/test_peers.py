@@ -21,7 +21,7 @@ from llama_index_.counting import Counter
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
 from support import dense_of
 from twinvec import Embedder
-from twinvec.engine.registry import SHARED
+from twinvec.engine.registry import REGISTRY
 
 TEXTS = ["hello", "the capital of Russia is Moscow", "Столица России", "line one\nline two\n\tindented", "  spaces  "]
 
@@ -143,7 +143,7 @@ def test_a_program_against_the_core_runs_unchanged(embedding: TwinVecEmbedding, 
 
 
 def test_both_frameworks_share_one_model(own: TwinVecEmbedding) -> None:
-    cores = len(SHARED._cores)
+    cores = len(REGISTRY)
     by_path = TwinVecEmbeddings(model=own.model_name, dtype="float32")
     by_embedder = TwinVecEmbeddings(embedder=own.embedder)
     counter = Counter(own.embedder)
@@ -154,7 +154,7 @@ def test_both_frameworks_share_one_model(own: TwinVecEmbedding) -> None:
     )
     assert own.get_text_embedding_batch(TEXTS) == by_path.embed_documents(TEXTS)
     assert counter.texts == 1 + len(TEXTS)
-    assert len(SHARED._cores) == cores, "the weights are in memory twice"
+    assert len(REGISTRY) == cores, "the weights are in memory twice"
     assert isinstance(by_path.embedder, Embedder)
     assert isinstance(own.embedder, Embedder)
     assert by_path.embedder._view.core is own.embedder._view.core

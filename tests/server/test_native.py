@@ -251,7 +251,7 @@ async def test_more_requests_than_the_limit_are_told_to_come_back(quick: Embedde
 
 
 async def test_a_full_queue_is_429(quick: Embedder, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twinvec.engine.core.MAX_PENDING", 1)
+    monkeypatch.setattr("twinvec.engine.dispatcher.MAX_PENDING", 1)
     async with client_of(create_app(quick)) as client:
         first = asyncio.ensure_future(client.post(EMBED, json=query()))
         await entered(gate)
@@ -292,10 +292,10 @@ async def test_a_client_that_goes_away_takes_its_work_along(quick: Embedder, gat
     app = create_app(quick)
     request, gone = await gone_after(app, gate)
     core = quick._view.core
-    assert len(core._jobs) == 1
+    assert len(core.state.jobs) == 1
     gone.set()
     await request
-    assert not core._jobs
+    assert not core.state.jobs
     gate.open.set()
 
 
@@ -320,7 +320,7 @@ async def test_a_defect_is_500_and_in_the_log_only(
     def fail(*_: Any) -> Any:
         raise KeyError("an inner matter")
 
-    monkeypatch.setattr(gte, "_halves", fail)
+    monkeypatch.setattr(gte, "_call", fail)
     async with client_of(create_app(gte)) as client:
         with caplog.at_level(logging.ERROR):
             answer = await client.post(EMBED, json=query())

@@ -235,11 +235,11 @@ async def test_a_cancelled_task_cancels_its_request_and_the_work(connect: Connec
     task = asyncio.ensure_future(remote.aembed_queries(["to be cancelled"]))
     assert await asyncio.to_thread(gate.entered.wait, 60)
     core = quick._view.core
-    assert len(core._jobs) == 1
+    assert len(core.state.jobs) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    while core._jobs:
+    while core.state.jobs:
         await asyncio.sleep(0)
 
 

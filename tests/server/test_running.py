@@ -83,7 +83,7 @@ def test_cancelling_over_a_port_frees_the_work(served: Running, quick: Embedder,
     with RemoteEmbedder(served.url, api_key=KEY) as remote:
         future = remote._submit(remote._batch(remote._check(*_call("over a port")), None))
         assert gate.entered.wait(60)
-        (job,) = core._jobs
+        (job,) = core.state.jobs
         released = threading.Event()
         job.future.add_done_callback(lambda _: released.set())
         future.cancel()

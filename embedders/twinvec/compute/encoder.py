@@ -1,4 +1,4 @@
-"""One model on one device: token batches in, vectors out, and recovery when memory runs out.
+"""One model on one device: token batches in, vectors out.
 
 Nothing else touches the device. A batch is started and finished in two steps, so that a device that works by itself
 gets the next one before the results of the last are read.
@@ -11,7 +11,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +24,9 @@ from twinvec.compute.graphs import Graphs, Outputs
 from twinvec.compute.heads import TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
-from twinvec.compute.packing import TokenBatch, plan
+from twinvec.compute.packing import TokenBatch
 from twinvec.compute.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
 from twinvec.compute.quantization import Int8Linear
-from twinvec.errors import NonFiniteError, OutOfMemoryError
 from twinvec.text.tokenizer import TokenizedText
 from twinvec.vectors import Bool, Float32, Int64, SparseBatch
 
@@ -41,7 +40,6 @@ _CUDA_BUDGETS = (4096, 16384)  # the products are at full speed from the first, 
 _CUDA_FLOPS = 2e13  # of a batch: some 40 ms on an H100; larger models get fewer tokens
 _PROBE = 2048  # tokens of the batch that tells how much memory a token takes
 _PROBE_TEXT = 256
-_CALM = 256  # passes without running out of memory after which a lowered budget is doubled
 _LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabulary per token
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -53,43 +51,37 @@ class Encoded:
     Attributes:
         dense: float32 [texts, all dims], not normalised; None for a model that is only sparse.
         sparse: by token id; None for a model without a sparse half.
+        finite: bool [texts]; what the model returned for the others means nothing.
     """
 
     dense: Float32 | None
     sparse: SparseBatch | None
+    finite: Bool
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Flight:
     """A batch on its way through the device.
 
     Attributes:
-        texts: what it holds.
-        positions: where an error finds each text in its caller's list.
-        started: when, by the monotonic clock.
-        batch: as packed, on the host; None where it was not launched.
+        batch: as packed, on the host.
         outputs: dense rows and sparse weights, on the host once ``ready``.
         ready: recorded behind the copies to the host; None where they are there already.
-        no_memory: why it did not fit.
-        failure: what else went wrong.
+        started: when, by the monotonic clock.
     """
 
-    texts: Sequence[TokenizedText]
-    positions: Sequence[int]
-    started: float = field(default_factory=time.monotonic)
-    batch: TokenBatch | None = None
-    outputs: Outputs = (None, None)
-    ready: torch.cuda.Event | None = None
-    no_memory: str | None = None
-    failure: BaseException | None = None
+    batch: TokenBatch
+    outputs: Outputs
+    ready: torch.cuda.Event | None
+    started: float
 
 
 class Encoder:
     """A loaded model on its device.
 
     Attributes:
-        token_budget: tokens per forward pass; falls when memory runs out.
-        forwards, texts, tokens, out_of_memory, seconds: counters; seconds of forward passes, overlaps once.
+        token_budget: tokens per forward pass, as long as memory does not run out.
+        forwards, texts, tokens, seconds: counters; seconds of forward passes, overlaps once.
         attention: the packed attention in use, or "padded".
         kernels: "triton" or "torch": what runs between the matrix products.
         linear: how most of them run: "packed", "packed int8", "int8" or "torch" (``linear``).
@@ -119,8 +111,7 @@ class Encoder:
             backbone.use_attention(self.attention)
         self.kernels = "triton" if use_triton(device) else "torch"
         self.linear = linear_in_use(backbone)
-        self.forwards = self.texts = self.tokens = self.out_of_memory = 0
-        self.predicted_memory = self._calm = 0
+        self.forwards = self.texts = self.tokens = self.predicted_memory = 0
         self.seconds = self._finished = 0.0
         self._graphs: Graphs | None = None
         self.token_budget = token_budget or _CPU_BUDGET
@@ -128,7 +119,6 @@ class Encoder:
             self._warm_up(token_budget)
         elif backbone.output == "logits":
             self.token_budget = min(self.token_budget, max(_LOGIT_BYTES // (4 * len(id_keys)), 1))
-        self._full_budget = self.token_budget
 
     @property
     def asynchronous(self) -> bool:
@@ -140,80 +130,39 @@ class Encoder:
         """Return how many sizes of small batches are replayed as CUDA graphs."""
         return len(self._graphs) if self._graphs is not None else 0
 
-    def start(self, texts: Sequence[TokenizedText], positions: Sequence[int]) -> Flight:
-        """Send one batch to the device; whatever fails is raised by ``finish``.
-
-        Args:
-            texts: not empty.
-            positions: where an error finds each text in its caller's list.
-        """
-        flight = Flight(texts, positions)
+    def start(self, texts: Sequence[TokenizedText]) -> Flight:
+        """Send one batch to the device; ``texts`` must not be empty."""
+        started = time.monotonic()
         try:
-            self._launch(flight, TokenBatch.pack(texts))
-        except BaseException as error:
-            if _is_out_of_memory(error):  # without the traceback, which would keep the pass's tensors alive
-                flight.no_memory = str(error).partition("\n")[0]
-            else:
-                flight.failure = error
-        return flight
+            return self._launch(TokenBatch.pack(texts), started)
+        except BaseException:
+            self._count_time(started)
+            raise
 
     def finish(self, flight: Flight) -> Encoded:
-        """Wait for a batch; when memory ran out, halve it and try again.
-
-        Raises:
-            OutOfMemoryError: a single text does not fit.
-            NonFiniteError: the model returned NaN or infinity.
-        """
+        """Wait for a batch."""
         try:
-            if flight.failure is not None:
-                raise flight.failure
             if flight.ready is not None:
                 flight.ready.synchronize()
         finally:
-            now = time.monotonic()
-            self.seconds += now - max(flight.started, self._finished)
-            self._finished = now
-        if flight.batch is None:
-            return self._encode_parts(flight)
-        encoded = self._read(flight, flight.batch)
-        self._recover()
-        return encoded
+            self._count_time(flight.started)
+        return self._read(flight.outputs, flight.batch)
 
-    def encode(self, texts: Sequence[TokenizedText], positions: Sequence[int]) -> Encoded:
-        """Start and finish one batch."""
-        return self.finish(self.start(texts, positions))
-
-    def _encode_parts(self, flight: Flight) -> Encoded:
-        texts, positions = flight.texts, flight.positions
+    def free_memory(self) -> None:
+        """Give memory back that ran out."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.out_of_memory += 1
-        self._calm = 0
-        tokens = sum(len(t.ids) for t in texts)
-        if len(texts) == 1:
-            raise OutOfMemoryError(
-                f"alone ({tokens} tokens) does not fit into the memory of {self.device}: lower max_length, split the "
-                f"text, or use a device with more memory. ({flight.no_memory})",
-                position=positions[0],
-            )
-        self.token_budget = max(min(self.token_budget, tokens) // 2, 1)
-        logger.warning("out of memory at %d tokens on %s; token budget now %d", tokens, self.device, self.token_budget)
-        batches = plan([len(t.ids) for t in texts], self.token_budget)
-        parts = [self.encode([texts[i] for i in b], [positions[i] for i in b]) for b in batches]
-        order = np.argsort([i for b in batches for i in b])
-        dense = [p.dense for p in parts if p.dense is not None]
-        sparse = [p.sparse for p in parts if p.sparse is not None]
-        return Encoded(
-            dense=np.concatenate(dense)[order] if dense else None,
-            sparse=SparseBatch.stack(sparse)[order] if sparse else None,
-        )
 
-    def _recover(self) -> None:
-        """Win a lowered budget back step by step: what took the memory may be gone."""
-        self._calm += 1
-        if self._calm % _CALM == 0 and self.token_budget < self._full_budget:
-            self.token_budget = min(2 * self.token_budget, self._full_budget)
+    def release(self) -> None:
+        """Let go of the weights, whoever still holds this for its counters; nothing can be started any more."""
+        del self._backbone, self._dense_layers
+        self._head = self._graphs = None
+
+    def _count_time(self, started: float) -> None:
+        now = time.monotonic()
+        self.seconds += now - max(started, self._finished)
+        self._finished = now
 
     def memory(self) -> int:
         """Return the bytes that torch holds on a CUDA device; 0 elsewhere."""
@@ -227,19 +176,20 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, flight: Flight, batch: TokenBatch) -> None:
+    def _launch(self, batch: TokenBatch, started: float) -> Flight:
+        ready = None
         with self._current():
             outputs = self._graphs.replay(batch) if self._graphs is not None else None
             if outputs is None:
                 outputs = self._forward(batch.to(self.device))
-            flight.outputs = (_to_host(outputs[0]), _to_host(outputs[1]))
+            outputs = (_to_host(outputs[0]), _to_host(outputs[1]))
             if self.device.type == "cuda":
-                flight.ready = torch.cuda.Event()
-                flight.ready.record()
-        flight.batch = batch
+                ready = torch.cuda.Event()
+                ready.record()
         self.forwards += 1
         self.texts += len(batch.lengths)
         self.tokens += batch.n_tokens
+        return Flight(batch, outputs, ready, started)
 
     def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], and weights per token [tokens] or per vocabulary entry [texts, vocabulary].
@@ -270,30 +220,26 @@ class Encoder:
 
     # --- on the host
 
-    def _read(self, flight: Flight, batch: TokenBatch) -> Encoded:
-        dense, weights = flight.outputs
+    def _read(self, outputs: Outputs, batch: TokenBatch) -> Encoded:
+        dense, weights = outputs
+        finite = np.ones(len(batch.lengths), dtype=np.bool_)
         rows = None
         if dense is not None:
             rows = dense.numpy()
-            self._check(np.isfinite(rows).all(axis=1), flight.positions)
+            finite &= np.isfinite(rows).all(axis=1)
         if weights is None:
-            return Encoded(rows, None)
+            return Encoded(rows, None, finite)
         values = weights.numpy()
         if self._head is None:
-            self._check(np.isfinite(values).all(axis=1), flight.positions)
-            return Encoded(rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]))
-        self._check(np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy())), flight.positions)
+            finite &= np.isfinite(values).all(axis=1)
+            values[~finite] = 0
+            return Encoded(rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]), finite)
+        finite &= np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy()))
+        values[np.repeat(~finite, batch.lengths)] = 0
         # a prompt's words say nothing about the text
         values[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
-        return Encoded(rows, reduce_token_weights(values, batch.input_ids.numpy(), batch.lengths, self._id_keys))
-
-    def _check(self, finite: Bool, positions: Sequence[int]) -> None:
-        if not finite.all():
-            raise NonFiniteError(
-                f"got NaN or infinity from the model in {self.dtype}: use dtype='float32' or 'bfloat16', or check the "
-                "weights",
-                position=positions[int(np.argmin(finite))],
-            )
+        ids, keys = batch.input_ids.numpy(), self._id_keys
+        return Encoded(rows, reduce_token_weights(values, ids, batch.lengths, keys), finite)
 
     # --- once, at the start, on CUDA
 
@@ -303,7 +249,7 @@ class Encoder:
             small, large = self._peak(_PROBE // 2), self._peak(_PROBE)
             per_token = max(large - small, 1) / (_PROBE - _PROBE // 2)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             self.token_budget = token_budget or _PROBE // 4
@@ -371,11 +317,12 @@ def _to_host(rows: torch.Tensor | None) -> torch.Tensor | None:
 def is_device_lost(error: BaseException) -> bool:
     """Return whether an error means that the device answers no more calls."""
     if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
-        return not _is_out_of_memory(error)
+        return not is_out_of_memory(error)
     return False
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that a smaller batch might do."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(sign in str(error) for sign in _CPU_OOM)

@@ -1,17 +1,13 @@
-"""One call of an Embedder: what it asks for, its view of a shared core, its progress, its result."""
+"""One call of an Embedder: what it asks for, and the view of a shared core that it goes to."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import InvalidTextError
 from twinvec.settings import Settings
@@ -19,18 +15,13 @@ from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
 from twinvec.text.unicode import lone_surrogate
-from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from twinvec.engine.core import InferenceCore
-    from twinvec.engine.jobs import Request
+    from twinvec.engine.job import Job, Request
     from twinvec.engine.loading import Source
     from twinvec.families import Description
     from twinvec.options import EmbedderOptions
-
-_BM25_WINDOW = 64  # texts, some milliseconds
 
 
 @dataclass(frozen=True)
@@ -63,29 +54,6 @@ class Checked:
     sparse: bool
 
 
-class Job(Protocol):
-    """The texts of one call on their way through one model; ``twinvec.engine.jobs.Job`` and ``Bm25Job`` are such."""
-
-    future: Future[EmbeddingBatch]
-    on_progress: Callable[[int], object] | None
-
-    def __len__(self) -> int:
-        """Return the number of texts."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """What one model does for a call.
-
-    Attributes:
-        job: not yet started.
-        start: starts it, never blocks, and returns its future.
-    """
-
-    job: Job
-    start: Callable[[], Future[EmbeddingBatch]]
-
-
 @dataclass(frozen=True)
 class View:
     """One Embedder's way of looking at a shared core."""
@@ -93,31 +61,33 @@ class View:
     core: InferenceCore
     spec: ModelSpec
     description: Description
+    memo_bytes: int
 
     @classmethod
     def open(cls, spec: ModelSpec, *, device: str, source: Source, budget: int | None, memo_bytes: int) -> View:
         """Share the model where it is loaded already, else load it."""
         from twinvec.engine.core import InferenceCore
         from twinvec.engine.loading import build_model, open_model
-        from twinvec.engine.registry import SHARED
+        from twinvec.engine.registry import REGISTRY
 
         opened = open_model(spec, device, source)
-        core = SHARED.acquire(opened.key, lambda: InferenceCore(build_model(opened, budget), opened.namespaces))
-        core.memo.max_bytes = max(core.memo.max_bytes, memo_bytes)
-        return cls(core, opened.spec, opened.description)
+        core = REGISTRY.acquire(
+            opened.key, memo_bytes, lambda: InferenceCore(build_model(opened, budget), opened.namespaces)
+        )
+        return cls(core, opened.spec, opened.description, memo_bytes)
 
-    def half(self, texts: list[str], request: Callable[..., Request], **options: Any) -> Half:
-        """Make a job for this view's core."""
-        from twinvec.engine.jobs import Job
+    def job(self, texts: list[str], request: Callable[..., Request], **options: Any) -> Job:
+        """Return a job for this view's core."""
+        from twinvec.engine.job import Job
 
-        job = Job(texts, request(self.core.model.tokenizer, max_length=self.spec.max_length, **options))
-        return Half(job, functools.partial(self.core.submit, job))
+        wanted = request(self.core.model.tokenizer, max_length=self.spec.max_length, **options)
+        return Job(texts, wanted, self.core)
 
     def close(self, *, drain: bool = False) -> None:
         """Give the share back; the last one closes the core."""
-        from twinvec.engine.registry import SHARED
+        from twinvec.engine.registry import REGISTRY
 
-        SHARED.release(self.core, drain=drain)
+        REGISTRY.release(self.core, self.memo_bytes, drain=drain)
 
 
 def open_views(spec: ModelSpec, options: EmbedderOptions) -> list[View]:
@@ -160,57 +130,6 @@ def open_views(spec: ModelSpec, options: EmbedderOptions) -> list[View]:
         raise
 
 
-class Bm25Job:
-    """Texts on their way to BM25 rows, a window at a time, so that callers take turns and a cancelled one stops."""
-
-    def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
-        self.future: Future[EmbeddingBatch] = Future()
-        self.on_progress: Callable[[int], object] | None = None
-        self._bm25, self._role, self._texts, self._urgent = bm25, role, texts, urgent
-        self._rows: list[SparseBatch] = []
-        self._lengths: list[Int32] = []
-        self._done = 0
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def start(self) -> Future[EmbeddingBatch]:
-        """Go on, on a thread beside the caller's and the device's."""
-        _bm25_thread(self._urgent).submit(self._advance)
-        return self.future
-
-    def _advance(self) -> None:
-        try:
-            if self.future.done():
-                return
-            window = self._texts[self._done : self._done + _BM25_WINDOW]
-            rows, lengths = self._bm25.weigh(self._role, window)
-            self._rows.append(rows)
-            self._lengths.append(lengths)
-            self._done += len(window)
-            if self.on_progress is not None:
-                self.on_progress(len(window))
-            if self._done < len(self):
-                self.start()
-                return
-            counts = np.concatenate(self._lengths)
-            batch = EmbeddingBatch(None, SparseBatch.stack(self._rows), counts, np.zeros(len(self), np.bool_))
-            with contextlib.suppress(InvalidStateError):  # cancelled in this moment
-                self.future.set_result(batch)
-        except BaseException as error:
-            with contextlib.suppress(InvalidStateError):
-                self.future.set_exception(error)
-
-
-@functools.cache
-def _bm25_thread(urgent: bool) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=f"twinvec-bm25-{'query' if urgent else 'bulk'}")
-
-
-if hasattr(os, "register_at_fork"):  # the threads do not come along
-    os.register_at_fork(after_in_child=_bm25_thread.cache_clear)
-
-
 def close_later(views: list[View]) -> None:
     """Close on a thread of its own: the collector may run anywhere, under any lock.
 
@@ -242,33 +161,3 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
                 name=name,
             )
     return checked
-
-
-def show_progress_of(jobs: list[Job], title: str) -> tqdm[NoReturn]:
-    """Draw a bar that counts a text when all models have it."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=len(jobs[0]), unit="text", desc=title)
-    finished, lock = [0] * len(jobs), threading.Lock()
-
-    def advance(number: int, texts: int) -> None:
-        with lock:
-            finished[number] += texts
-            bar.update(min(finished) - bar.n)
-
-    for number, job in enumerate(jobs):
-        job.on_progress = functools.partial(advance, number)
-    return bar
-
-
-def cancel(jobs: list[Job]) -> None:
-    """Let go of the work that nobody else waits for."""
-    for job in jobs:
-        job.future.cancel()
-
-
-def merge(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
-    """Lay the halves of a dense and a sparse model side by side; counts are the dense model's."""
-    if len(batches) == 1:
-        return batches[0]
-    return replace(batches[0], sparse=batches[1].sparse)

@@ -6,67 +6,77 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from twinvec.engine.core import InferenceCore
 
 
-class Shared:
+@dataclass(eq=False)
+class _Slot:
+    """One core and the memo bytes that each of its users asked for; gone with the last of them."""
+
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    core: InferenceCore | None = None
+    users: list[int] = field(default_factory=list)
+
+
+class Registry:
     """Cores by what decides their forward pass: one per key in a process, freed with its last user."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cores: dict[Hashable, tuple[InferenceCore, int]] = {}
-        self._loading: dict[Hashable, threading.Lock] = {}
+        self._slots: dict[Hashable, _Slot] = {}
 
-    def acquire(self, key: Hashable, make: Callable[[], InferenceCore]) -> InferenceCore:
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def acquire(self, key: Hashable, memo_bytes: int, make: Callable[[], InferenceCore]) -> InferenceCore:
         """Return the core of a key, made once, and restarted when it is lost; each call needs a ``release``."""
         with self._lock:
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
-            with self._lock:
-                core, users = self._cores.get(key, (None, 0))
-                if core is not None:
-                    self._cores[key] = (core, users + 1)
-            if core is not None:
-                try:
-                    core.restart()  # does nothing unless its devices were lost
-                except BaseException:
-                    self.release(core)
-                    raise
-                return core
-            core = make()
-            with self._lock:
-                self._cores[key] = (core, 1)
-            return core
+            slot = self._slots.setdefault(key, _Slot())
+            slot.users.append(memo_bytes)
+        try:
+            with slot.loading:
+                if slot.core is None:
+                    slot.core = make()
+                else:
+                    slot.core.restart()  # does nothing unless its devices were lost
+            slot.core.limit_memo(max(slot.users))
+        except BaseException:
+            self._leave(slot, memo_bytes, drain=False)
+            raise
+        return slot.core
 
-    def release(self, core: InferenceCore, *, drain: bool = False) -> None:
+    def release(self, core: InferenceCore, memo_bytes: int, *, drain: bool = False) -> None:
         """Give a core back; the last user closes it."""
         with self._lock:
-            key = next((k for k, (c, _) in self._cores.items() if c is core), None)
-            if key is None:
-                return
-            users = self._cores[key][1] - 1
-            self._cores[key] = (core, users)
-            if users == 0:
-                del self._cores[key]
-        if users == 0:
-            core.close(drain=drain)
+            slot = next((slot for slot in self._slots.values() if slot.core is core), None)
+        if slot is not None:
+            self._leave(slot, memo_bytes, drain=drain)
 
-    def forget(self) -> None:
-        """Start anew in a forked child: the parent's cores have no threads here, and its locks may be held."""
-        self._lock = threading.Lock()
-        self._cores, self._loading = {}, {}
+    def _leave(self, slot: _Slot, memo_bytes: int, *, drain: bool) -> None:
+        with self._lock:
+            slot.users.remove(memo_bytes)
+            last = not slot.users
+            if last:
+                self._slots = {key: other for key, other in self._slots.items() if other is not slot}
+        if slot.core is None:
+            return
+        if last:
+            slot.core.close(drain=drain)
+        else:
+            slot.core.limit_memo(max(slot.users))
 
     def close_all(self) -> None:
         """Close every core, whoever uses it: the interpreter ends."""
         with self._lock:
-            cores = [core for core, _ in self._cores.values()]
-            self._cores.clear()
-        for core in cores:
-            core.close()
+            slots, self._slots = self._slots, {}
+        for slot in slots.values():
+            if slot.core is not None:
+                slot.core.close()
 
 
-SHARED = Shared()
-atexit.register(SHARED.close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=SHARED.forget)
+REGISTRY = Registry()
+atexit.register(REGISTRY.close_all)
+if hasattr(os, "register_at_fork"):  # the parent's cores have no threads in a child, and its locks may be held
+    os.register_at_fork(after_in_child=REGISTRY.__init__)  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from twinvec.server.errors import ClientGoneError, RefusedError
 from twinvec.server.limits import Limits
+from twinvec.workers import in_thread
 
 _AT_ONCE = 65_536  # bytes that are decoded on the event loop, some 0.1 ms
 _DISCARDED = 16  # times max_body_bytes that are still read of too large a body, so that its client hears the answer
@@ -74,7 +74,7 @@ async def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         if len(body) <= _AT_ONCE:
             return decoder.decode(body)
-        return await asyncio.to_thread(decoder.decode, body)
+        return await in_thread(decoder.decode, body)
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from twinvec.server.errors import RefusedError
 from twinvec.server.service import Service, public_name
 from twinvec.server.wire import FINGERPRINT, PROTOCOL, VECTORS, pack_batch, pack_offsets, task_to_json
 from twinvec.text.prompts import Role, Task
+from twinvec.workers import in_thread
 
 _MAX_TERMS = 2**17
 
@@ -112,7 +112,7 @@ async def offsets(service: Service, asked: OffsetsBody) -> Response:
     """Return where the tokens of texts lie; see ``Embedder.token_offsets`` and ``twinvec.server.wire.pack_offsets``."""
     if asked.texts:
         service.check_count("texts", len(asked.texts))
-    found = await asyncio.to_thread(service.embedder.token_offsets, asked.texts)
+    found = await in_thread(service.embedder.token_offsets, asked.texts)
     return _vectors(service, pack_offsets(found))
 
 
@@ -122,7 +122,7 @@ async def terms(service: Service, asked: TermsBody) -> Response:
     for position, key in enumerate(asked.keys):
         if key >= columns:
             raise RefusedError(400, f"keys[{position}] must be a whole number from 0 to {columns - 1}", "keys")
-    texts = await asyncio.to_thread(service.embedder._token_texts, asked.keys)
+    texts = await in_thread(service.embedder._token_texts, asked.keys)
     return Json({"terms": [texts[key] for key in asked.keys]})
 
 

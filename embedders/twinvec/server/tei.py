@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +18,7 @@ from twinvec.server.service import Service
 from twinvec.text.prompts import TASKS, Role
 from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
+from twinvec.workers import in_thread
 
 # TEI's error types and their statuses; its validation errors are 413, and malformed JSON is 422
 _TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
@@ -149,7 +149,7 @@ async def tokenize(service: Service, asked: TokenizeBody) -> Response:
     _, prompt = _prompt(service, asked.prompt_name)
     texts = [prompt + text for text in service.texts("inputs", asked.inputs)]
     specials = asked.add_special_tokens is not False
-    found = await asyncio.to_thread(service.tokenizer.encodings, texts, specials=specials)
+    found = await in_thread(service.tokenizer.encodings, texts, specials=specials)
     rows = (
         [
             Token(t.id, t.token if t.start is None else text[t.start : t.end], t.start is None, t.start, t.end)
@@ -175,7 +175,7 @@ async def decode(service: Service, asked: DecodeBody) -> Response:
         if not isinstance(row, list) or max(row, default=0) >= size:
             raise RefusedError(422, f"ids[{position}] must be a list of token ids from 0 to {size - 1}", "ids")
     skip = asked.skip_special_tokens is not False
-    return Json(await asyncio.to_thread(lambda: [service.tokenizer.decode(row, skip_specials=skip) for row in rows]))
+    return Json(await in_thread(lambda: [service.tokenizer.decode(row, skip_specials=skip) for row in rows]))
 
 
 async def _embedded(

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import TruncationWarning
+from twinvec.workers import in_thread
 from twinvec_stores.ingestion.pipeline import OnError, Options, Run
 from twinvec_stores.ingestion.reports import IngestReport
 from twinvec_stores.protocol import HybridStore
@@ -111,8 +112,8 @@ async def aingest(
         batch_size=batch_size,
         show_progress=show_progress,
     )
-    run = await asyncio.to_thread(Run, source, embedder, store, options)
-    work = asyncio.ensure_future(asyncio.to_thread(run.run))
+    run = await in_thread(Run, source, embedder, store, options)
+    work = asyncio.ensure_future(in_thread(run.run))
     try:
         return _warned(await asyncio.shield(work))
     except asyncio.CancelledError:

@@ -1,0 +1,62 @@
+"""One call's part in BM25: a window at a time, so that callers take turns and a cancelled one stops."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, InvalidStateError
+
+import numpy as np
+
+from twinvec.text.bm25 import Bm25
+from twinvec.text.prompts import Role
+from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
+from twinvec.workers import workers
+
+_WINDOW = 64  # texts, some milliseconds
+
+
+class Bm25Job:
+    """Texts on their way to BM25 rows; as ``twinvec.engine.job.Job`` to its caller."""
+
+    def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
+        self.given = texts
+        self.future: Future[None] = Future()
+        self._bm25, self._role = bm25, role
+        self._thread = f"twinvec-bm25-{'query' if urgent else 'bulk'}"
+        self._parts: list[tuple[SparseBatch, Int32]] = []
+        self._weighed = 0
+
+    @property
+    def done(self) -> float:
+        """Return the share of the texts that have their row."""
+        return self._weighed / max(len(self.given), 1)
+
+    def start(self) -> None:
+        """Go on, on a thread beside the caller's and the device's."""
+        workers(self._thread).run(self._advance)
+
+    def cancel(self) -> None:
+        """Stop at the next window."""
+        self.future.cancel()
+
+    def _advance(self) -> None:
+        with contextlib.suppress(InvalidStateError):  # cancelled in this moment
+            if self.future.done():
+                return
+            try:
+                window = self.given[self._weighed : self._weighed + _WINDOW]
+                self._parts.append(self._bm25.weigh(self._role, window))
+                self._weighed += len(window)
+            except BaseException as error:
+                self.future.set_exception(error)
+                return
+            if self._weighed < len(self.given):
+                self.start()
+            else:
+                self.future.set_result(None)
+
+    def batch(self) -> EmbeddingBatch:
+        """Return the rows."""
+        rows, counts = zip(*self._parts, strict=True)
+        no_cut = np.zeros(len(self.given), np.bool_)
+        return EmbeddingBatch(None, SparseBatch.stack(rows), np.concatenate(counts), no_cut)

@@ -1,0 +1,150 @@
+"""One call's part in one model: its distinct texts, its rows as they come, its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinvec.cache.rows import Cache, Row
+from twinvec.compute.pooling import reduce_token_weights
+from twinvec.errors import InvalidTextError, TextError, TextTooLongError
+from twinvec.spec import SparseKeys
+from twinvec.text.tokenizer import TextTokenizer
+from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
+
+if TYPE_CHECKING:
+    from twinvec.engine.core import InferenceCore
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller wants.
+
+    Attributes:
+        tokenizer: the model's.
+        max_length: tokens per text.
+        prompt: goes before each text.
+        dim: dense dimensions to slice and normalise; None: no dense half.
+        keys: how to name sparse columns; None: no sparse half.
+        urgent: queries go before bulk work.
+        memo: whether recent rows may answer, and be kept.
+        cache: persistent rows; None for none.
+        fail_on_overflow: raise instead of cutting.
+        fail_on_overload: raise instead of waiting when the queue is full.
+    """
+
+    tokenizer: TextTokenizer
+    max_length: int
+    prompt: str
+    dim: int | None
+    keys: SparseKeys | None
+    urgent: bool
+    memo: bool = True
+    cache: Cache | None = None
+    fail_on_overflow: bool = False
+    fail_on_overload: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """Texts of one call; a dispatcher owns it from its submission to its end.
+
+    Attributes:
+        given: the caller's texts.
+        request: what is wanted of each.
+        core: the model's.
+        future: resolved when all rows are there.
+        texts: the distinct texts.
+        rows: of them, as they come.
+        finished, fed, outstanding: numbers of texts that have their row, that are on their way or have it, and that
+            are on their way.
+        admitted: whether it counts as pending; else it waits until others have ended.
+        live: whether its caller still waits.
+    """
+
+    given: Sequence[str]
+    request: Request
+    core: InferenceCore
+    future: Future[None] = field(default_factory=Future)
+    finished: int = 0
+    fed: int = 0
+    outstanding: int = 0
+    admitted: bool = False
+    live: bool = True
+
+    def __post_init__(self) -> None:
+        self._numbers = {text: number for number, text in enumerate(dict.fromkeys(self.given))}
+        self.texts = list(self._numbers)
+        self.rows: list[Row | None] = [None] * len(self.texts)
+
+    def start(self) -> None:
+        """Hand it to its model; never blocks."""
+        self.core.submit(self)
+
+    def cancel(self) -> None:
+        """Let go of its work, as far as nobody else waits for it."""
+        self.core.cancel(self)
+
+    @property
+    def done(self) -> float:
+        """Return the share of the texts that have their row."""
+        return self.finished / max(len(self.texts), 1)
+
+    @property
+    def wants_dense(self) -> bool:
+        """Return whether a dense half is wanted."""
+        return self.request.dim is not None
+
+    @property
+    def wants_sparse(self) -> bool:
+        """Return whether a sparse half is wanted."""
+        return self.request.keys is not None
+
+    def position(self, number: int) -> int:
+        """Return the first position of a distinct text in the caller's list."""
+        return self.given.index(self.texts[number])
+
+    def takes(self, row: Row) -> bool:
+        """Return whether a row has the halves that are wanted."""
+        return row.has(dense=self.wants_dense, sparse=self.wants_sparse)
+
+    def refusal(self, number: int, tokens: int, full_length: int) -> TextError | None:
+        """Return the error of a text that has no vector, or that is too long for a caller who wants nothing cut."""
+        if tokens == 0:
+            reason = "has no tokens and this model adds no special ones, so no vector is defined for it: leave it out"
+            return InvalidTextError(reason, position=self.position(number))
+        if full_length > tokens and self.request.fail_on_overflow:
+            reason = f"has {full_length} tokens with its prompt, the limit is {self.request.max_length}: split it, "
+            reason += 'raise max_length, or pass on_overflow="truncate"'
+            return TextTooLongError(reason, position=self.position(number))
+        return None
+
+    def batch(self) -> EmbeddingBatch:
+        """Return the rows as the caller asked for them, in the caller's order."""
+        request, rows = self.request, [row for row in self.rows if row is not None]
+        assert len(rows) == len(self.texts)
+        dense = sparse = None
+        if request.dim is not None:
+            dense = np.zeros((len(rows), request.dim), dtype=np.float32)
+            for i, row in enumerate(rows):
+                assert row.dense is not None
+                dense[i] = row.dense[: request.dim]
+            dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
+        if request.keys is not None:
+            sparse = _stack([row.sparse for row in rows if row.sparse is not None], request)
+            assert len(sparse) == len(rows)
+        tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
+        lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
+        batch = EmbeddingBatch(dense, sparse, tokens, lengths > tokens)
+        return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
+
+
+def _stack(rows: Sequence[SparseVector], request: Request) -> SparseBatch:
+    """Stack rows by token id and give them the caller's keys, the maximum of equal ones."""
+    batch = SparseBatch.stack(rows)
+    keys = request.tokenizer.surface_keys if request.keys == "surface" else request.tokenizer.id_keys
+    return reduce_token_weights(batch.values, batch.indices.astype(np.int64), np.diff(batch.indptr).tolist(), keys)

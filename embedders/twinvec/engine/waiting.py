@@ -1,0 +1,124 @@
+"""A call and its caller: one deadline over all its models, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+
+from twinvec.errors import DeadlineError
+from twinvec.vectors import EmbeddingBatch
+from twinvec.workers import in_thread
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_REFRESH = 0.1  # seconds between two looks at how far a call is
+_SMALL = 256  # texts whose rows are put together on an event loop
+
+
+class Part(Protocol):
+    """What one model does for a call."""
+
+    future: Future[None]
+
+    @property
+    def given(self) -> Sequence[str]:
+        """Return the texts."""
+
+    @property
+    def done(self) -> float:
+        """Return the share of the texts that have their row."""
+
+    def start(self) -> None:
+        """Begin; never blocks."""
+
+    def cancel(self) -> None:
+        """Let go of the work that nobody else waits for."""
+
+    def batch(self) -> EmbeddingBatch:
+        """Return the rows, once the future is resolved."""
+
+
+class Call:
+    """The parts of one call; the first has the token counts.
+
+    Raises:
+        DeadlineError: from waiting, after ``timeout`` seconds.
+    """
+
+    def __init__(self, parts: Sequence[Part], timeout: float | None) -> None:
+        self._parts, self._timeout = parts, timeout
+        self._futures = [part.future for part in parts]
+        self._texts = len(parts[0].given)
+
+    def wait(self, title: str | None = None) -> EmbeddingBatch:
+        """Block until all parts are there or one has failed; ``title`` draws a progress bar."""
+        end = None if self._timeout is None else time.monotonic() + self._timeout
+        try:
+            with _bar(title, self._texts) as bar:
+                self._start()
+                while not self._over():
+                    left = None if end is None else end - time.monotonic()
+                    if left is not None and left <= 0:
+                        break
+                    wait(self._futures, left if bar is None else min(left or _REFRESH, _REFRESH), FIRST_EXCEPTION)
+                    if bar is not None:
+                        bar.update(int(self._texts * min(part.done for part in self._parts)) - bar.n)
+            return self._answer()
+        except BaseException:
+            self._cancel()
+            raise
+
+    async def wait_async(self) -> EmbeddingBatch:
+        """Do the same without blocking the event loop."""
+        try:
+            self._start()
+            waiting = [_quiet(asyncio.wrap_future(future)) for future in self._futures]
+            await asyncio.wait(waiting, timeout=self._timeout, return_when=FIRST_EXCEPTION)
+            del waiting
+            return self._answer() if self._texts <= _SMALL else await in_thread(self._answer)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _start(self) -> None:
+        for part in self._parts:
+            part.start()
+
+    def _cancel(self) -> None:
+        for part in self._parts:
+            part.cancel()
+        self._parts, self._futures = (), []  # they have the error, whose traceback has this
+
+    def _over(self) -> bool:
+        return self._failure() is not None or all(future.done() for future in self._futures)
+
+    def _failure(self) -> BaseException | None:
+        return next(filter(None, (future.exception() for future in self._futures if future.done())), None)
+
+    def _answer(self) -> EmbeddingBatch:
+        if self._failure() is not None:
+            raise cast(BaseException, self._failure())  # in no variable, see _cancel
+        if not self._over():
+            raise DeadlineError(f"{self._texts} texts were not embedded within {self._timeout} s")
+        batches = [part.batch() for part in self._parts]
+        return replace(batches[0], sparse=batches[-1].sparse)
+
+
+def _quiet(future: asyncio.Future[None]) -> asyncio.Future[None]:
+    """Keep the loop from reporting an error as never retrieved that comes when its caller has gone."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
+
+
+def _bar(title: str | None, texts: int) -> AbstractContextManager[tqdm[NoReturn] | None]:
+    if title is None:
+        return nullcontext()
+    from tqdm.auto import tqdm
+
+    return tqdm(total=texts, unit="text", desc=title)
