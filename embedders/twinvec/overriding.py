@@ -14,7 +14,7 @@ _F = TypeVar("_F", bound=Callable[..., Awaitable[Any]])
 def overridden(value: object, base: type, *names: str) -> bool:
     """Return whether a subclass of ``base``, or the object itself, has one of these methods of its own."""
     kept = getattr(value, "__dict__", {})
-    return any(name in kept or getattr(type(value), name, None) is not getattr(base, name, None) for name in names)
+    return any(name in kept or _defined(type(value), name) is not _defined(base, name) for name in names)
 
 
 def changed_alone(value: object, blocking: str, awaiting: str) -> bool:
@@ -44,3 +44,7 @@ def twin_of(blocking: str) -> Callable[[_F], _F]:
         return heard  # type: ignore[return-value]
 
     return decorate
+
+
+def _defined(cls: type, name: str) -> Any:
+    return next((vars(each)[name] for each in cls.__mro__ if name in vars(each)), None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, Literal, TypeVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -18,13 +18,15 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
+from typing_extensions import Self
 
 from llama_index_twinvec.cache import RoleAwareCache, as_query
 from llama_index_twinvec.model import TwinVecModel, meet
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.waiting import WaitingRows
-from llama_index_twinvec.workers import reduce_for_worker
-from twinvec import EmbeddingBatch, Role
+from twinvec import EmbeddingBatch, Role, Task
+from twinvec.flows import block, call, wait
+from twinvec.overriding import overridden, twin_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,8 +42,8 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
 
     Texts reach the model byte for byte. Async methods do not block the event loop; concurrent calls share forward
     passes. ``embeddings_cache`` may be any of LlamaIndex's key-value stores: entries are kept apart by role, prompt and
-    model. Sent to a worker process of ``multiprocessing`` (``IngestionPipeline.run(num_workers=4)``), it embeds in the
-    process it came from: the model is in memory once, and batches texts of all workers.
+    model. A pickle carries the specification: each worker process (``IngestionPipeline.run(num_workers=4)``) loads the
+    model again, so one process with this class is faster than several.
 
     Examples:
         >>> embed_model = TwinVecEmbedding(model_name="Alibaba-NLP/gte-multilingual-base", dim=256)
@@ -56,6 +58,13 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         """Make the cache tell roles apart."""
         super().model_post_init(context)
         self.embeddings_cache = self.embeddings_cache
+
+    def with_task(self, task: Task | str) -> Self:
+        """Return a copy for another task, on the same Embedder; see ``TwinVecModel.with_task``."""
+        made = super().with_task(task)
+        made._waiting = None
+        made.embeddings_cache = made.embeddings_cache
+        return made
 
     def waiting_rows(self) -> WaitingRows:
         """Return the sparse rows that come with the dense ones from now on, for a store that will want them."""
@@ -98,31 +107,43 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
     def _get_query_embedding(self, query: str) -> Embedding:
         return _rows(self.embedder.embed_queries([query], task=self.task, sparse=False))[0]
 
+    @twin_of("_get_query_embedding")
     async def _aget_query_embedding(self, query: str) -> Embedding:
         await meet()
         return _rows(await self.embedder.aembed_queries([query], task=self.task, sparse=False))[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return self._get_text_embeddings([text])[0]
+        return block(self._embed([text]))[0]
 
+    @twin_of("_get_text_embedding")
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await self._aget_text_embeddings([text]))[0]
+        return (await wait(self._embed([text])))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._kept(texts, self.embedder.embed_documents(texts, task=self.task, sparse=self._wants_sparse()))
+        if self._only_singles("_get_text_embedding"):
+            return [self._get_text_embedding(text) for text in texts]
+        return block(self._embed(texts))
 
+    @twin_of("_get_text_embeddings")
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        if self._only_singles("_get_text_embedding", "_aget_text_embedding"):
+            return list(await asyncio.gather(*(self._aget_text_embedding(text) for text in texts)))
         await meet()
-        batch = await self.embedder.aembed_documents(texts, task=self.task, sparse=self._wants_sparse())
-        return self._kept(texts, batch)
+        return await wait(self._embed(texts))
 
-    def _wants_sparse(self) -> bool:
-        return self._waiting is not None and self.embedder.has_sparse
-
-    def _kept(self, texts: list[str], batch: EmbeddingBatch) -> list[Embedding]:
+    async def _embed(self, texts: list[str]) -> list[Embedding]:
+        """Embed documents, with their sparse rows where a store waits for them."""
+        sparse = self._waiting is not None and self.embedder.has_sparse
+        methods = self.embedder.embed_documents, self.embedder.aembed_documents
+        batch = await call(*methods, texts, task=self.task, sparse=sparse)
         if self._waiting is not None and batch.sparse is not None:
             self._waiting.put(texts, batch.sparse)
         return _rows(batch)
+
+    def _only_singles(self, *names: str) -> bool:
+        """Return whether a subclass has changed how one text is embedded, and nothing else."""
+        batches = "_get_text_embeddings", "_aget_text_embeddings"
+        return overridden(self, TwinVecEmbedding, *names) and not overridden(self, TwinVecEmbedding, *batches)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "embeddings_cache" and isinstance(value, BaseKVStore):
@@ -142,7 +163,3 @@ def _rows(batch: EmbeddingBatch) -> list[Embedding]:
     assert batch.dense is not None
     rows: list[Embedding] = batch.dense.tolist()
     return rows
-
-
-# what multiprocessing sends to its workers; a plain pickle still carries the specification
-ForkingPickler.register(TwinVecEmbedding, reduce_for_worker)

@@ -87,6 +87,7 @@ class TwinVecModel(OptionFields):
             "model_name": self.model_name,
             "digest": digest,
             **{name: getattr(self, name) for name in _DOCUMENTS},
+            **{name: getattr(self, name) for name in self._own_fields()},
             "document_prompt": self.embedder.prompt_for(Role.DOCUMENT, self.task),
             "settings": _BEFORE + json.dumps(settings, sort_keys=True).encode().hex() + _AFTER,
             "class_name": self.class_name(),
@@ -131,9 +132,27 @@ class TwinVecModel(OptionFields):
 
     __hash__ = None  # type: ignore[assignment]  # as all of LlamaIndex's
 
+    def with_task(self, task: Task | str) -> Self:
+        """Return a copy for another task, on the same Embedder.
+
+        Raises:
+            PromptError: the model was not trained with instructions.
+        """
+        self.embedder.prompt_for(Role.QUERY, task)
+        return self.model_copy(update={"task": task})
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        calls = {name: getattr(self, name) for name in _CALLS}
+        calls = {name: getattr(self, name) for name in (*_CALLS, *self._own_fields())}
         return _rebuild, (type(self), {"embedder": self.embedder, "task": self.task, **calls})
+
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        """Return the fields that a subclass outside of this package has added."""
+        ours = next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == __name__.partition(".")[0])
+        return [name for name in cls.model_fields if name not in ours.model_fields]  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         names = ("model_name", "dim", "dtype", "sparse", "task", "embed_batch_size")

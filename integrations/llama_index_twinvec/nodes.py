@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llama_index.core.schema import BaseNode, Document, ImageDocument, MetadataMode, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from twinvec import SparseBatch
+from twinvec.errors import InvalidRecordError
 from twinvec.vectors import Float32
-from twinvec_stores import Record, RecordBatch
+from twinvec_stores import Record, RecordBatch, Result, StoreConfig
+from twinvec_stores.metadata import plain_metadata
+from twinvec_stores.records import check_rows
 
 REF_DOC_ID = "ref_doc_id"
 _AT_ONCE = 1024  # nodes in one write
@@ -30,15 +34,44 @@ def embed_text(node: BaseNode) -> str:
     return node.get_content(metadata_mode=MetadataMode.EMBED)
 
 
-def to_batch(nodes: Sequence[BaseNode], texts: list[str], dense: Float32, sparse: SparseBatch | None) -> RecordBatch:
-    """Return nodes as records, with their embedded texts and vectors.
+@dataclass(frozen=True)
+class Columns:
+    """What nodes are in a store, but for their vectors.
 
     Metadata is for filters: flat, beside ``doc_id``, ``document_id`` and ``ref_doc_id``, as in LlamaIndex's other
     stores. The whole node, as LlamaIndex writes it down, is the provenance.
     """
-    metadata = [node_to_metadata_dict(node) for node in nodes]
-    provenance = [{name: columns.pop(name) for name in (_CONTENT, _TYPE)} for columns in metadata]
-    return RecordBatch([node.node_id for node in nodes], texts, dense, sparse, metadata, provenance)
+
+    ids: list[str]
+    texts: list[str]
+    metadata: list[dict[str, Any]]
+    provenance: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, nodes: Sequence[BaseNode], config: StoreConfig) -> Columns:
+        """Read nodes.
+
+        Raises:
+            InvalidRecordError: a node that cannot be stored; says which, and why.
+        """
+        texts = [embed_text(node) for node in nodes]
+        columns = [node_to_metadata_dict(_plain(node)) for node in nodes]
+        provenance = [{name: each.pop(name) for name in (_CONTENT, _TYPE)} for each in columns]
+        rows = check_rows([node.node_id for node in nodes], texts, columns, config)
+        return cls(rows.ids, rows.texts, rows.metadata, provenance)
+
+    def with_vectors(self, dense: Float32, sparse: SparseBatch | None) -> RecordBatch:
+        """Return the nodes as records."""
+        return RecordBatch(self.ids, self.texts, dense, sparse, self.metadata, self.provenance)
+
+
+def _plain(node: BaseNode) -> BaseNode:
+    """Return a node with metadata of plain JSON types: LlamaIndex cannot write down others."""
+    try:
+        plain = plain_metadata(node.metadata)
+    except InvalidRecordError as error:
+        raise error.of(node.node_id) from None
+    return node if plain == node.metadata else node.model_copy(update={"metadata": plain})
 
 
 def to_node(record: Record) -> BaseNode:
@@ -58,6 +91,8 @@ def to_node(record: Record) -> BaseNode:
     return node
 
 
-def provenance_of(record: Record) -> dict[str, Any]:
-    """Return where a record comes from, as far as TwinVec has ingested it."""
-    return {name: value for name, value in record.provenance.items() if name not in (_CONTENT, _TYPE)}
+def explanation_of(result: Result) -> dict[str, Any]:
+    """Return why a record was found, and where it comes from, as far as TwinVec has ingested it."""
+    assert result.explanation is not None
+    origin = {name: value for name, value in result.record.provenance.items() if name not in (_CONTENT, _TYPE)}
+    return asdict(result.explanation) | ({"provenance": origin} if origin else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from llama_index_twinvec.nodes import REF_DOC_ID
 from twinvec import EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Float32
-from twinvec_stores import And, Filter, Fusion, HasId, In
+from twinvec_stores import And, Filter, Fusion, HasId, In, SearchOptions
 
 _MMR_THRESHOLD = 0.5  # LlamaIndex's own default
-_MORE = {"fetch_k", "exact", "score_threshold"}
+_MORE = {field.name for field in fields(SearchOptions)} - {"k", "filter", "mode"}
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,33 @@ class Search:
         return (batch.dense if self.lacks_dense else self.dense), batch.sparse
 
 
-def read_query(query: VectorStoreQuery, fusion: Fusion, **more: Any) -> Search:
+def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Search:
     """Translate a query.
 
     Args:
         query: LlamaIndex's.
         fusion: how HYBRID joins both halves; ``alpha`` takes the place of its weights.
-        more: ``vector_store_kwargs``: mmr_threshold (in mode MMR), and fetch_k, exact, score_threshold as in
-            ``SearchOptions``.
+        more: ``vector_store_kwargs``: mmr_threshold (in mode MMR), and the fields of ``SearchOptions`` but k, filter
+            and mode, which go before what the query says.
 
     Raises:
         ConfigurationError: something that cannot be honoured; nothing is passed over in silence.
         FilterError: a filter that cannot be translated.
     """
-    options = _mode(query, fusion)
+    given = more.pop("fusion", fusion)
+    options = _mode(query, given if isinstance(given, Fusion) else Fusion(given))
     if options.get("mmr") is not None:
         options["mmr"] = more.pop("mmr_threshold", options["mmr"])
     unknown = [*sorted(set(more) - _MORE), *(n for n in ("output_fields", "embedding_field") if getattr(query, n))]
     if unknown:
         raise ConfigurationError(f"{', '.join(unknown)}: unknown to this store in mode {query.mode.name}")
+    options = {**options, **more, "filter": _filter(query)}
     dense, sparse = options["mode"] != "sparse", options["mode"] != "dense"
-    given = np.array([query.query_embedding], np.float32) if dense and query.query_embedding is not None else None
-    lacks_dense = dense and given is None
+    row = np.array([query.query_embedding], np.float32) if dense and query.query_embedding is not None else None
+    lacks_dense = dense and row is None
     if query.query_str is None and (lacks_dense or sparse):
         raise ConfigurationError(f"mode {query.mode.name} needs query_str, the text of the query")
-    return Search(query.query_str or "", given, lacks_dense, sparse, {**options, **more, "filter": _filter(query)})
+    return Search(query.query_str or "", row, lacks_dense, sparse, options)
 
 
 def matching(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:
@@ -127,4 +129,4 @@ def _hybrid(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
 def _filter(query: VectorStoreQuery) -> Filter:
     # VectorStoreIndex sends an empty list for "any"
     of_nodes = matching(query.node_ids or None, query.filters)
-    return And(of_nodes, In(REF_DOC_ID, query.doc_ids)) if query.doc_ids else of_nodes
+    return of_nodes if query.doc_ids is None else And(of_nodes, In(REF_DOC_ID, query.doc_ids))

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
 
+from llama_index_twinvec.embeddings import TwinVecEmbedding
 from llama_index_twinvec.filters import from_llama_index
 from llama_index_twinvec.model import meet
-from llama_index_twinvec.nodes import provenance_of, to_node
+from llama_index_twinvec.queries import read_query
 from llama_index_twinvec.vector_stores import TwinVecVectorStore
-from twinvec import EmbeddingBatch, Role, SparseBatch, Task
-from twinvec.vectors import Float32
-from twinvec_stores import Result, SearchOptions
+from twinvec import Role, Task
+from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
+from twinvec.overriding import twin_of
+from twinvec_stores import SearchOptions
+from twinvec_stores.search.options import Mode
+
+_REASONS = "_twinvec"
+_MODES = {
+    (True, True): VectorStoreQueryMode.HYBRID,
+    (True, False): VectorStoreQueryMode.DEFAULT,
+    (False, True): VectorStoreQueryMode.SPARSE,
+}
 
 
 class ExplainedNode(NodeWithScore):
     """A found node, with the reasons beside its own metadata.
 
-    ``metadata["_twinvec"]`` shows them. ``node`` is as it was stored: its hash stays the same, so that the results of
-    several queries merge, and no reason gets into a prompt.
+    ``metadata["_twinvec"]`` shows them; what is written to ``metadata`` becomes the node's. ``node`` is as it was
+    stored: its hash stays the same, so that the results of several queries merge, and no reason gets into a prompt.
 
     Attributes:
         explanation: dense_score, sparse_score, dense_rank, sparse_rank and terms, see ``twinvec_stores.Explanation``;
@@ -37,11 +54,59 @@ class ExplainedNode(NodeWithScore):
     @property
     def metadata(self) -> dict[str, Any]:
         """Return the node's metadata and, under "_twinvec", why it was found."""
-        return {**self.node.metadata, "_twinvec": self.explanation}
+        return _Metadata(self.node.metadata, self.explanation)
+
+
+class _Metadata(dict[str, Any]):
+    """A node's metadata with the reasons in it; changes are the node's, too."""
+
+    def __init__(self, own: dict[str, Any], reasons: dict[str, Any]) -> None:
+        super().__init__(own)
+        super().__setitem__(_REASONS, reasons)
+        self.own = own
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.own[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self.own.pop(key, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def update(self, *given: Any, **more: Any) -> None:
+        for key, value in dict(*given, **more).items():
+            self[key] = value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self.own.pop(key, None)
+        return super().pop(key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        key = next(reversed(self))
+        return key, self.pop(key)
+
+    def clear(self) -> None:
+        super().clear()
+        self.own.clear()
+
+    def __ior__(self, other: Any) -> _Metadata:  # type: ignore[override, misc]
+        self.update(other)
+        return self
 
 
 class HybridRetriever(BaseRetriever):
     """Retrieve nodes by meaning and by words at once; one forward pass for each query.
+
+    It asks the embedding model and the store through LlamaIndex's own methods, so that subclasses of both, embedding
+    events and the embeddings cache have their say.
 
     Examples:
         >>> retriever = HybridRetriever(store, similarity_top_k=8, fusion="rrf")
@@ -51,10 +116,17 @@ class HybridRetriever(BaseRetriever):
 
     def __init__(
         self,
-        vector_store: TwinVecVectorStore,
+        vector_store: TwinVecVectorStore | VectorStoreIndex,
         *,
         similarity_top_k: int = 10,
+        mode: Mode | None = None,
+        alpha: float | None = None,
+        sparse_top_k: int | None = None,
+        hybrid_top_k: int | None = None,
+        mmr_threshold: float | None = None,
         filters: MetadataFilters | None = None,
+        doc_ids: list[str] | None = None,
+        node_ids: list[str] | None = None,
         task: Task | str | None = None,
         explain: bool = True,
         callback_manager: CallbackManager | None = None,
@@ -66,77 +138,92 @@ class HybridRetriever(BaseRetriever):
         """Search a store.
 
         Args:
-            vector_store: where to.
-            similarity_top_k: nodes to return.
+            vector_store: where to; or an index over such a store.
+            similarity_top_k: nodes to return; with ``hybrid_top_k``, candidates of the dense half.
+            mode: "hybrid", "dense" or "sparse"; None: all that the store has.
+            alpha: weight of the dense half, from 0 to 1, in place of the fusion's own weights.
+            sparse_top_k: candidates of the sparse half.
+            hybrid_top_k: nodes to return.
+            mmr_threshold: weight of relevance against diversity, from 0 to 1; None: no diversity.
             filters: only nodes that match.
+            doc_ids: only nodes of these documents; an empty list: none.
+            node_ids: only these nodes; an empty list: none.
             task: instruction, in the place of the embedding model's own.
             explain: return ``ExplainedNode``s.
-            callback_manager: see BaseRetriever.
+            callback_manager: see BaseRetriever; the query's embedding is told to it, too.
             object_map: see BaseRetriever.
             objects: see BaseRetriever.
             verbose: see BaseRetriever.
-            search: more fields of ``twinvec_stores.SearchOptions``: mode, fusion (default: the store's), fetch_k,
-                score_threshold, mmr, exact.
+            search: more fields of ``twinvec_stores.SearchOptions``: fusion (default: the store's), fetch_k,
+                score_threshold, exact.
 
         Raises:
             ConfigurationError: an option that cannot be honoured.
             FilterError: a filter that cannot be translated.
         """
-        chosen = None if filters is None else from_llama_index(filters)
-        self._options = {
-            "fusion": vector_store.fusion,
-            **search,
-            "k": similarity_top_k,
-            "filter": chosen,
-            "explain": explain,
-        }
-        self._halves = SearchOptions(**self._options).parts(vector_store.client.config)
-        self._store = vector_store
-        self._task = vector_store.embedding.task if task is None else task
-        vector_store.embedding.embedder.prompt_for(Role.QUERY, self._task)
+        store = vector_store.vector_store if isinstance(vector_store, VectorStoreIndex) else vector_store
+        if not isinstance(store, TwinVecVectorStore):
+            raise ConfigurationError(f"HybridRetriever searches a TwinVecVectorStore, not {type(store).__name__}")
+        if filters is not None:
+            from_llama_index(filters)
+        halves = SearchOptions(mode=mode).parts(store.client.config)
+        if alpha is not None and halves != (True, True):
+            raise ConfigurationError("alpha weighs both halves: this search has one")
+        self._store = store
+        self._query = VectorStoreQuery(
+            mode=_MODES[halves],
+            similarity_top_k=similarity_top_k,
+            alpha=alpha,
+            sparse_top_k=sparse_top_k,
+            hybrid_top_k=hybrid_top_k,
+            filters=filters,
+            doc_ids=doc_ids,
+            node_ids=node_ids,
+        )
+        self._options = {**search, "explain": explain}
+        if mmr_threshold is not None:
+            self._options["mmr"] = mmr_threshold
+        SearchOptions(**read_query(replace(self._query, query_str=""), store.fusion, **self._options).options)
+        self._model = _for_task(store.embedding, task)
+        if callback_manager is not None:  # an index puts its own into the model
+            self._model = self._model.model_copy(update={"callback_manager": callback_manager})
+        if task is not None:
+            store.index.embedder.prompt_for(Role.QUERY, task)
+            self._options["task"] = task
         super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        dense, sparse = self._lacking(query_bundle)
-        embed = self._store.embedding.embedder.embed_queries
-        batch = embed(_texts(query_bundle), task=self._task, dense=dense, sparse=sparse) if dense or sparse else None
-        found = self._store.index.search_vectors(*_vectors(query_bundle, batch), **self._options)
-        return [_node(result) for result in found[0]]
+        return block(self._found(query_bundle))
 
+    @twin_of("_retrieve")
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        dense, sparse = self._lacking(query_bundle)
         await meet()
-        embed = self._store.embedding.embedder.aembed_queries
-        batch = (
-            await embed(_texts(query_bundle), task=self._task, dense=dense, sparse=sparse) if dense or sparse else None
-        )
-        found = await self._store.index.asearch_vectors(*_vectors(query_bundle, batch), **self._options)
-        return [_node(result) for result in found[0]]
+        return await wait(self._found(query_bundle))
 
-    def _lacking(self, bundle: QueryBundle) -> tuple[bool, bool]:
-        """Return which halves have to be computed: a bundle may bring its dense one."""
-        dense, sparse = self._halves
-        return dense and bundle.embedding is None, sparse
-
-
-def _texts(bundle: QueryBundle) -> list[str]:
-    """Return the query, and what is to be embedded in its place for the dense half (HyDE)."""
-    return [bundle.query_str, *(bundle.custom_embedding_strs or [])]
+    async def _found(self, bundle: QueryBundle) -> list[NodeWithScore]:
+        if self._query.node_ids == []:  # which a store takes for "any", as VectorStoreIndex means it
+            return []
+        row, strings = bundle.embedding, bundle.embedding_strs
+        if row is None and strings and self._query.mode != VectorStoreQueryMode.SPARSE:
+            embed = self._model.get_agg_embedding_from_queries, self._model.aget_agg_embedding_from_queries
+            row = await call(*embed, strings)
+        query = replace(self._query, query_str=bundle.query_str, query_embedding=row)
+        return _nodes(await call(self._store.query, self._store.aquery, query, **self._options))
 
 
-def _vectors(bundle: QueryBundle, batch: EmbeddingBatch | None) -> tuple[Float32 | None, SparseBatch | None]:
-    dense = None if bundle.embedding is None else np.array([bundle.embedding], np.float32)
-    if batch is None:
-        return dense, None
-    if dense is None and batch.dense is not None:
-        dense = (batch.dense[1:] if len(batch) > 1 else batch.dense).mean(axis=0, keepdims=True)
-    return dense, None if batch.sparse is None else batch.sparse[:1]
+def _for_task(model: BaseEmbedding, task: Task | str | None) -> BaseEmbedding:
+    if task is None:
+        return model
+    if not isinstance(model, TwinVecEmbedding):
+        raise ConfigurationError(f"task=: {type(model).__name__} knows no tasks")
+    return model.with_task(task)
 
 
-def _node(result: Result) -> NodeWithScore:
-    node = to_node(result.record)
-    if result.explanation is None:
-        return NodeWithScore(node=node, score=result.score)
-    origin = provenance_of(result.record)
-    explanation = asdict(result.explanation) | ({"provenance": origin} if origin else {})
-    return ExplainedNode(node=node, score=result.score, explanation=explanation)
+def _nodes(result: VectorStoreQueryResult) -> list[NodeWithScore]:
+    nodes = result.nodes or []
+    scores: Any = result.similarities or [None] * len(nodes)
+    explanations = getattr(result, "explanations", None)
+    if explanations is None:
+        return [NodeWithScore(node=node, score=score) for node, score in zip(nodes, scores, strict=True)]
+    rows = zip(nodes, scores, explanations, strict=True)
+    return [ExplainedNode(node=node, score=score, explanation=why) for node, score, why in rows]

@@ -12,6 +12,8 @@ from llama_index_twinvec.model import TwinVecModel, meet
 from llama_index_twinvec.waiting import WaitingRows
 from twinvec import SparseBatch
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
+from twinvec.overriding import overridden, twin_of
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
@@ -90,31 +92,47 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
         return self._queries([query])[0].to_dict()
 
+    @twin_of("_get_query_embedding")
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
         return (await self._aqueries([query]))[0].to_dict()
 
     def _get_text_embedding(self, text: str) -> SparseEmbedding:
-        return self._get_text_embeddings([text])[0]
+        return self._waiting.documents([text]).to_dicts()[0]
 
+    @twin_of("_get_text_embedding")
     async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
-        return (await self._aget_text_embeddings([text]))[0]
+        return (await self._waiting.adocuments([text])).to_dicts()[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
+        if self._only_singles("_get_text_embedding"):
+            return [self._get_text_embedding(text) for text in texts]
         return self._waiting.documents(texts).to_dicts()
 
+    @twin_of("_get_text_embeddings")
     async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
+        if self._only_singles("_get_text_embedding", "_aget_text_embedding"):
+            return [await self._aget_text_embedding(text) for text in texts]
         return (await self._waiting.adocuments(texts)).to_dicts()
 
     def _queries(self, texts: list[str]) -> SparseBatch:
-        rows = self.embedder.embed_queries(texts, task=self.task, dense=False).sparse
-        assert rows is not None
-        return rows
+        return block(self._query_rows(texts))
 
     async def _aqueries(self, texts: list[str]) -> SparseBatch:
         await meet()
-        rows = (await self.embedder.aembed_queries(texts, task=self.task, dense=False)).sparse
+        return await wait(self._query_rows(texts))
+
+    async def _query_rows(self, texts: list[str]) -> SparseBatch:
+        methods = self.embedder.embed_queries, self.embedder.aembed_queries
+        rows = (await call(*methods, texts, task=self.task, dense=False)).sparse
         assert rows is not None
         return rows
+
+    def _only_singles(self, *names: str) -> bool:
+        """Return whether a subclass has changed how one text is embedded, and nothing else."""
+        batches = "_get_text_embeddings", "_aget_text_embeddings"
+        return overridden(self, TwinVecSparseEmbedding, *names) and not overridden(
+            self, TwinVecSparseEmbedding, *batches
+        )
 
 
 def _halves(rows: SparseBatch) -> tuple[list[list[int]], list[list[float]]]:

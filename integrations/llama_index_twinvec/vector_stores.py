@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.simple import NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
@@ -20,10 +25,16 @@ from llama_index.core.vector_stores.types import (
 from typing_extensions import Self
 
 from llama_index_twinvec.embeddings import TwinVecEmbedding
+from llama_index_twinvec.joining import embedder_of
 from llama_index_twinvec.model import meet
-from llama_index_twinvec.nodes import REF_DOC_ID, embed_text, slices, to_batch, to_node
-from llama_index_twinvec.queries import Search, deletion, matching, read_query
+from llama_index_twinvec.nodes import REF_DOC_ID, Columns, explanation_of, slices, to_node
+from llama_index_twinvec.queries import deletion, matching, read_query
+from llama_index_twinvec.sparse import TwinVecSparseEmbedding
+from llama_index_twinvec.waiting import WaitingRows
+from twinvec import BaseEmbedder, Task
 from twinvec.errors import ConfigurationError, InvalidRecordError, StoreMismatchError, StoreNotFoundError
+from twinvec.flows import block, call, wait
+from twinvec.overriding import twin_of
 from twinvec.vectors import Float32
 from twinvec_stores import (
     And,
@@ -31,14 +42,20 @@ from twinvec_stores import (
     Fusion,
     HybridIndex,
     HybridStore,
+    MemoryStore,
+    Record,
+    RecordBatch,
     Result,
     StoreConfig,
+    export_store,
+    import_store,
     open_store,
 )
 from twinvec_stores.config import FieldType, Quantization
 from twinvec_stores.search.fusion import Method
 
-_EVEN = Fusion("relative", dense_weight=0.5, sparse_weight=0.5)
+_SAME = 0.95  # cosine of two vectors that one model gives for one text, in whatever precision
+_OF_STORAGE = f"{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"  # what StorageContext.persist calls a store's file
 
 
 class TwinVecVectorStore(BasePydanticVectorStore):
@@ -46,8 +63,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     Nodes bring the dense vector that the index has computed; the sparse one comes from the same forward pass. Nodes
     come back as they went in. Queries: DEFAULT (dense), SPARSE, HYBRID and MMR. In HYBRID, ``alpha`` weighs the dense
-    ranking against the sparse one, each scaled to 0..1: 0 is sparse only, 1 is dense only; without it both count the
-    same. ``hybrid_top_k`` is how many to return (default ``similarity_top_k``), ``sparse_top_k`` how many sparse
+    ranking against the sparse one: 0 is sparse only, 1 is dense only; without it both are joined as in every other
+    class of TwinVec, see ``twinvec_stores.Fusion``. ``hybrid_top_k`` is how many to return (default
+    ``similarity_top_k``), ``sparse_top_k`` how many sparse
     candidates take part (default max(100, 10 * k)).
 
     An index that holds IndexNodes or ImageNodes asks every store for these nodes alone (LlamaIndex's ``node_ids``);
@@ -61,14 +79,16 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     stores_text: bool = True
     is_embedding_query: bool = True
-    _embedding: TwinVecEmbedding = PrivateAttr()
+    _embedding: BaseEmbedding = PrivateAttr()
     _index: HybridIndex = PrivateAttr()
+    _sparse_rows: WaitingRows = PrivateAttr()
     _fusion: Fusion = PrivateAttr()
 
     def __init__(
         self,
-        embedding: TwinVecEmbedding,
+        embedding: BaseEmbedding,
         *,
+        sparse: TwinVecSparseEmbedding | str | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         store: HybridStore | None = None,
@@ -81,7 +101,11 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """Open a store, or make it.
 
         Args:
-            embedding: the model; the index has to use the same as its ``embed_model``.
+            embedding: the model; the index has to use the same as its ``embed_model``. A TwinVecEmbedding, whose two
+                halves are one forward pass, or any other for the dense half. A subclass that overrides how texts are
+                embedded is asked through its own methods.
+            sparse: the sparse half beside another kind of embedding: "bm25", or a TwinVecSparseEmbedding. None: dense
+                only.
             path: a folder, for the embedded engine.
             url: a Qdrant server or cluster, http:// or https://.
             store: a store that is open already. None of the three: in memory.
@@ -89,8 +113,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             fields: metadata fields to index for fast filters, with their types ("keyword", "integer", "float",
                 "bool"), when the store is made. Filters on others work and are slower.
             quantization: "int8" to keep compressed vectors in memory, when the store is made.
-            fusion: how HYBRID joins both halves: a method's name or a ``Fusion``. None: "relative", each half with
-                weight 0.5, so that scores lie in 0..1.
+            fusion: how HYBRID joins both halves: a method's name or a ``Fusion``. None: ``Fusion()``.
             options: more for a server: api_key, prefer_grpc, timeout, collection_options ...; see ``QdrantStore``.
 
         Raises:
@@ -98,8 +121,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: arguments that do not fit together.
             StoreError: it cannot be opened.
         """
-        if not isinstance(embedding, TwinVecEmbedding):
-            raise ConfigurationError(f"embedding must be a TwinVecEmbedding, not {type(embedding).__name__}")
+        embedder = embedder_of(embedding, sparse)
+        task = embedding.task if isinstance(embedding, TwinVecEmbedding) else None
         if sum(place is not None for place in (path, url, store)) > 1:
             raise ConfigurationError("pass one of path=, url= and store=")
         if url is not None and not url.startswith(("http://", "https://")):
@@ -107,15 +130,17 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         made = {"collection": collection, "fields": fields, "quantization": quantization, **options}
         given = {name: value for name, value in made.items() if value is not None}
         if store is None:
-            store = _open(embedding, url or (":memory:" if path is None else os.fspath(path)), **given)
+            store = _open(embedder, task, url or (":memory:" if path is None else os.fspath(path)), **given)
         elif given:
             raise ConfigurationError(f"{', '.join(given)}: already said by the store")
         super().__init__(stores_text=True)
         self._embedding = embedding
-        self._index = HybridIndex(embedding.embedder, store, task=embedding.task)
-        self._fusion = fusion if isinstance(fusion, Fusion) else Fusion(fusion) if fusion else _EVEN
-        if store.config.sparse:
-            embedding.waiting_rows()
+        self._index = HybridIndex(embedder, store, task=task)
+        self._fusion = fusion if isinstance(fusion, Fusion) else Fusion(fusion) if fusion else Fusion()
+        if isinstance(embedding, TwinVecEmbedding) and store.config.sparse and embedder is embedding.embedder:
+            self._sparse_rows = embedding.waiting_rows()
+        else:
+            self._sparse_rows = WaitingRows(embedder, task)
 
     @classmethod
     def class_name(cls) -> str:
@@ -123,7 +148,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         return "TwinVecVectorStore"
 
     @property
-    def embedding(self) -> TwinVecEmbedding:
+    def embedding(self) -> BaseEmbedding:
         """Return the model."""
         return self._embedding
 
@@ -156,30 +181,68 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             InvalidRecordError: a node that cannot be stored, or has a vector of another model.
         """
         _refuse(kwargs)
-        for some in slices(nodes):
-            lacking = [embed_text(node) for node in some if node.embedding is None]
-            made = self.embedding.get_text_embedding_batch(lacking) if lacking else []
-            texts = [embed_text(node) for node in some]
-            sparse = self.embedding.waiting_rows().documents(texts) if self.client.config.sparse else None
-            self.client.upsert(to_batch(some, texts, self._dense(some, made), sparse))
-        return [node.node_id for node in nodes]
+        return block(self._add(nodes))
 
+    @twin_of("add")
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """See ``add``."""
         _refuse(kwargs)
+        return await wait(self._add(nodes))
+
+    async def _add(self, nodes: Sequence[BaseNode]) -> list[str]:
         for some in slices(nodes):
-            lacking = [embed_text(node) for node in some if node.embedding is None]
-            made = await self.embedding.aget_text_embedding_batch(lacking) if lacking else []
-            texts = [embed_text(node) for node in some]
-            sparse = await self.embedding.waiting_rows().adocuments(texts) if self.client.config.sparse else None
-            await self.client.aupsert(to_batch(some, texts, self._dense(some, made), sparse))
+            columns = Columns.of(some, self.client.config)
+            dense = await self._dense(some, columns.texts)
+            rows = self._sparse_rows
+            sparse = await call(rows.documents, rows.adocuments, columns.texts) if self.client.config.sparse else None
+            await call(self.client.upsert, self.client.aupsert, columns.with_vectors(dense, sparse))
         return [node.node_id for node in nodes]
+
+    async def _dense(self, nodes: Sequence[BaseNode], texts: list[str]) -> Float32:
+        """Return the nodes' dense rows, embedding those that bring none.
+
+        Raises:
+            InvalidRecordError: a row of another model.
+        """
+        model, lacking = self.embedding, [i for i, node in enumerate(nodes) if node.embedding is None]
+        made: list[list[float]] = []
+        if lacking:
+            embed = model.get_text_embedding_batch, model.aget_text_embedding_batch
+            made = await call(*embed, [texts[i] for i in lacking])
+        rows = [node.embedding for node in nodes]
+        for i, row in zip(lacking, made, strict=True):
+            rows[i] = row
+        for node, each in zip(nodes, rows, strict=True):
+            if each is None or len(each) != self._index.embedder.dim:
+                raise InvalidRecordError(
+                    f"its embedding has {len(each or ())} dimensions, this store's model gives "
+                    f"{self._index.embedder.dim}: give the index the same embed_model as the store",
+                    id=node.node_id,
+                    field="embedding",
+                )
+        dense = np.array(rows, np.float32)
+        brought = set(range(len(nodes))).difference(lacking)
+        if brought and texts[last := max(brought)] not in self._sparse_rows:  # a text that waits was embedded by ours
+            await self._check_model(nodes[last], texts[last], dense[last])
+        return dense
+
+    async def _check_model(self, node: BaseNode, text: str, row: Float32) -> None:
+        """Refuse a row of another model: embedded a moment ago, a text is mostly remembered."""
+        own = np.array(await call(self.embedding._get_text_embedding, self.embedding._aget_text_embedding, text))
+        if float(own @ row) < _SAME * float(np.linalg.norm(own) * np.linalg.norm(row)):
+            raise InvalidRecordError(
+                f"its embedding is not one of this store's model, {self._index.embedder.spec.model}: give the index "
+                "the same embed_model as the store",
+                id=node.node_id,
+                field="embedding",
+            )
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
         _refuse(delete_kwargs)
         self.client.delete(filter=Eq(REF_DOC_ID, ref_doc_id))
 
+    @twin_of("delete")
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """See ``delete``."""
         _refuse(delete_kwargs)
@@ -196,6 +259,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         _refuse(delete_kwargs)
         self.client.delete(filter=deletion(node_ids, filters))
 
+    @twin_of("delete_nodes")
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
@@ -207,6 +271,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """Delete everything."""
         self.client.delete(filter=And())
 
+    @twin_of("clear")
     async def aclear(self) -> None:
         """See ``clear``."""
         await self.client.adelete(filter=And())
@@ -218,6 +283,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         pages = self.client.scroll_all(filter=matching(node_ids, filters), with_vectors=True)
         return [to_node(record) for page in pages for record in page]
 
+    @twin_of("get_nodes")
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
@@ -236,8 +302,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
         Args:
             query: mode, text, vector, alpha, filters, numbers of results and candidates; see the class.
-            kwargs: ``mmr_threshold`` in mode MMR (1 only relevance, 0 only diversity; default 0.5), and ``fetch_k``,
-                ``exact``, ``score_threshold`` as in ``twinvec_stores.SearchOptions``.
+            kwargs: ``mmr_threshold`` in mode MMR (1 only relevance, 0 only diversity; default 0.5), ``task`` in place
+                of the embedding's, and fields of ``twinvec_stores.SearchOptions``: fusion, fetch_k, score_threshold ...
 
         Returns:
             Nodes best first, ties by id. Similarities are cosines (DEFAULT, MMR), sums of weight * weight over common
@@ -247,21 +313,53 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: a mode or an argument that this store does not have.
             FilterError: a filter that cannot be applied.
         """
-        search = read_query(query, self._fusion, **kwargs)
-        batch = self.embedding.embedder.embed_queries([search.text], **self._lacking(search)) if search.lacks else None
-        return _result(self._index.search_vectors(*search.vectors(batch), **search.options)[0])
+        return block(self._found(query, kwargs))
 
+    @twin_of("query")
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """See ``query``."""
-        search = read_query(query, self._fusion, **kwargs)
         await meet()
-        embed = self.embedding.embedder.aembed_queries
-        batch = await embed([search.text], **self._lacking(search)) if search.lacks else None
-        return _result((await self._index.asearch_vectors(*search.vectors(batch), **search.options))[0])
+        return await wait(self._found(query, kwargs))
+
+    async def _found(self, query: VectorStoreQuery, given: dict[str, Any]) -> VectorStoreQueryResult:
+        task = given.pop("task", self._index.task)
+        search = read_query(query, self._fusion, **given)
+        batch = None
+        if search.lacks:
+            halves = {"task": task, "dense": search.lacks_dense, "sparse": search.lacks_sparse}
+            embed = functools.partial(self._index.embedder.embed_queries, **halves)
+            batch = await call(embed, functools.partial(self._index.embedder.aembed_queries, **halves), [search.text])
+        find = functools.partial(self._index.search_vectors, **search.options)
+        afind = functools.partial(self._index.asearch_vectors, **search.options)
+        return ExplainedResult.of((await call(find, afind, *search.vectors(batch)))[0])
 
     def persist(self, persist_path: str = "", fs: Any = None) -> None:
-        """Return when everything written so far survives a loss of power; the store keeps its own place."""
-        self.client.flush()
+        """Return when everything written so far survives a loss of power; the store keeps its own place.
+
+        Args:
+            persist_path: of a store in memory: the file to write, for ``from_persist_path``.
+            fs: only local files.
+
+        Raises:
+            ConfigurationError: a store in memory, called by ``StorageContext.persist``, whose ``from_defaults`` would
+                read the file as one of a SimpleVectorStore.
+        """
+        if not isinstance(self.client, MemoryStore):
+            self.client.flush()
+            return
+        if fs is not None or not persist_path or persist_path.endswith(_OF_STORAGE):
+            raise ConfigurationError(
+                "this store is in memory, and StorageContext reads no such file again: make it with path=, which is "
+                "there the next time, or call persist with the path of a local file and from_persist_path later"
+            )
+        export_store(self.client, persist_path)
+
+    @classmethod
+    def from_persist_path(cls, persist_path: str, embedding: BaseEmbedding, **options: Any) -> Self:
+        """Read what ``persist`` wrote: into memory, or with ``path=`` or ``url=`` into such a store."""
+        made = cls(embedding, **options)
+        import_store(persist_path, made.client)
+        return made
 
     def close(self) -> None:
         """Close the store; the model stays open."""
@@ -276,6 +374,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.client, MemoryStore):
+            pages = list(self.client.scroll_all(with_vectors=True))
+            return _refilled, (type(self), self.embedding, self.client.config, pages, self._fusion)
         return _rebuild, (type(self), self.embedding, self.client, self._fusion)
 
     def __repr__(self) -> str:
@@ -283,24 +384,10 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     __str__ = __repr__
 
-    def _lacking(self, search: Search) -> dict[str, Any]:
-        return {"task": self.embedding.task, "dense": search.lacks_dense, "sparse": search.lacks_sparse}
-
-    def _dense(self, nodes: Sequence[BaseNode], made: list[list[float]]) -> Float32:
-        """Return the nodes' dense rows; ``made`` are those that they did not bring."""
-        rest = iter(made)
-        rows = [next(rest) if node.embedding is None else node.embedding for node in nodes]
-        for node, row in zip(nodes, rows, strict=True):
-            if len(row) != self.embedding.dim:
-                raise InvalidRecordError(
-                    f"node {node.node_id}: its embedding has {len(row)} dimensions, this store's model gives "
-                    f"{self.embedding.dim}: give the index the same embed_model as the store"
-                )
-        return np.array(rows, np.float32)
-
 
 def _open(
-    embedding: TwinVecEmbedding,
+    embedder: BaseEmbedder,
+    task: Task | str | None,
     location: str,
     *,
     fields: Mapping[str, FieldType] | None = None,
@@ -312,19 +399,32 @@ def _open(
         with contextlib.suppress(StoreNotFoundError):
             store = open_store(location, **options)
             try:
-                store.config.check(StoreConfig.for_embedder(embedding.embedder, task=embedding.task), repr(store))
+                store.config.check(StoreConfig.for_embedder(embedder, task=task), repr(store))
             except StoreMismatchError:
                 store.close()
                 raise
             return store
     fields = {REF_DOC_ID: "keyword", **(fields or {})}
-    config = StoreConfig.for_embedder(embedding.embedder, fields=fields, quantization=quantization, task=embedding.task)
+    config = StoreConfig.for_embedder(embedder, fields=fields, quantization=quantization, task=task)
     return open_store(location, config, **options)
 
 
 def _rebuild(
-    cls: type[TwinVecVectorStore], embedding: TwinVecEmbedding, store: HybridStore, fusion: Fusion
+    cls: type[TwinVecVectorStore], embedding: BaseEmbedding, store: HybridStore, fusion: Fusion
 ) -> TwinVecVectorStore:
+    return cls(embedding, store=store, fusion=fusion)
+
+
+def _refilled(
+    cls: type[TwinVecVectorStore],
+    embedding: BaseEmbedding,
+    config: StoreConfig,
+    pages: list[list[Record]],
+    fusion: Fusion,
+) -> TwinVecVectorStore:
+    store = MemoryStore(config)
+    for page in pages:
+        store.upsert(RecordBatch.of(page))
     return cls(embedding, store=store, fusion=fusion)
 
 
@@ -333,9 +433,23 @@ def _refuse(arguments: Mapping[str, Any]) -> None:
         raise TypeError(f"TwinVecVectorStore: unexpected keyword arguments: {', '.join(arguments)}")
 
 
-def _result(results: Sequence[Result]) -> VectorStoreQueryResult:
-    return VectorStoreQueryResult(
-        nodes=[to_node(result.record) for result in results],
-        similarities=[result.score for result in results],
-        ids=[result.record.id for result in results],
-    )
+@dataclass
+class ExplainedResult(VectorStoreQueryResult):
+    """A result that also knows, with ``explain=True``, why each node was found.
+
+    Attributes:
+        explanations: see ``ExplainedNode``; None where they were not asked for.
+    """
+
+    explanations: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> ExplainedResult:
+        """Return what a search has found."""
+        explanations = [explanation_of(result) for result in results if result.explanation is not None]
+        return cls(
+            nodes=[to_node(result.record) for result in results],
+            similarities=[result.score for result in results],
+            ids=[result.record.id for result in results],
+            explanations=explanations if len(explanations) == len(results) else None,
+        )

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from twinvec import BaseEmbedder, SparseBatch, SparseVector, Task
+from twinvec.flows import block, call, wait
 
 _MAX_BYTES = 256 * 2**20
 _OVERHEAD = 400  # bytes of objects and dictionary slots per row
@@ -36,22 +37,23 @@ class WaitingRows:
             while self._bytes > _MAX_BYTES:
                 self._drop(next(iter(self._rows)))
 
+    def __contains__(self, text: str) -> bool:
+        with self._lock:
+            return text in self._rows
+
     def documents(self, texts: Sequence[str]) -> SparseBatch:
         """Return the sparse rows of documents, computing those that do not wait here."""
-        found = self._take(texts)
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
-        if missing:
-            rows = self._embedder.embed_documents(missing, task=self._task, dense=False).sparse
-            assert rows is not None
-            found.update(zip(missing, rows, strict=True))
-        return SparseBatch.stack([found[text] for text in texts])
+        return block(self._rows_of(texts))
 
     async def adocuments(self, texts: Sequence[str]) -> SparseBatch:
         """See ``documents``."""
+        return await wait(self._rows_of(texts))
+
+    async def _rows_of(self, texts: Sequence[str]) -> SparseBatch:
         found = self._take(texts)
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
-        if missing:
-            rows = (await self._embedder.aembed_documents(missing, task=self._task, dense=False)).sparse
+        if missing := [text for text in dict.fromkeys(texts) if text not in found]:
+            methods = self._embedder.embed_documents, self._embedder.aembed_documents
+            rows = (await call(*methods, missing, task=self._task, dense=False)).sparse
             assert rows is not None
             found.update(zip(missing, rows, strict=True))
         return SparseBatch.stack([found[text] for text in texts])

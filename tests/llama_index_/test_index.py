@@ -54,7 +54,7 @@ def texts_of(store: TwinVecVectorStore, document: str) -> list[str]:
 
 @pytest.mark.parametrize("use_async", [False, True])
 def test_building_is_one_forward_pass_per_text(store: TwinVecVectorStore, use_async: bool) -> None:
-    counter = Counter(store.embedding.embedder)
+    counter = Counter(store.index.embedder)
     build(store, use_async=use_async)
     assert store.client.count() == counter.texts > 8
     assert counter.forwards <= 2
@@ -72,7 +72,7 @@ def test_building_with_async_inside_of_a_running_loop(store: TwinVecVectorStore)
 @pytest.mark.parametrize("mode", MODES)
 def test_asking_is_one_forward_pass(store: TwinVecVectorStore, mode: str) -> None:
     index = build(store)
-    counter = Counter(store.embedding.embedder)
+    counter = Counter(store.index.embedder)
     retriever = index.as_retriever(vector_store_query_mode=mode, similarity_top_k=3)
     found = retriever.retrieve("the capital of Russia")
     assert (len(found), counter.texts) == (3, 1)
@@ -119,7 +119,7 @@ def test_refreshing_embeds_only_what_has_changed(store: TwinVecVectorStore, thro
     index, given = build(store), documents()
     given[2] = Document(id_="d2", text="An entirely new text.", metadata={})
     given.append(Document(id_="d9", text="One more document.", metadata={}))
-    counter, before = Counter(store.embedding.embedder), len(texts_of(store, "d2"))
+    counter, before = Counter(store.index.embedder), len(texts_of(store, "d2"))
     count = store.client.count()
     refreshed = asyncio.run(index.arefresh_ref_docs(given)) if through_async else index.refresh_ref_docs(given)
     assert [i for i, done in enumerate(refreshed) if done] == [2, 8]

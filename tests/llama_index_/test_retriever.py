@@ -20,6 +20,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index_.conftest import Gate, Recorder, passes_of_64
 from llama_index_.counting import Counter
 from llama_index_twinvec import ExplainedNode, HybridRetriever, TwinVecEmbedding, TwinVecVectorStore
+from llama_index_twinvec.filters import from_llama_index
 from support import dense_of, sparse_of
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError, FilterError, PromptError
@@ -87,14 +88,14 @@ def test_a_query_is_one_forward_pass(own: TwinVecEmbedding, through_async: bool)
 
 def test_concurrent_queries_share_forward_passes(filled: TwinVecVectorStore, gate: Gate) -> None:
     retriever = HybridRetriever(filled)
-    assert asyncio.run(passes_of_64(gate, filled.embedding.embedder, retriever.aretrieve)) <= 3
+    assert asyncio.run(passes_of_64(gate, filled.index.embedder, retriever.aretrieve)) <= 3
 
 
 def test_concurrent_queries_of_an_index_share_forward_passes(filled: TwinVecVectorStore, gate: Gate) -> None:
     """Dense by the index, then sparse by the store: still one pass for both."""
     index = VectorStoreIndex.from_vector_store(filled, embed_model=filled.embedding)
     retriever = index.as_retriever(vector_store_query_mode="hybrid")
-    assert asyncio.run(passes_of_64(gate, filled.embedding.embedder, retriever.aretrieve)) <= 3
+    assert asyncio.run(passes_of_64(gate, filled.index.embedder, retriever.aretrieve)) <= 3
 
 
 def test_the_event_loop_goes_on_meanwhile(filled: TwinVecVectorStore, gate: Gate) -> None:
@@ -109,7 +110,7 @@ def test_the_event_loop_goes_on_meanwhile(filled: TwinVecVectorStore, gate: Gate
 
 def test_search_options_and_filters(filled: TwinVecVectorStore) -> None:
     odd = MetadataFilters(filters=[MetadataFilter.from_dict({"key": "n", "value": 6, "operator": ">="})])
-    for options in (
+    tried: tuple[dict[str, Any], ...] = (
         {"mode": "dense"},
         {"mode": "sparse"},
         {"fusion": "rrf"},
@@ -117,11 +118,11 @@ def test_search_options_and_filters(filled: TwinVecVectorStore) -> None:
         {"mmr": 0.3, "mode": "dense"},
         {"score_threshold": 0.6},
         {"fetch_k": 20, "exact": True},
-    ):
+    )
+    for options in tried:
         made = HybridRetriever(filled, similarity_top_k=4, filters=odd, explain=False, **options)
-        expected = filled.index.search(
-            QUERY, **{"k": 4, "fusion": filled.fusion, "filter": made._options["filter"], **options}
-        )
+        given: Any = {"k": 4, "fusion": filled.fusion, "filter": from_llama_index(odd), **options}
+        expected = filled.index.search(QUERY, **given)
         assert ids(made.retrieve(QUERY)) == [result.record.id for result in expected]
         assert all(node.node.metadata["n"] >= 6 for node in made.retrieve(QUERY))
 
@@ -133,8 +134,8 @@ def test_a_bundle_may_bring_its_vector_or_other_texts_for_it(filled: TwinVecVect
     for options in ({}, {"mode": "dense"}, {"mode": "sparse"}):
         retriever = HybridRetriever(filled, explain=False, **options)  # type: ignore[arg-type]
         halves = {
-            "dense": None if retriever._options.get("mode") == "sparse" else vector,
-            "sparse": None if retriever._options.get("mode") == "dense" else sparse,
+            "dense": None if options.get("mode") == "sparse" else vector,
+            "sparse": None if options.get("mode") == "dense" else sparse,
         }
         (expected,) = filled.index.search_vectors(**halves, fusion=filled.fusion)  # type: ignore[arg-type]
         assert ids(retriever.retrieve(given)) == [result.record.id for result in expected]
@@ -174,8 +175,12 @@ def test_what_cannot_be_honoured_is_refused_at_once(filled: TwinVecVectorStore, 
     for options in ({"mode": "text"}, {"similarity_top_k": 0}, {"mmr": 3}, {"fusion": "sum"}):
         with pytest.raises(ConfigurationError):
             HybridRetriever(filled, **options)
-    with pytest.raises(TypeError, match="alpha"):
-        HybridRetriever(filled, alpha=0.5)
+    with pytest.raises(ConfigurationError, match="alpha weighs both"):
+        HybridRetriever(filled, alpha=0.5, mode="dense")
+    with pytest.raises(ConfigurationError, match="top_k: unknown"):
+        HybridRetriever(filled, top_k=3)
+    with pytest.raises(ConfigurationError, match="not str"):
+        HybridRetriever("a name")  # type: ignore[arg-type]
     with pytest.raises(PromptError):
         HybridRetriever(filled, task="a task for a model without")
     bad = MetadataFilters(filters=[MetadataFilter.from_dict({"key": "n", "value": "x", "operator": "text_match"})])
@@ -234,6 +239,7 @@ def test_hyde_embeds_the_made_up_answer(filled: TwinVecVectorStore) -> None:
 def test_events_and_callbacks(filled: TwinVecVectorStore, recorder: Recorder) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     HybridRetriever(filled, callback_manager=CallbackManager([debug])).retrieve(QUERY)
-    assert recorder.names() == ["RetrievalStartEvent", "RetrievalEndEvent"]
-    assert len(recorder.events[1].nodes) == 10
+    events = ["RetrievalStartEvent", "EmbeddingStartEvent", "EmbeddingEndEvent", "RetrievalEndEvent"]
+    assert recorder.names() == events
+    assert len(recorder.events[-1].nodes) == 10
     assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 1

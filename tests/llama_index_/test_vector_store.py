@@ -258,7 +258,7 @@ def test_places_that_do_not_fit_are_refused(embedding: TwinVecEmbedding, gte: Em
     ):
         with pytest.raises(ConfigurationError, match=message):
             TwinVecVectorStore(embedding, **options)
-    with pytest.raises(ConfigurationError, match="must be a TwinVecEmbedding, not Embedder"):
+    with pytest.raises(ConfigurationError, match="must be a LlamaIndex embedding, not Embedder"):
         TwinVecVectorStore(gte)  # type: ignore[arg-type]
 
 
