@@ -8,14 +8,14 @@ from typing import Any
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 from twinvec.errors import FilterError
-from twinvec_stores import And, Eq, Exists, Filter, In, Not, Or
+from twinvec_stores import And, Contains, Eq, Exists, Filter, In, Not, Or
 from twinvec_stores.filters.as_json import RANGES, Make, on_key
 
 
 def from_llama_index(filters: MetadataFilters) -> Filter:
     """Translate LlamaIndex's MetadataFilters, nested ones too.
 
-    CONTAINS, ANY and ALL look at the elements of a list; TEXT_MATCH has no counterpart here. NE and NIN match nodes
+    CONTAINS, ANY and ALL look at the elements of a list, TEXT_MATCH into a string; dates are ISO 8601 strings. NE and NIN match nodes
     without the field. A key with dots is a key of the (flat) metadata, or a path into nested objects. No filters match
     everything.
 
@@ -55,6 +55,8 @@ _OPERATORS: Mapping[str, Make] = {
     "any": In,
     "all": _all,
     "contains": Eq,
+    "text_match": Contains,
+    "text_match_insensitive": lambda field, text: Contains(field, text, case_sensitive=False),
 }
 _NEGATED: Mapping[str, Make] = {
     "!=": Eq,
