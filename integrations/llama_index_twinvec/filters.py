@@ -15,9 +15,9 @@ from twinvec_stores.filters.as_json import RANGES, Make, on_key
 def from_llama_index(filters: MetadataFilters) -> Filter:
     """Translate LlamaIndex's MetadataFilters, nested ones too.
 
-    CONTAINS, ANY and ALL look at the elements of a list, TEXT_MATCH into a string; dates are ISO 8601 strings. NE and NIN match nodes
-    without the field. A key with dots is a key of the (flat) metadata, or a path into nested objects. No filters match
-    everything.
+    CONTAINS, ANY and ALL look at the elements of a list, TEXT_MATCH into a string; dates are ISO 8601 strings. NE and
+    NIN match nodes without the field. A key with dots is a key of the (flat) metadata, or a path into nested objects.
+    No filters match everything.
 
     Raises:
         FilterError: an operator that cannot be translated.
