@@ -183,7 +183,7 @@ def test_what_cannot_be_honoured_is_refused_at_once(filled: TwinVecVectorStore, 
         HybridRetriever("a name")  # type: ignore[arg-type]
     with pytest.raises(PromptError):
         HybridRetriever(filled, task="a task for a model without")
-    bad = MetadataFilters(filters=[MetadataFilter.from_dict({"key": "n", "value": "x", "operator": "text_match"})])
+    bad = MetadataFilters(filters=[MetadataFilter.from_dict({"key": "n", "value": "x", "operator": "in"})])
     with pytest.raises(FilterError):
         HybridRetriever(filled, filters=bad)
     with (
