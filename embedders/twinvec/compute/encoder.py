@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CPU_BUDGET = 1024  # at the full rate; a query that comes meanwhile waits for half as long as with 2048
+_CPU_BUDGET = 1024  # a query that comes meanwhile waits for a shorter pass; see benchmarks/NOTES.md
 _CUDA_BUDGETS = (4096, 16384)  # the products are at full speed from the first, and queries wait too long from the last
 _CUDA_FLOPS = 2e13  # of a batch: some 40 ms on an H100; larger models get fewer tokens
 _PROBE = 2048  # tokens of the batch that tells how much memory a token takes
