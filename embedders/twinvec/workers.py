@@ -7,13 +7,14 @@ it waits for the threads whose work still needs them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -79,6 +80,14 @@ def workers(name: str, most: int = 1) -> Workers:
 
 if hasattr(os, "register_at_fork"):  # the threads do not come along
     os.register_at_fork(after_in_child=workers.cache_clear)
+
+
+def executors_work() -> bool:
+    """Return whether the interpreter still lets executors take work; it does until main ends."""
+    with ThreadPoolExecutor(1) as pool, contextlib.suppress(RuntimeError):
+        pool.submit(int)
+        return True
+    return False
 
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

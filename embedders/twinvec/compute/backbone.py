@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,6 +21,7 @@ from twinvec.compute.fused import fuse
 from twinvec.compute.linear import filled_rows, pack
 from twinvec.compute.packing import TokenBatch
 from twinvec.errors import CheckpointError, CheckpointMismatchError
+from twinvec.workers import executors_work
 
 # parts that embedding never uses: poolers, language-model heads, position counters
 _UNUSED = re.compile(
@@ -223,21 +226,29 @@ def load_native(
     """
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    load = functools.partial(
+        model_class.from_pretrained,
+        checkpoint.folder,
+        config=config,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        weights_only=True,
+        use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
+        **options,
+    )
     with _QUIET, _silence():
         try:
-            model, info = model_class.from_pretrained(
-                checkpoint.folder,
-                config=config,
-                dtype=dtype,
-                device_map={"": device},
-                attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                weights_only=True,
-                use_safetensors=checkpoint.weight_files[0].suffix == ".safetensors",
-                **options,
-            )
+            try:
+                model, info = load()
+            except RuntimeError:
+                if executors_work():
+                    raise
+                os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers goes without its executor then
+                model, info = load()
         except Exception as error:  # transformers fails with many types, and each means that there is no model
             raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
     unused = re.compile("|".join([_UNUSED.pattern, *ignore]))

@@ -43,6 +43,7 @@ class InferenceCore:
         self.state = Dispatcher()
         self._namespaces = namespaces
         self._pid = os.getpid()
+        self._abandoned = False
         self._lock, self._restarting = threading.Lock(), threading.Lock()
         self._inboxes: dict[Device, SimpleQueue[Command]] = {}
         # queries are tokenised beside bulk windows, not after them
@@ -97,9 +98,16 @@ class InferenceCore:
 
     def close(self, *, drain: bool = False) -> None:
         """Stop: finish what is pending (``drain``) or reject it; release the model."""
-        if os.getpid() != self._pid:
-            return
-        self._step(partial(self.state.closed, drain=drain))
+        if os.getpid() == self._pid:
+            self._stop(partial(self.state.closed, drain=drain))
+
+    def abandon(self) -> None:
+        """Stop at the end of the interpreter: daemon threads in the middle of a call end with it, without an error."""
+        self._abandoned = True
+        self._stop(self.state.abandoned)
+
+    def _stop(self, event: Event) -> None:
+        self._step(event)
         with self._restarting:  # what that may just start is stopped
             self._join()
         for host in self._hosts.values():
@@ -146,7 +154,7 @@ class InferenceCore:
                         inbox.put(commands[0])
                 case Keep() as command:
                     self._hosts[False].run(partial(self._keep, command))
-                case Answer(job, error):
+                case Answer(job, error) if not (self._abandoned and threading.current_thread().daemon):
                     with contextlib.suppress(InvalidStateError):  # cancelled in this moment
                         job.future.set_result(None) if error is None else job.future.set_exception(error)
                 case Stop():

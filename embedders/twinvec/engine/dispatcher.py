@@ -236,6 +236,11 @@ class Dispatcher:
         if not drain:
             self._reject_all(self.error)
 
+    def abandoned(self) -> None:
+        """The interpreter ends, and with it whoever still waits: nobody is told."""
+        self.closed(drain=False)
+        self._commands.clear()
+
     def woken(self, device: Device) -> None:
         """The time of a ``Wake`` has come."""
         device.wake = self._now

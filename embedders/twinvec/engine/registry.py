@@ -73,7 +73,7 @@ class Registry:
             slots, self._slots = self._slots, {}
         for slot in slots.values():
             if slot.core is not None:
-                slot.core.close()
+                slot.core.abandon()
 
 
 REGISTRY = Registry()
