@@ -10,7 +10,7 @@ QUICK := tests/stores/test_filters.py tests/stores/test_records.py tests/index/t
   tests/test_vectors.py tests/test_spec.py tests/test_flows.py tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+.PHONY: help demo fuzz-engine fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
   bench-langchain soak kill-ingest clean
 
 help: ## show this list
@@ -66,6 +66,9 @@ bench-stores: $(VENV)/.bench ## ingest and query rates of stores, beside qdrant-
 
 bench-langchain: $(VENV)/.bench ## from LangChain documents to a searchable store, beside its own classes
 	$(BIN)/python benchmarks/langchain_ingest.py
+
+fuzz-engine: $(VENV)/.dev ## 100,000 runs of 50 random events through the dispatcher, most of an hour
+	TWINVEC_FUZZ=100000 $(BIN)/python -m pytest tests/engine/test_dispatcher.py
 
 fuzz-server: $(VENV)/.dev ## 5,000 odd bodies to the server's routes
 	TWINVEC_FUZZ=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py

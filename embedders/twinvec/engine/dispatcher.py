@@ -88,6 +88,7 @@ class Dispatcher:
             self._lose_all("the dispatcher", error)
         if self._closed and not self.jobs and not self._stopped:
             self._stopped = True
+            self._clear()  # what nobody waits for any more may still be under way
             self._stop_devices()
             self._commands.append(Stop(None))
         commands, self._commands = self._commands, []  # kept, they would keep calls and their rows
