@@ -147,7 +147,7 @@ def test_a_million_characters_are_cut_with_a_warning(gte_folder: Path) -> None:
         ({"token_budget": 0}, "at least 1"),
         ({"sparse": "bm25:klingon"}, "klingon"),
         ({"revision": "main"}, "is a folder"),
-        ({"prompts": {"query": 3}}, "names to strings"),
+        ({"prompts": {"query": 3}}, "dict of names and texts"),
     ],
 )
 def test_arguments_that_cannot_be_honoured(gte_folder: Path, arguments: dict[str, Any], message: str) -> None:

@@ -112,8 +112,11 @@ def test_dense_then_sparse_is_one_pass_per_text(own: TwinVecEmbedding, memo_byte
     dense = embedding.get_text_embedding_batch(texts)
     rows = sparse.get_text_embedding_batch(texts)
     assert counter.texts == 300
-    both = own.embedder.embed_documents(texts)
-    assert rows == sparse_of(both).to_dicts()
+    # a batch of another size may differ in the last digit
+    both = sparse_of(own.embedder.embed_documents(texts)).to_dicts()
+    assert [row.keys() for row in rows] == [row.keys() for row in both]
+    for row, other in zip(rows, both, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
     assert len(dense) == 300
 
 
