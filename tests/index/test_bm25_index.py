@@ -1,6 +1,6 @@
 """BM25 through a store: scores follow the formula over what the store holds at that moment.
 
-The weights themselves are checked against the bm25s library in tests/test_bm25.py.
+The weights themselves are checked against the bm25s library in tests/text/test_bm25.py.
 """
 
 from __future__ import annotations

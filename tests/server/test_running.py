@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_.gate import Gate
-from server.test_remote import assert_same
+from server.remote import assert_same
 from support import TEXTS
 from twinvec import Embedder, RemoteEmbedder
 from twinvec.errors import ConfigurationError

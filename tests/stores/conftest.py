@@ -77,3 +77,8 @@ def makers(engine: str, folders: pytest.TempPathFactory, *, through_async: bool)
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
