@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from twinvec.embedder import Embedder
 from twinvec.server.answers import Json, send_whole
 from twinvec.server.body import decode, read_body
 from twinvec.server.errors import ClientGoneError, RefusedError
@@ -24,9 +23,13 @@ from twinvec.server.front import Front, Keys
 from twinvec.server.limits import Limits
 from twinvec.server.metrics import PrometheusCollector
 from twinvec.server.openapi import document
-from twinvec.server.operations import OPERATIONS, Operation, refused
+from twinvec.server.operations import OPERATIONS, Operation
+from twinvec.server.refusals import refused
 from twinvec.server.service import Service, Serving, public_name, while_connected
 from twinvec.settings import Settings
+
+if TYPE_CHECKING:
+    from twinvec.embedder import Embedder
 
 _CLIENT_GONE = 499  # nginx's number; nobody reads it
 
@@ -65,7 +68,8 @@ def create_app(
     routes: list[BaseRoute] = _routes(serving.first)
     routes += [Mount(f"/models/{name}", routes=_routes(service)) for name, service in serving.models.items()]
     routes.append(Route("/openapi.json", _page, methods=["GET"]))
-    middleware = [Middleware(Front, serving=serving, keys=keys, hosts=allowed)]
+    open_paths = frozenset(o.path for o in OPERATIONS if o.open)
+    middleware = [Middleware(Front, serving=serving, keys=keys, hosts=allowed, open_paths=open_paths)]
     if origins := list(origins):
         headers = ["Authorization", "Content-Type", "X-Request-Id"]
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))

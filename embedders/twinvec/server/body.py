@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from twinvec.server.errors import ClientGoneError, RefusedError
 from twinvec.server.limits import Limits
+from twinvec.text.prompts import Task
 from twinvec.workers import in_thread
 
 _AT_ONCE = 65_536  # bytes that are decoded on the event loop, some 0.1 ms
@@ -26,6 +27,17 @@ class TaskBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     instruction: str
     symmetric: bool = False
+
+
+def task_of(given: str | TaskBody | None) -> Task | str | None:
+    """Return a task as the Embedder takes it.
+
+    Raises:
+        RefusedError: an empty instruction.
+    """
+    if given == "" or (isinstance(given, TaskBody) and not given.instruction.strip()):
+        raise RefusedError(400, "task: an instruction must be a sentence, not an empty string", "task", "PromptError")
+    return Task(given.instruction, given.symmetric) if isinstance(given, TaskBody) else given
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

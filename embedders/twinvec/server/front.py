@@ -15,12 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twinvec.errors import ConfigurationError
 from twinvec.server.errors import RefusedError
-from twinvec.server.operations import OPERATIONS, refused
+from twinvec.server.refusals import refused
 from twinvec.server.service import Serving
 
 access = logging.getLogger("twinvec.server.access")
 
-_OPEN = {operation.path for operation in OPERATIONS if operation.open}
 _UNANSWERED = 499  # nginx's number for a client that went away
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -78,10 +77,18 @@ class Front:
         serving: whose requests these are.
         keys: None: anybody may ask.
         hosts: names that the Host header may have; None for any.
+        open_paths: what needs no key.
     """
 
-    def __init__(self, app: ASGIApp, serving: Serving, keys: Keys | None, hosts: frozenset[str] | None) -> None:
-        self._app, self._serving, self._keys, self._hosts = app, serving, keys, hosts
+    def __init__(
+        self,
+        app: ASGIApp,
+        serving: Serving,
+        keys: Keys | None,
+        hosts: frozenset[str] | None,
+        open_paths: frozenset[str],
+    ) -> None:
+        self._app, self._serving, self._keys, self._hosts, self._open = app, serving, keys, hosts, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or let the routes do it."""
@@ -120,7 +127,7 @@ class Front:
             return "", RefusedError(431, f"the headers have more than {limit} bytes")
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             return "", RefusedError(421, "the Host header names no host of this server: see --allowed-host")
-        if self._keys is None or scope["path"] in _OPEN:
+        if self._keys is None or scope["path"] in self._open:
             return "", None
         tenant = self._keys.tenant(headers.get(b"authorization", b""))
         if tenant is None:

@@ -9,13 +9,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from twinvec import __version__
+from twinvec._version import __version__
 from twinvec.server.answers import Json
-from twinvec.server.body import TaskBody
+from twinvec.server.body import TaskBody, task_of
 from twinvec.server.errors import RefusedError
 from twinvec.server.service import Service, public_name
 from twinvec.server.wire import FINGERPRINT, PROTOCOL, VECTORS, pack_batch, pack_offsets, task_to_json
-from twinvec.text.prompts import Role, Task
+from twinvec.text.prompts import Role
 from twinvec.workers import in_thread
 
 _MAX_TERMS = 2**17
@@ -49,18 +49,6 @@ class Terms(msgspec.Struct):
     """What sparse columns stand for."""
 
     terms: list[str]
-
-
-def refused(refusal: RefusedError) -> Response:
-    """Return an error as RemoteEmbedder reads it."""
-    error = {
-        "type": refusal.kind,
-        "message": refusal.message,
-        "field": refusal.field,
-        "position": refusal.position,
-        "reason": refusal.reason,
-    }
-    return Json({"error": error}, refusal.status, refusal.headers)
 
 
 async def info(service: Service, request: Request) -> Response:
@@ -130,17 +118,6 @@ async def stats(service: Service, request: Request) -> Response:
     """Return the Embedder's counters."""
     counters: dict[str, Any] = service.embedder.stats()
     return Json(counters)
-
-
-def task_of(given: str | TaskBody | None) -> Task | str | None:
-    """Return a task as the Embedder takes it.
-
-    Raises:
-        RefusedError: an empty instruction.
-    """
-    if given == "" or (isinstance(given, TaskBody) and not given.instruction.strip()):
-        raise RefusedError(400, "task: an instruction must be a sentence, not an empty string", "task", "PromptError")
-    return Task(given.instruction, given.symmetric) if isinstance(given, TaskBody) else given
 
 
 def _vectors(service: Service, content: bytes) -> Response:

@@ -11,14 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from twinvec.server.answers import Json, rows_of_json
-from twinvec.server.body import TaskBody, TokenId
-from twinvec.server.errors import RefusedError
-from twinvec.server.native import task_of
+from twinvec.server.body import TaskBody, TokenId, task_of
 from twinvec.server.service import Service
 from twinvec.text.prompts import Role
 
 _STARTED = int(time.time())
-_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
 
 class EmbeddingsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -72,18 +69,6 @@ class Embeddings(msgspec.Struct, omit_defaults=False):
     usage: Usage
     object: str = "list"
     truncated: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-def refused(refusal: RefusedError) -> Response:
-    """Return an error in OpenAI's shape."""
-    kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    error = {
-        "message": refusal.message,
-        "type": "requests" if refusal.status == 429 else kind,
-        "param": refusal.field,
-        "code": _CODES.get(refusal.status),
-    }
-    return Json({"error": error}, refusal.status, refusal.headers)
 
 
 async def models(service: Service, request: Request) -> Response:

@@ -6,12 +6,14 @@ import inspect
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from twinvec import __version__
-from twinvec.server.operations import Operation
+from twinvec._version import __version__
+
+if TYPE_CHECKING:
+    from twinvec.server.operations import Operation
 
 _REF = "#/components/schemas/{name}"
 _REFUSALS = (400, 401, 404, 408, 413, 422, 424, 429, 500, 503, 504)

@@ -10,7 +10,6 @@ import msgspec
 from starlette.responses import Response
 
 from twinvec.server import native, openai, probes, tei
-from twinvec.server.errors import RefusedError
 from twinvec.server.service import Service
 
 
@@ -58,10 +57,3 @@ OPERATIONS = (
     Operation("/ready", probes.ready, result=dict[str, Any], open=True),
     Operation("/metrics", probes.metrics),
 )
-
-
-def refused(path: str, refusal: RefusedError) -> Response:
-    """Return an error in the shape that clients of a path read."""
-    if "/v1/twinvec/" in path:
-        return native.refused(refusal)
-    return openai.refused(refusal) if "/v1/" in path else tei.refused(refusal)

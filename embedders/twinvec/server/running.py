@@ -14,11 +14,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError, DeviceLostError, TwinVecError
 from twinvec.server.app import create_app
 from twinvec.server.front import Keys
@@ -28,6 +27,9 @@ from twinvec.server.metrics import ConnectionCollector
 from twinvec.server.protocol import Connections, protocol_factory
 from twinvec.server.service import Serving
 from twinvec.settings import Settings
+
+if TYPE_CHECKING:
+    from twinvec.embedder import Embedder
 
 logger = logging.getLogger("twinvec.server")
 

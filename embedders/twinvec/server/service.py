@@ -7,12 +7,11 @@ import contextlib
 import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from starlette.requests import Request
 
-from twinvec.embedder import Embedder
 from twinvec.engine.calls import Wanted
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
 from twinvec.server.errors import ClientGoneError, RefusedError
@@ -21,6 +20,9 @@ from twinvec.server.metrics import RequestMetrics
 from twinvec.text.prompts import Role, Task
 from twinvec.text.tokenizer import TextTokenizer
 from twinvec.vectors import EmbeddingBatch
+
+if TYPE_CHECKING:
+    from twinvec.embedder import Embedder
 
 _BM25_COLUMNS = 2**31 - 1
 

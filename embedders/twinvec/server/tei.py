@@ -9,7 +9,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from twinvec import __version__
+from twinvec._version import __version__
 from twinvec.errors import ConfigurationError
 from twinvec.server.answers import Json, rows_of_json
 from twinvec.server.body import TokenId
@@ -20,8 +20,6 @@ from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
 from twinvec.workers import in_thread
 
-# TEI's error types and their statuses; its validation errors are 413, and malformed JSON is 422
-_TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 _Direction = Literal["Right", "right", "Left", "left"]
 
 
@@ -95,14 +93,6 @@ class SparseValue(msgspec.Struct):
 
     index: int
     value: float
-
-
-def refused(refusal: RefusedError) -> Response:
-    """Return an error in TEI's shape."""
-    status = {400: 422, 500: 424, 504: 424}.get(refusal.status, refusal.status)
-    default = "Backend" if status == 424 else "Tokenizer" if refusal.kind == "InvalidTextError" else "Validation"
-    body = {"error": refusal.message, "error_type": _TYPES.get(status, default)}
-    return Json(body, status, refusal.headers)
 
 
 async def embed(service: Service, asked: EmbedBody) -> Response:
