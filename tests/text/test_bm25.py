@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from text.bm25_support import AUTO, CANONICAL, documents, queries
-from twinvec import ModelSpec, Role, SparseBatch
+from twinvec import ModelSpec, SparseBatch
 from twinvec.errors import ConfigurationError
 from twinvec.text import bm25 as bm25_module
 from twinvec.text.bm25 import Bm25, term_id
@@ -116,7 +116,7 @@ def test_weights_are_the_formulas_in_float64(seed: int) -> None:
 
 
 def test_lengths_count_every_term_and_saturation_has_a_limit() -> None:
-    rows, lengths = AUTO.weigh(Role.DOCUMENT, ["", "the answer of the x1", "x1 " * 5000, "我的猫"])
+    rows, lengths = AUTO.weigh_documents(["", "the answer of the x1", "x1 " * 5000, "我的猫"])
     assert lengths.tolist() == [0, 5, 5000, 2]
     assert lengths.dtype == np.int32
     assert len(rows[0]) == 0
@@ -187,9 +187,7 @@ def test_terms_that_share_an_id_are_summed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ids_are_the_same_in_every_process() -> None:
     """Stored rows outlive the program: a change here would orphan every index. Numbers from ``b2sum -l 64``."""
     assert [term_id(t) for t in ("python", "столиц", "北京")] == [1884223888, 1627928986, 1210885320]
-    code = (
-        "from twinvec.text.bm25 import Bm25; from twinvec import Role; print(Bm25().weigh(Role.DOCUMENT, ['Столица']))"
-    )
+    code = "from twinvec.text.bm25 import Bm25; print(Bm25().weigh_documents(['Столица']))"
     env = {**os.environ, "PYTHONHASHSEED": "4242"}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
     assert str(term_id("столиц")) in shown

@@ -20,7 +20,7 @@ from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from support import TEXTS, dense_of, sparse_of
 from text.bm25_support import AUTO, CANONICAL, documents, queries
-from twinvec import Embedder, ModelSpec, Role, SparseBatch
+from twinvec import Embedder, ModelSpec, SparseBatch
 from twinvec.errors import ConfigurationError, DeadlineError, InvalidTextError, TextTooLongError
 from twinvec.text import bm25 as bm25_module
 from twinvec.text.bm25 import Bm25, term_id
@@ -80,7 +80,7 @@ def test_without_the_dense_half_there_is_no_forward_pass(giga: Embedder) -> None
     texts = [*TEXTS, "word " * 50_000]  # beyond the model's length: nothing is cut, nothing warns
     batch = giga.embed_documents(texts, dense=False, sparse=True)
     assert batch.dense is None
-    assert batch.token_counts.tolist() == AUTO.weigh(Role.DOCUMENT, texts)[1].tolist()
+    assert batch.token_counts.tolist() == AUTO.weigh_documents(texts)[1].tolist()
     assert not batch.truncated.any()
     assert sparse_of(batch).to_dicts() == documents(*texts).to_dicts()
     assert len(giga.embed_queries([], dense=False)) == 0
@@ -112,16 +112,15 @@ def test_async_gives_the_same_rows(giga: Embedder) -> None:
 def hold_documents(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event, list[int]]:
     """Let BM25 of documents wait; returns (entered, release, sizes of the windows)."""
     entered, release, windows = threading.Event(), threading.Event(), []
-    weigh = Bm25.weigh
+    weigh = Bm25.weigh_documents
 
-    def held(self: Bm25, role: Role, texts: list[str]) -> Any:
-        if role is Role.DOCUMENT:
-            windows.append(len(texts))
-            entered.set()
-            assert release.wait(60)
-        return weigh(self, role, texts)
+    def held(self: Bm25, texts: list[str]) -> Any:
+        windows.append(len(texts))
+        entered.set()
+        assert release.wait(60)
+        return weigh(self, texts)
 
-    monkeypatch.setattr(Bm25, "weigh", held)
+    monkeypatch.setattr(Bm25, "weigh_documents", held)
     return entered, release, windows
 
 
@@ -160,7 +159,7 @@ def test_an_error_in_bm25_reaches_its_caller(giga: Embedder, monkeypatch: pytest
         raise RuntimeError("defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bm25, "weigh", fail)
+        patch.setattr(Bm25, "weigh_documents", fail)
         for dense in (True, False):
             with pytest.raises(RuntimeError, match="defect"):
                 giga.embed_documents(["x1"], dense=dense)

@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twinvec.checkpoints.tensors import Tensor
 from twinvec.errors import CheckpointFieldError
+
+if TYPE_CHECKING:
+    from twinvec.checkpoints.tensors import Tensor
 
 
 class Field(NamedTuple):

@@ -14,8 +14,7 @@ from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import check_tensors
 from twinvec.errors import CheckpointError, RemoteCodeRequiredError
 from twinvec.families.base import Description, Family, Published, Supported
-from twinvec.families.modules import read_modules
-from twinvec.families.qwen3_bidirectional import default_prompts
+from twinvec.families.modules import default_prompts, read_modules
 from twinvec.text.prompts import TASKS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from twinvec.checkpoints.fields import MODULES, SENTENCE, SETTINGS, TOKENIZER, c
 from twinvec.checkpoints.files import Checkpoint, Module
 from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointError, CheckpointFieldError, UnsupportedCheckpointError
-from twinvec.text.prompts import PromptTemplate
+from twinvec.text.prompts import TASKS, PromptTemplate
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ _LEGACY = {
 }
 _KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize", "Dropout")
 _UNBOUNDED = 10**9  # tokenizers write about 1e30 for "no limit"
+_INSTRUCT = "Instruct: {task}\nQuery: "
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
         ),
         truncate_dim=settings.get("truncate_dim"),
     )
+
+
+def default_prompts(task: str) -> PromptTemplate:
+    """Return the Giga template with one of ``TASKS`` before queries and nothing before documents."""
+    return PromptTemplate(instruct=_INSTRUCT, query=_INSTRUCT.replace("{task}", TASKS[task].instruction))
 
 
 def output_dim(hidden: int, modules: SentenceModules, pooling: Sequence[str]) -> int:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 from twinvec.checkpoints.fields import check_fields, only
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.families.base import Description, Family, Supported
-from twinvec.families.modules import read_modules
-from twinvec.text.prompts import TASKS, PromptTemplate
+from twinvec.families.modules import default_prompts, read_modules
 
 if TYPE_CHECKING:
     import torch
 
     from twinvec.compute.backbone import Backbone
 
-INSTRUCT = "Instruct: {task}\nQuery: "
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
              "vocab_size", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
 _MOE = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_group",
@@ -91,8 +89,3 @@ class GigaBidirectional(Family):
 def _kind(checkpoint: Checkpoint) -> str:
     lost = checkpoint.model_type in ("", "qwen3") and _CLASS in checkpoint.architectures
     return "qwen3_bidirec" if lost else checkpoint.model_type
-
-
-def default_prompts(task: str) -> PromptTemplate:
-    """Return the Giga template with one of ``TASKS`` before queries and nothing before documents."""
-    return PromptTemplate(instruct=INSTRUCT, query=INSTRUCT.replace("{task}", TASKS[task].instruction))

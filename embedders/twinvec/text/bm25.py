@@ -12,16 +12,16 @@ import os
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinvec.errors import ConfigurationError
-from twinvec.text.prompts import Role
-from twinvec.vectors import Int32, SparseBatch
+from twinvec.vectors import Int32, Int64, SparseBatch
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -172,28 +172,42 @@ class Bm25:
         _patterns()
         _vocabulary(self.language)
 
-    def weigh(self, role: Role, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
+    def weigh_documents(self, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
         """Return a sparse row per text, empty where it has no words, and the count of its terms, int32 [n]."""
+        rows = [counts for counts, _ in self._count(texts)]
+        indptr, ids, tf = _csr(rows)
+        lengths = _lengths(rows)
+        norms = self.k1 * (1 - self.b + self.b * lengths / self.average_length)
+        weights = tf * ((self.k1 + 1) / (tf + np.repeat(norms, np.diff(indptr))))
+        return SparseBatch(indptr, ids, weights.astype(np.float32)), lengths
+
+    def weigh_queries(self, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
+        """Return a sparse row per text, without function words, and the count of all its terms, int32 [n]."""
+        counted = self._count(texts)
+        rows = [{i: n for i, n in counts.items() if i not in stops} or counts for counts, stops in counted]
+        indptr, ids, tf = _csr(rows)
+        return SparseBatch(indptr, ids, tf.astype(np.float32)), _lengths([counts for counts, _ in counted])
+
+    def _count(self, texts: Sequence[str]) -> list[tuple[dict[int, int], set[int]]]:
         vocabulary = _vocabulary(self.language)
-        counted = [vocabulary.count(text) for text in texts]
-        lengths = np.array([sum(counts.values()) for counts, _ in counted], dtype=np.int32)
-        rows = [counts for counts, _ in counted]
-        if role is Role.QUERY:
-            rows = [{i: n for i, n in counts.items() if i not in stops} or counts for counts, stops in counted]
-        sizes = np.array([len(row) for row in rows], dtype=np.int64)
-        owners = np.repeat(np.arange(len(rows)), sizes)
-        ids = np.fromiter((i for row in rows for i in row), dtype=np.int64)
-        weights = np.fromiter((n for row in rows for n in row.values()), dtype=np.float64)
-        if role is Role.DOCUMENT:
-            norms = self.k1 * (1 - self.b + self.b * lengths / self.average_length)
-            weights *= (self.k1 + 1) / (weights + norms[owners])
-        order = np.lexsort((ids, owners))
-        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        return SparseBatch(indptr, ids[order].astype(np.int32), weights[order].astype(np.float32)), lengths
+        return [vocabulary.count(text) for text in texts]
 
     def term(self, number: int) -> str:
         """Return the stemmed term of an id that this process has made lately, else "#" and the id."""
         return _vocabulary(self.language).terms.get(number, f"#{number}")
+
+
+def _lengths(rows: Iterable[Mapping[int, int]]) -> Int32:
+    return np.array([sum(row.values()) for row in rows], dtype=np.int32)
+
+
+def _csr(rows: Sequence[Mapping[int, int]]) -> tuple[Int64, Int32, NDArray[np.float64]]:
+    """Return the rows' bounds, their sorted keys, and the counts beside them."""
+    sizes = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.fromiter((i for row in rows for i in row), dtype=np.int64)
+    counts = np.fromiter((n for row in rows for n in row.values()), dtype=np.float64)
+    order = np.lexsort((ids, np.repeat(np.arange(len(rows)), sizes)))
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]), ids[order].astype(np.int32), counts[order]
 
 
 def term_id(term: str) -> int:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twinvec.errors import TextError, TruncationWarning
-from twinvec_stores.ingestion.windows import Item
-from twinvec_stores.ingestion.writing import Embedded
+from twinvec_stores.ingestion.items import Embedded, Item
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder

@@ -23,11 +23,12 @@ from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.ingestion.chunking import Chunker
 from twinvec_stores.ingestion.documents import Parser
 from twinvec_stores.ingestion.embedding import EmbeddingThread
+from twinvec_stores.ingestion.items import Embedded, Item
 from twinvec_stores.ingestion.reports import Failure, IngestReport, Tally
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.sources import open_source
-from twinvec_stores.ingestion.windows import Item, Reader
-from twinvec_stores.ingestion.writing import Embedded, prune, write
+from twinvec_stores.ingestion.windows import Reader
+from twinvec_stores.ingestion.writing import prune, write
 from twinvec_stores.protocol import HybridStore
 
 if TYPE_CHECKING:

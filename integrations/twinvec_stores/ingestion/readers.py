@@ -18,6 +18,7 @@ from twinvec.errors import ConfigurationError, IngestError
 from twinvec.text.unicode import lone_surrogate
 from twinvec_stores.config import FieldType
 from twinvec_stores.ingestion.documents import BadRowError, Document
+from twinvec_stores.ingestion.reports import readable
 
 Kinds: TypeAlias = Mapping[str, FieldType]
 _MAX_BYTES = 64 * 2**20  # of one line or text: a file without line ends must not fill the memory
@@ -40,11 +41,6 @@ class Row(NamedTuple):
     where: str
     load: Callable[[], Any]
     end: int
-
-
-def readable(name: object) -> str:
-    """Return a name that can be printed and kept: those of files may be no valid Unicode."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 # lines

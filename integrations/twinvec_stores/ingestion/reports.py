@@ -102,3 +102,8 @@ class Tally:
     records: int = 0
     truncated: int = 0
     failures: list[Failure] = field(default_factory=list)
+
+
+def readable(name: object) -> str:
+    """Return a name that can be printed and kept: those of files may be no valid Unicode."""
+    return str(name).encode("utf-8", "backslashreplace").decode()

@@ -7,29 +7,15 @@ record changes, the head says instead that nothing is certain, and how many chun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from twinvec import EmbeddingBatch
+from twinvec.vectors import EmbeddingBatch
+from twinvec_stores.ingestion.items import Embedded, Item
 from twinvec_stores.ingestion.seen import Seen
-from twinvec_stores.ingestion.windows import Item
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch
 
 _PAGE = 1000
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Documents and their vectors, a row for each record, in order."""
-
-    items: Sequence[Item]
-    batch: EmbeddingBatch
-
-    def before(self, number: int) -> Embedded:
-        """Return what comes before a row of the source."""
-        items = [item for item in self.items if item.number < number]
-        return Embedded(items, self.batch[: sum(len(item.spans) for item in items)])
 
 
 def write(embedded: Embedded, store: HybridStore) -> None:
