@@ -87,7 +87,7 @@ class HostOnly(TwinVec):
         import torch
 
         super().__init__(folder, device, **options)
-        encoder = self.embedder._view.core.model.encoder
+        encoder = self.embedder._core.model.encoder
         longest = max(encoder.token_budget, self.embedder.max_length)
         states = torch.randn(longest, encoder.description.hidden, dtype=encoder.dtype, device=encoder.device)
         encoder.backbone.forward = lambda batch: states[: batch.n_tokens]  # type: ignore[method-assign]
@@ -97,7 +97,7 @@ class HostOnly(TwinVec):
             head.forward = lambda hidden: weights[: len(hidden)].clone()  # type: ignore[method-assign]
 
     def tokenize(self, texts: list[str]) -> object:
-        return self.embedder._view.core.model.tokenizer.encode(texts)
+        return self.embedder._core.model.tokenizer.encode(texts)
 
 
 class SentenceTransformers:

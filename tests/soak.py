@@ -405,7 +405,7 @@ class Soak:
         """Lose one device, or all, and restart, from two threads at once."""
         embedder = self.embedders[self.clients[-1].name]
         while not self.stopped.wait(1 + 3 * self.random.random()):
-            backbone = embedder._view.core.model.encoder.backbone
+            backbone = embedder._core.model.encoder.backbone
             self.chaos.losses[id(backbone)] = self.random.choice((1, 2))
             while embedder.healthy and self.chaos.losses[id(backbone)] > 0 and not self.stopped.wait(0.01):
                 pass
@@ -494,7 +494,7 @@ def finish(soak: Soak, threads: list[threading.Thread], hang: float, console: Co
 
 
 def pending(embedder: Embedder) -> int:
-    state = embedder._view.core.state
+    state = embedder._core.state
     return len(state.lanes) + len(state._entries)
 
 

@@ -6,20 +6,32 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from twinvec.engine.calls import Checked, Wanted, check_texts
 from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError, TruncationWarning
-from twinvec.options import EmbedderOptions
+from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
+from twinvec.text.unicode import check_texts
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
 _Self = TypeVar("_Self", bound="BaseEmbedder")
+
+
+@dataclass(frozen=True)
+class CheckedCall:
+    """A call that can be answered: ``prompt`` goes before each text, ``dense`` and ``sparse`` halves are computed."""
+
+    role: Role
+    texts: list[str]
+    prompt: str
+    dense: bool
+    sparse: bool
 
 
 class BaseEmbedder(ABC):
@@ -73,7 +85,7 @@ class BaseEmbedder(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no device works any more.
         """
-        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout)
         return self._warned(self._embed(Role.DOCUMENT, texts, wanted, show_progress))
 
     def embed_queries(
@@ -103,7 +115,7 @@ class BaseEmbedder(ABC):
         Returns:
             See ``embed_documents``; so are the errors.
         """
-        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout)
         return self._warned(self._embed(Role.QUERY, texts, wanted, show_progress))
 
     async def aembed_documents(
@@ -117,7 +129,7 @@ class BaseEmbedder(ABC):
         timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout)
         return self._warned(await self._aembed(Role.DOCUMENT, texts, wanted))
 
     async def aembed_queries(
@@ -131,7 +143,7 @@ class BaseEmbedder(ABC):
         timeout: float | None = None,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        wanted = Wanted(task, prompt, dense, sparse, timeout)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout)
         return self._warned(await self._aembed(Role.QUERY, texts, wanted))
 
     def score_pairs(
@@ -265,15 +277,15 @@ class BaseEmbedder(ABC):
         self.close()
 
     @abstractmethod
-    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch: ...
+    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
 
     @abstractmethod
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch: ...
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch: ...
 
     @abstractmethod
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]: ...
 
-    def _check(self, role: Role, texts: Iterable[str], wanted: Wanted) -> Checked:
+    def _check(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> CheckedCall:
         if self._closed:
             raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
         checked = check_texts(texts)
@@ -292,7 +304,7 @@ class BaseEmbedder(ABC):
         check_texts([prompt], "prompt")
         if wanted.prompt is None:
             self._warn_of_double_prompts(checked, prompt)
-        return Checked(role, checked, prompt, dense, sparse)
+        return CheckedCall(role, checked, prompt, dense, sparse)
 
     def _warn_of_double_prompts(self, texts: list[str], prompt: str) -> None:
         double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
 from collections.abc import Iterable, Mapping
@@ -11,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from twinvec.base import BaseEmbedder
 from twinvec.engine.bm25 import Bm25Job
-from twinvec.engine.calls import Wanted, check_texts, close_later, open_views
 from twinvec.engine.waiting import Call, Part
-from twinvec.options import EmbedderKeywords, EmbedderOptions, read_options, takes_options
+from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
+from twinvec.text.unicode import check_texts
 from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from twinvec.engine.core import InferenceCore
+    from twinvec.engine.registry import Lease
     from twinvec.text.tokenizer import TextTokenizer
 
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
@@ -53,25 +54,30 @@ class Embedder(BaseEmbedder):
             CheckpointError: the model cannot be found, read or loaded.
             ConfigurationError: an argument that cannot be honoured.
         """
+        from twinvec.engine.registry import lease_models
+
         spec, chosen = read_options(model, options)
         self.options = replace(chosen, token=None)
-        self._views = open_views(spec, chosen)
-        self._view = self._views[0]
+        self._leases = lease_models(spec, chosen)
         self._bm25 = Bm25.parse(spec.sparse)
         self._closed = False
         # a collected Embedder gives its share back like a closed one
-        self._finalizer = weakref.finalize(self, close_later, self._views)
+        self._finalizer = weakref.finalize(self, _close_later, self._leases)
         self._finalizer.atexit = False
-        description = self._view.description
+        description = self._core.model.description
         self._prompts = description.prompts.override(self.prompts) if self.prompts else description.prompts
         for role in Role:
             self._prompts.prefix(role, self.task)
         self.spec = self._resolved()
 
     @property
+    def _core(self) -> InferenceCore:
+        return self._leases[0].core
+
+    @property
     def tokenizer(self) -> TextTokenizer:
         """Return the tokenizer of the dense model."""
-        return self._view.core.model.tokenizer
+        return self._core.model.tokenizer
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
@@ -81,12 +87,12 @@ class Embedder(BaseEmbedder):
         Raises:
             InvalidTextError: a text that is not valid Unicode.
         """
-        return self._view.core.model.tokenizer.offsets(check_texts(texts))
+        return self._core.model.tokenizer.offsets(check_texts(texts))
 
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
         """Return how many tokens of a text fit beside its prompt and the special tokens."""
         prompt = self.prompt_for(role, task)
-        return self.max_length - self._view.core.model.tokenizer.overhead(prompt)
+        return self.max_length - self._core.model.tokenizer.overhead(prompt)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and choices of the model, which all its users in the process share.
@@ -101,7 +107,7 @@ class Embedder(BaseEmbedder):
         weights run), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what loading took. A
         second, sparse model adds to the counters.
         """
-        cores = [view.core for view in self._views]
+        cores = [lease.core for lease in self._leases]
         states = [core.state for core in cores]
         encoders = [encoder for core in cores for encoder in core.model.encoders]
         first = cores[0].model.encoder
@@ -136,17 +142,17 @@ class Embedder(BaseEmbedder):
     @property
     def healthy(self) -> bool:
         """Return whether calls can be answered: not closed, and a device works."""
-        return not self._closed and all(view.core.healthy for view in self._views)
+        return not self._closed and all(lease.core.healthy for lease in self._leases)
 
     def restart(self) -> None:
         """Build the model again after ``DeviceLostError``, for all its users."""
-        for view in self._views:
-            view.core.restart()
+        for lease in self._leases:
+            lease.core.restart()
 
     @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
-        return self._view.description.family
+        return self._core.model.description.family
 
     def close(self, *, drain: bool = False) -> None:
         """Give the model back; its last user frees it. Later calls raise ConfigurationError.
@@ -156,14 +162,14 @@ class Embedder(BaseEmbedder):
         """
         self._closed = True
         if self._finalizer.detach() is not None:
-            for view in self._views:
-                view.close(drain=drain)
+            for lease in self._leases:
+                lease.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self.options)
 
     def __repr__(self) -> str:
-        encoder = self._view.core.model.encoder
+        encoder = self._core.model.encoder
         return (
             f"Embedder({self.spec.model!r}, family={self.family!r}, dim={self.dim}, sparse={self.spec.sparse!r}, "
             f"device='{encoder.device}', dtype={self.spec.dtype!r})"
@@ -172,59 +178,68 @@ class Embedder(BaseEmbedder):
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]:
         if self._bm25 is not None:
             return {key: self._bm25.term(key) for key in keys}
-        tokenizer = self._views[-1].core.model.tokenizer
+        tokenizer = self._leases[-1].core.model.tokenizer
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         return {key: texts[key] for key in keys}
 
-    def _call(self, role: Role, texts: Iterable[str], wanted: Wanted) -> Call:
-        from twinvec.engine.job import Request
-        from twinvec.engine.loading import check_dim
+    def _call(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> Call:
+        from twinvec.engine.job import Job, Request
+        from twinvec.engine.opening import check_dim
 
         call = self._check(role, texts, wanted)
         dim = self.dim
         if wanted.dim is not None:
-            dim = check_dim(wanted.dim, self._view.description, self.spec.model)
+            dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"
         urgent = role is Role.QUERY and len(call.texts) <= _INTERACTIVE
-        request = functools.partial(
-            Request,
+        keys = self.spec.sparse_keys if call.sparse else None
+        both = self._bm25 is None and len(self._leases) == 1
+        request = Request(
+            max_length=self.max_length,
+            prompt=call.prompt,
+            dim=dim if call.dense else None,
+            keys=keys if both else None,
             urgent=urgent,
             fail_on_overflow=fail_on_overflow,
             fail_on_overload=self.options.on_overload == "error",
             memo=self.options.memo_bytes > 0,
             cache=self.options.cache,
         )
-        keys = self.spec.sparse_keys if call.sparse else None
-        both = self._bm25 is None and len(self._views) == 1
         parts: list[Part] = []
         if both or call.dense:
-            options = {"prompt": call.prompt, "dim": dim if call.dense else None, "keys": keys if both else None}
-            parts.append(self._view.job(call.texts, request, **options))
+            parts.append(Job(call.texts, request, self._core))
         # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
         if call.sparse and self._bm25 is not None:
             parts.append(Bm25Job(self._bm25, role, call.texts, urgent=urgent))
         elif call.sparse and not both:
-            request = functools.partial(request, fail_on_overflow=False)
-            parts.append(self._views[1].job(call.texts, request, prompt="", dim=None, keys=keys))
+            lease = self._leases[1]
+            length = lease.spec.max_length or self.max_length
+            own = replace(request, max_length=length, prompt="", dim=None, keys=keys, fail_on_overflow=False)
+            parts.append(Job(call.texts, own, lease.core))
         return Call(parts, wanted.timeout)
 
     def _resolved(self) -> ModelSpec:
-        spec = self._view.spec
+        spec = self._leases[0].spec
         if self._bm25 is not None:
             return replace(spec, sparse=str(self._bm25))
-        if len(self._views) == 1:
+        if len(self._leases) == 1:
             return spec
-        other = self._views[1].spec
+        other = self._leases[1].spec
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
+    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
         return self._call(role, texts, wanted).wait(f"Embedding {role.value}s" if show_progress else None)
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
         return await self._call(role, texts, wanted).wait_async()
 
 
 def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:
     return Embedder(spec, **{field.name: getattr(options, field.name) for field in fields(options)})
+
+
+def _close_later(leases: list[Lease]) -> None:
+    for lease in leases:
+        lease.close_later()

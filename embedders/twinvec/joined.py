@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from twinvec.base import BaseEmbedder
-from twinvec.engine.calls import Checked, Wanted
+from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.errors import ConfigurationError
 from twinvec.flows import Call, block, call, on_thread, wait
-from twinvec.options import EmbedderOptions
+from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
@@ -125,13 +124,13 @@ class JoinedEmbedder(BaseEmbedder):
         assert self._sparse is not None
         return self._sparse._token_texts(keys)
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
+    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
         return block(self._both(self._check(role, texts, wanted), wanted))
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
         return await wait(self._both(self._check(role, texts, wanted), wanted))
 
-    async def _both(self, asked: Checked, wanted: Wanted) -> EmbeddingBatch:
+    async def _both(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
         if wanted.prompt is not None or wanted.timeout is not None:
             raise ConfigurationError(f"{self.spec.model} takes neither prompt= nor timeout=")
         n, dense, sparse = len(asked.texts), None, None

@@ -222,3 +222,22 @@ def _opened(cache: Any) -> Cache | None:
         raise ConfigurationError(f"cache must be a folder or a twinvec.cache.VectorCache, not {type(cache).__name__}")
     known: Cache | None = cache
     return known
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What one call asks for.
+
+    Attributes:
+        task, prompt, dense, sparse, timeout: see ``Embedder.embed_queries``.
+        dim: dense dimensions in place of the Embedder's.
+        fail_on_overflow: in place of the Embedder's ``on_overflow``.
+    """
+
+    task: Task | str | None = None
+    prompt: str | None = None
+    dense: bool = True
+    sparse: bool | None = None
+    timeout: float | None = None
+    dim: int | None = None
+    fail_on_overflow: bool | None = None

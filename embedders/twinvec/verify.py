@@ -106,7 +106,7 @@ def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
 
 
 def _verify(embedder: Embedder, published: Sequence[Published] | None) -> VerifyReport:
-    model = embedder._view.core.model
+    model = embedder._core.model
     if published is None:
         published = model.family.published
     if not published:
@@ -122,18 +122,18 @@ def _verify(embedder: Embedder, published: Sequence[Published] | None) -> Verify
         for variant in variants:
             if variant is not None:
                 backbone.use_rope(variant)
-                embedder._view.core.clear_memo()
+                embedder._core.clear_memo()
             rows += [row for card in published for row in _compare(embedder, card, variant)]
     finally:
         if variants[0] is not None:
             backbone.use_rope(variants[0])
-            embedder._view.core.clear_memo()
+            embedder._core.clear_memo()
     return VerifyReport(str(embedder.spec.model), embedder.family, embedder.spec.dtype, tuple(rows), variants)
 
 
 def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> None:
     """Refuse what would change the scores by itself, and relatives that share the family without its numbers."""
-    spec, full = embedder.spec, embedder._view.description.dim
+    spec, full = embedder.spec, embedder._core.model.description.dim
     needs_sparse = any(_WEIGHTS[half][1] for card in published for half in card.scores)
     if needs_sparse and spec.sparse != "head":
         raise ConfigurationError(

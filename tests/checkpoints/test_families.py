@@ -125,7 +125,7 @@ def test_giga_agrees_with_fp64_for_queries_and_documents(tmp_path: Path, name: s
 def test_giga_generation_2_has_both_rotations(tmp_path: Path) -> None:
     folder = build_giga_original(tmp_path, generation=2)
     with Embedder(folder, dtype="float32") as embedder:
-        backbone = embedder._view.core.model.encoder.backbone
+        backbone = embedder._core.model.encoder.backbone
         assert backbone.rope_variants() == ("interleaved", "half")
         backbone.use_rope("half")
         dense = dense_of(embedder.embed_documents([TEXTS[1]]))

@@ -23,7 +23,7 @@ from twinvec.errors import ConfigurationError
 
 
 def limit_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    backbone = embedder._view.core.model.encoder.backbone
+    backbone = embedder._core.model.encoder.backbone
     forward = backbone.forward
 
     def limited(batch: Any) -> Any:
@@ -69,7 +69,7 @@ def test_the_cpu_allocators_error_is_out_of_memory(
         def fail(batch: Any) -> Any:
             raise RuntimeError(message)
 
-        monkeypatch.setattr(embedder._view.core.model.encoder.backbone, "forward", fail)
+        monkeypatch.setattr(embedder._core.model.encoder.backbone, "forward", fail)
         with pytest.raises(OutOfMemoryError):
             embedder.embed_documents(["a"])
 
@@ -81,7 +81,7 @@ def test_other_errors_of_the_model_reach_the_caller(own_folder: Path, monkeypatc
             raise RuntimeError("shape mismatch")
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedder._view.core.model.encoder.backbone, "forward", fail)
+            patch.setattr(embedder._core.model.encoder.backbone, "forward", fail)
             with pytest.raises(RuntimeError, match="shape mismatch"):
                 embedder.embed_documents(["a"])
         assert len(embedder.embed_documents(["a"])) == 1
@@ -91,7 +91,7 @@ def test_nan_names_the_text(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     from twinvec.errors import NonFiniteError
 
     with Embedder(own_folder, dtype="float32") as embedder:
-        backbone = embedder._view.core.model.encoder.backbone
+        backbone = embedder._core.model.encoder.backbone
         forward = backbone.forward
 
         def poison(batch: Any) -> Any:
@@ -121,7 +121,7 @@ def test_async_gives_the_same_vectors_in_any_loop(gte: Embedder) -> None:
 
 def test_awaiting_does_not_block_the_loop(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Embedder(own_folder, dtype="float32") as embedder:
-        backbone = embedder._view.core.model.encoder.backbone
+        backbone = embedder._core.model.encoder.backbone
         forward = backbone.forward
         entered, release = threading.Event(), threading.Event()
 
@@ -144,7 +144,7 @@ def test_awaiting_does_not_block_the_loop(own_folder: Path, monkeypatch: pytest.
 
 def test_cancelling_stops_the_job_between_batches(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Embedder(own_folder, dtype="float32", token_budget=1) as embedder:
-        backbone = embedder._view.core.model.encoder.backbone
+        backbone = embedder._core.model.encoder.backbone
         forward = backbone.forward
         entered, release = threading.Event(), threading.Event()
 

@@ -199,7 +199,7 @@ def test_truncation_cuts_only_the_tail_and_says_so(giga_folder: Path) -> None:
         assert embedder.stats()["truncated"] == 1
         tokenizer = Tokenizer.from_file(str(giga_folder / "tokenizer.json"))
         full = tokenizer.encode(DEFAULT_QUERY_PROMPT + long).ids
-        kept = embedder._view.core.model.tokenizer.encode([long], DEFAULT_QUERY_PROMPT, 64)[0].ids.tolist()
+        kept = embedder._core.model.tokenizer.encode([long], DEFAULT_QUERY_PROMPT, 64)[0].ids.tolist()
         assert kept == full[:63] + full[-1:]
 
 

@@ -60,7 +60,7 @@ def embedder(folder: Path) -> Iterator[Embedder]:
 
 
 def core_of(embedder: Embedder) -> InferenceCore:
-    return embedder._view.core
+    return embedder._core
 
 
 def replace_forward(embedder: Embedder, monkeypatch: pytest.MonkeyPatch, make: Callable[[Forward], Forward]) -> None:
@@ -270,7 +270,7 @@ def test_a_full_queue_refuses_or_waits_as_the_caller_wants(
         with pytest.raises(OverloadedError, match="3 texts are pending, the limit is 3"):
             strict.embed_queries(["x"])
         waiting = pool.submit(embedder.embed_documents, ["d", "e"])
-        until(lambda: len(core_of(embedder).state._waiting) == 1)
+        until(lambda: len(core_of(embedder).state._hungry) == 1)
         gate.open.set()
         assert len(running.result(60)) == 3
         assert len(waiting.result(60)) == 2

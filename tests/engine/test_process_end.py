@@ -33,7 +33,7 @@ def load(**options):
 
 def hold(embedder):
     '''Let main end in the middle of a forward pass.'''
-    backbone = embedder._view.core.model.encoder.backbone
+    backbone = embedder._core.model.encoder.backbone
     forward, entered = backbone.forward, threading.Event()
     def held(batch):
         entered.set()

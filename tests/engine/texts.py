@@ -31,7 +31,7 @@ _numbers: dict[Key, int] = {}
 def request(**wanted: Any) -> Request:
     """Return what a caller wants, a dense half unless told otherwise."""
     defaults = {"max_length": 100, "prompt": "", "dim": 1, "keys": None, "urgent": False}
-    return Request(**{"tokenizer": None, **defaults, **wanted})
+    return Request(**{**defaults, **wanted})
 
 
 def lengths(key: Key) -> tuple[int, int]:

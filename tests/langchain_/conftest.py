@@ -68,7 +68,7 @@ def store(gte: TwinVecEmbeddings) -> TwinVecVectorStore:
 def gate(gte: TwinVecEmbeddings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds the forward passes of ``gte``."""
     assert isinstance(gte.embedder, Embedder)
-    backbone = gte.embedder._view.core.model.encoder.backbone
+    backbone = gte.embedder._core.model.encoder.backbone
     gate = Gate(backbone.forward)
     monkeypatch.setattr(backbone, "forward", gate)
     yield gate

@@ -125,8 +125,8 @@ class Gate:
 @pytest.fixture
 def gate(gte: Embedder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds the forward passes of ``gte``, which remembers no texts of other tests."""
-    gte._view.core.clear_memo()
-    backbone = gte._view.core.model.encoder.backbone
+    gte._core.clear_memo()
+    backbone = gte._core.model.encoder.backbone
     made = Gate(backbone.forward)
     monkeypatch.setattr(backbone, "forward", made)
     yield made

@@ -157,4 +157,4 @@ def test_both_frameworks_share_one_model(own: TwinVecEmbedding) -> None:
     assert len(REGISTRY) == cores, "the weights are in memory twice"
     assert isinstance(by_path.embedder, Embedder)
     assert isinstance(own.embedder, Embedder)
-    assert by_path.embedder._view.core is own.embedder._view.core
+    assert by_path.embedder._core is own.embedder._core

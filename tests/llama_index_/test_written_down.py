@@ -46,7 +46,7 @@ def assert_same(one: TwinVecEmbedding, other: TwinVecEmbedding) -> None:
     assert (one.embed_batch_size, one.num_workers, one.task) == (other.embed_batch_size, other.num_workers, other.task)
     assert isinstance(one.embedder, Embedder)
     assert isinstance(other.embedder, Embedder)
-    assert one.embedder._view.core is other.embedder._view.core, "the weights are in memory twice"
+    assert one.embedder._core is other.embedder._core, "the weights are in memory twice"
 
 
 # --- the round trip

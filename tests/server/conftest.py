@@ -73,7 +73,7 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
 @pytest.fixture
 def gate(quick: Embedder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Holds the forward passes of ``quick``."""
-    backbone = quick._view.core.model.encoder.backbone
+    backbone = quick._core.model.encoder.backbone
     gate = Gate(backbone.forward)
     monkeypatch.setattr(backbone, "forward", gate)
     yield gate

@@ -251,7 +251,7 @@ def test_a_lost_device_is_restarted_once(serve: Serve, tmp_path: Path, monkeypat
         server = serve(embedder)
         monkeypatch.setattr(threading, "excepthook", lambda args: outcome.append(args.exc_value))
         for _ in range(2):
-            monkeypatch.setattr(embedder._view.core.model.encoder.backbone, "forward", lost)
+            monkeypatch.setattr(embedder._core.model.encoder.backbone, "forward", lost)
             assert embed(server).status_code == 503
             if _ == 0:
                 while httpx.get(f"{server.url}/ready").status_code != 200:

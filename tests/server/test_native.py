@@ -80,7 +80,7 @@ async def test_info_offsets_terms_and_stats(client: httpx.AsyncClient, gte: Embe
     assert [o.tolist() for o in found] == [o.tolist() for o in gte.token_offsets(TEXTS)]
     keys = [5, 17, 5]
     terms = (await client.post("/v1/twinvec/terms", json={"keys": keys})).json()["terms"]
-    assert terms == [gte._view.core.model.tokenizer.token_texts[key] for key in keys]
+    assert terms == [gte._core.model.tokenizer.token_texts[key] for key in keys]
     assert (await client.get("/v1/twinvec/stats")).json()["forwards"] == gte.stats()["forwards"]
     async with client_of(create_app(giga)) as other:
         assert (await other.get("/v1/twinvec/info")).json()["vocabulary_size"] == 2**31 - 1
@@ -291,7 +291,7 @@ async def gone_after(app: Any, gate: Gate) -> tuple[asyncio.Task[None], asyncio.
 async def test_a_client_that_goes_away_takes_its_work_along(quick: Embedder, gate: Gate) -> None:
     app = create_app(quick)
     request, gone = await gone_after(app, gate)
-    core = quick._view.core
+    core = quick._core
     assert len(core.state.jobs) == 1
     gone.set()
     await request
@@ -304,7 +304,7 @@ async def test_a_lost_device_is_503_and_unhealthy(tmp_path: Path, monkeypatch: p
         raise RuntimeError("CUDA error: device lost")
 
     with Embedder(build_gte(tmp_path, seed=63), dtype="float32") as embedder:
-        monkeypatch.setattr(embedder._view.core.model.encoder.backbone, "forward", lost)
+        monkeypatch.setattr(embedder._core.model.encoder.backbone, "forward", lost)
         async with client_of(create_app(embedder)) as client:
             assert (await client.get("/health")).status_code == 200
             for path, fields in ((EMBED, query()), (OPENAI, {"input": "a"}), (TEI, {"inputs": "a"})):

@@ -208,7 +208,7 @@ async def test_a_cancelled_task_cancels_its_request_and_the_work(connect: Connec
     remote = connect(quick)
     task = asyncio.ensure_future(remote.aembed_queries(["to be cancelled"]))
     assert await asyncio.to_thread(gate.entered.wait, 60)
-    core = quick._view.core
+    core = quick._core
     assert len(core.state.jobs) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

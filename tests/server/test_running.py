@@ -79,7 +79,7 @@ def test_a_remote_over_a_port(served: Running, gte: Embedder, quick: Embedder) -
 
 
 def test_cancelling_over_a_port_frees_the_work(served: Running, quick: Embedder, gate: Gate) -> None:
-    core = quick._view.core
+    core = quick._core
     with RemoteEmbedder(served.url, api_key=KEY) as remote:
         future = remote._submit(remote._batch(remote._check(*_call("over a port")), None))
         assert gate.entered.wait(60)
@@ -93,9 +93,9 @@ def test_cancelling_over_a_port_frees_the_work(served: Running, quick: Embedder,
 
 def _call(text: str) -> Any:
     from twinvec import Role
-    from twinvec.engine.calls import Wanted
+    from twinvec.options import CallOptions
 
-    return Role.QUERY, [text], Wanted()
+    return Role.QUERY, [text], CallOptions()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from twinvec.cache.rows import Row
 from twinvec.compute.attention import choose_attention
 from twinvec.compute.backbone import Backbone
 from twinvec.compute.graphs import Graphs, Outputs
@@ -44,32 +45,19 @@ _LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabul
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Rows of one batch, on the host, before a caller's dims and keys are applied.
-
-    Attributes:
-        dense: float32 [texts, all dims], not normalised; None for a model that is only sparse.
-        sparse: by token id; None for a model without a sparse half.
-        finite: bool [texts]; what the model returned for the others means nothing.
-    """
-
-    dense: Float32 | None
-    sparse: SparseBatch | None
-    finite: Bool
-
-
 @dataclass(frozen=True, eq=False)
-class Flight:
+class Launch:
     """A batch on its way through the device.
 
     Attributes:
-        batch: as packed, on the host.
+        texts: of the batch.
+        batch: they as packed, on the host.
         outputs: dense rows and sparse weights, on the host once ``ready``.
         ready: recorded behind the copies to the host; None where they are there already.
         started: when, by the monotonic clock.
     """
 
+    texts: Sequence[TokenizedText]
     batch: TokenBatch
     outputs: Outputs
     ready: torch.cuda.Event | None
@@ -130,23 +118,35 @@ class Encoder:
         """Return how many sizes of small batches are replayed as CUDA graphs."""
         return len(self._graphs) if self._graphs is not None else 0
 
-    def start(self, texts: Sequence[TokenizedText]) -> Flight:
+    def start(self, texts: Sequence[TokenizedText]) -> Launch:
         """Send one batch to the device; ``texts`` must not be empty."""
         started = time.monotonic()
         try:
-            return self._launch(TokenBatch.pack(texts), started)
+            return self._launch(texts, started)
         except BaseException:
             self._count_time(started)
             raise
 
-    def finish(self, flight: Flight) -> Encoded:
-        """Wait for a batch."""
+    def finish(self, launch: Launch) -> list[Row | None]:
+        """Wait for a batch; return the row of each text, None where it is not finite."""
         try:
-            if flight.ready is not None:
-                flight.ready.synchronize()
+            if launch.ready is not None:
+                launch.ready.synchronize()
         finally:
-            self._count_time(flight.started)
-        return self._read(flight.outputs, flight.batch)
+            self._count_time(launch.started)
+        dense, sparse, finite = self._read(launch.outputs, launch.batch)
+        # copies: a row that is kept would keep those of the whole batch
+        return [
+            Row(
+                None if dense is None else dense[i].copy(),
+                None if sparse is None else sparse[i].copy(),
+                len(text.ids),
+                text.full_length,
+            )
+            if finite[i]
+            else None
+            for i, text in enumerate(launch.texts)
+        ]
 
     def free_memory(self) -> None:
         """Give memory back that ran out."""
@@ -176,8 +176,8 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, batch: TokenBatch, started: float) -> Flight:
-        ready = None
+    def _launch(self, texts: Sequence[TokenizedText], started: float) -> Launch:
+        batch, ready = TokenBatch.pack(texts), None
         with self._current():
             outputs = self._graphs.replay(batch) if self._graphs is not None else None
             if outputs is None:
@@ -189,7 +189,7 @@ class Encoder:
         self.forwards += 1
         self.texts += len(batch.lengths)
         self.tokens += batch.n_tokens
-        return Flight(batch, outputs, ready, started)
+        return Launch(texts, batch, outputs, ready, started)
 
     def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], and weights per token [tokens] or per vocabulary entry [texts, vocabulary].
@@ -220,7 +220,8 @@ class Encoder:
 
     # --- on the host
 
-    def _read(self, outputs: Outputs, batch: TokenBatch) -> Encoded:
+    def _read(self, outputs: Outputs, batch: TokenBatch) -> tuple[Float32 | None, SparseBatch | None, Bool]:
+        """Return dense rows [texts, all dims], not normalised; sparse ones by token id; and which are finite."""
         dense, weights = outputs
         finite = np.ones(len(batch.lengths), dtype=np.bool_)
         rows = None
@@ -228,18 +229,18 @@ class Encoder:
             rows = dense.numpy()
             finite &= np.isfinite(rows).all(axis=1)
         if weights is None:
-            return Encoded(rows, None, finite)
+            return rows, None, finite
         values = weights.numpy()
         if self._head is None:
             finite &= np.isfinite(values).all(axis=1)
             values[~finite] = 0
-            return Encoded(rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]), finite)
+            return rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]), finite
         finite &= np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy()))
         values[np.repeat(~finite, batch.lengths)] = 0
         # a prompt's words say nothing about the text
         values[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
         ids, keys = batch.input_ids.numpy(), self._id_keys
-        return Encoded(rows, reduce_token_weights(values, ids, batch.lengths, keys), finite)
+        return rows, reduce_token_weights(values, ids, batch.lengths, keys), finite
 
     # --- once, at the start, on CUDA
 

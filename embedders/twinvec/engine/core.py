@@ -1,8 +1,8 @@
 """The inference core: one model in memory, and the threads that carry messages between its callers, hosts and devices.
 
-A dispatcher decides everything. Whoever has an event steps it, under one lock, and passes on what it commands: a lone
-query goes from its caller's thread to the device's, which tokenises and runs it, and back. Host threads tokenise what
-is more, and read and write persistent caches.
+A dispatcher decides everything. Whoever has an event steps it, under one lock, and carries out what it commands: a lone
+query is tokenised on its caller's thread, goes to the device's thread, and back. Host threads tokenise what takes
+longer, and read and write persistent caches.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from functools import partial
 from queue import Empty, SimpleQueue
 
 from twinvec.cache.rows import Namespaces, Row, find_rows, keep_rows
-from twinvec.compute.encoder import Encoded, Encoder, Flight, is_device_lost, is_out_of_memory
+from twinvec.compute.encoder import Encoder, Launch, is_device_lost, is_out_of_memory
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
 from twinvec.engine.loading import Model
@@ -28,6 +27,8 @@ from twinvec.errors import ConfigurationError, DeviceLostError
 from twinvec.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+_LIGHT = 2048  # characters, which are tokenised faster than another thread wakes up
 
 
 class InferenceCore:
@@ -93,7 +94,7 @@ class InferenceCore:
         """Build the model again after ``DeviceLostError``."""
         with self._restarting:
             if isinstance(self.state.error, DeviceLostError):
-                self._join()  # the memory of what is lost is free then
+                self._join_devices()  # the memory of what is lost is free then
                 self._start_devices(self.model.rebuild())
 
     def close(self, *, drain: bool = False) -> None:
@@ -109,7 +110,7 @@ class InferenceCore:
     def _stop(self, event: Event) -> None:
         self._step(event)
         with self._restarting:  # what that may just start is stopped
-            self._join()
+            self._join_devices()
         for host in self._hosts.values():
             host.join()
 
@@ -128,7 +129,7 @@ class InferenceCore:
             thread.start()
         self._step(partial(self.state.restarted, list(devices)))
 
-    def _join(self) -> None:
+    def _join_devices(self) -> None:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -136,20 +137,25 @@ class InferenceCore:
     # --- messages
 
     def _step(self, event: Event) -> None:
-        with self._lock:
-            commands = deque(self.state.step(time.monotonic(), event))
+        commands = deque(self._decide(event))
         try:
             self._carry_out(commands)
         except BaseException:  # Ctrl-C: what it cut off is done again, which does no harm
             self._carry_out(commands)
             raise
 
+    def _decide(self, event: Event) -> list[Command]:
+        with self._lock:
+            return self.state.step(time.monotonic(), event)
+
     def _carry_out(self, commands: deque[Command]) -> None:
         while commands:
             match commands[0]:
-                case Tokenise(batch) if batch.device is None:
-                    self._hosts[batch.entries[0].urgent].run(partial(self._tokenise, batch))
-                case Tokenise(Batch(device=device)) | Run(Batch(device=device)) | Wake(device) | Stop(device) if device:
+                case Tokenise(batch) if batch.cache is None and batch.characters <= _LIGHT:
+                    commands += self._decide(self._tokenise(batch))
+                case Tokenise(batch):
+                    self._hosts[batch.entries[0].urgent].run(partial(self._tokenise_later, batch))
+                case Run(Batch(device=device)) | Wake(device) | Stop(device) if device:
                     if (inbox := self._inboxes.get(device)) is not None:
                         inbox.put(commands[0])
                 case Keep() as command:
@@ -164,18 +170,21 @@ class InferenceCore:
 
     # --- host threads
 
-    def _tokenise(self, batch: Batch) -> None:
-        if not self.state.expects(batch):
-            return
+    def _tokenise_later(self, batch: Batch) -> None:
+        if self.state.expects(batch):
+            self._step(self._tokenise(batch))
+
+    def _tokenise(self, batch: Batch) -> Event:
         try:
             rows = self._look_up(batch)
             key = batch.entries[0].key
             texts = [entry.key.text for entry, row in zip(batch.entries, rows, strict=True) if row is None]
             tokens = iter(self.model.tokenizer.encode(texts, key.prompt, key.max_length))
-            found = [next(tokens) if row is None else row for row in rows]
-            self._step(partial(self.state.tokenised, batch, found))
+            return partial(self.state.tokenised, batch, [next(tokens) if row is None else row for row in rows])
+        except KeyboardInterrupt:  # the text's caller is not the only one who waits for it
+            raise
         except BaseException as error:
-            self._step(partial(self.state.failed, batch, error))
+            return partial(self.state.failed, batch, error)
 
     def _look_up(self, batch: Batch) -> list[Row | None]:
         """Return what a persistent cache has; None for other texts, and for what it has no needed half of."""
@@ -183,9 +192,8 @@ class InferenceCore:
         if batch.cache is None:
             return nothing
         (job, _), *_ = batch.entries[0].waiters
-        keys = [entry.key for entry in batch.entries]
         try:
-            rows = find_rows(batch.cache, self._namespaces, keys, dense=job.wants_dense, sparse=job.wants_sparse)
+            rows = find_rows(batch.cache, self._namespaces, [entry.key for entry in batch.entries], **job.halves)
         except Exception:
             logger.exception("the persistent cache failed; the texts are computed")
             return nothing
@@ -213,51 +221,41 @@ class InferenceCore:
     def _serve_until_stopped(self, device: Device, encoder: Encoder) -> None:
         """Keep one batch on the device and, where the device works by itself, the next one right behind it."""
         inbox = self._inboxes[device]
-        flights: deque[tuple[Batch, Flight]] = deque()
+        launched: deque[tuple[Batch, Launch]] = deque()
         wake: float | None = None
         while True:
             try:
-                command = inbox.get(not flights, None if wake is None else max(wake - time.monotonic(), 0))
+                command = inbox.get(not launched, None if wake is None else max(wake - time.monotonic(), 0))
             except Empty:
                 command = None
             if isinstance(command, Stop):
                 return
-            if command is None and not flights:
+            wake = command.time if isinstance(command, Wake) else None
+            if isinstance(command, Run):
+                self._start(device, encoder, command.batch, launched)
+            elif command is None and not launched:
                 self._step(partial(self.state.woken, device))
-            if isinstance(command, Wake):
-                wake = command.time
-            elif not isinstance(command, Tokenise):
-                wake = None
-            self._do(device, encoder, command, flights)
+            if launched and (command is None or len(launched) > device.ahead):
+                self._finish(encoder, *launched.popleft())
             del command  # kept while it waits for the next, it would keep calls and their rows
 
-    def _do(
-        self, device: Device, encoder: Encoder, command: Command | None, flights: deque[tuple[Batch, Flight]]
-    ) -> None:
-        match command:
-            case Tokenise(batch):
-                self._tokenise(batch)
-            case Run(batch) if flight := self._start(encoder, batch):
-                flights.append((batch, flight))
-                if device.ahead:
-                    self._step(partial(self.state.started, device))
-        if flights and (command is None or len(flights) > device.ahead):
-            self._land(encoder, *flights.popleft())
-
-    def _start(self, encoder: Encoder, batch: Batch) -> Flight | None:
+    def _start(self, device: Device, encoder: Encoder, batch: Batch, launched: deque[tuple[Batch, Launch]]) -> None:
         try:
-            return encoder.start([entry.tokens for entry in batch.entries if entry.tokens is not None])
+            launch = encoder.start([entry.tokens for entry in batch.entries if entry.tokens is not None])
         except BaseException as error:
             self._report(encoder, batch, error)
-            return None
+            return
+        launched.append((batch, launch))
+        if device.ahead:
+            self._step(partial(self.state.started, device))
 
-    def _land(self, encoder: Encoder, batch: Batch, flight: Flight) -> None:
+    def _finish(self, encoder: Encoder, batch: Batch, launch: Launch) -> None:
         try:
-            encoded = encoder.finish(flight)
+            rows = encoder.finish(launch)
         except BaseException as error:
             self._report(encoder, batch, error)
         else:
-            self._step(partial(self.state.ran, batch, _rows(batch, encoded)))
+            self._step(partial(self.state.ran, batch, rows))
 
     def _report(self, encoder: Encoder, batch: Batch, error: BaseException) -> None:
         if is_device_lost(error):
@@ -269,17 +267,3 @@ class InferenceCore:
             self._step(partial(self.state.ran_out, batch, reason))
         else:
             self._step(partial(self.state.failed, batch, error))
-
-
-def _rows(batch: Batch, encoded: Encoded) -> Sequence[Row | None]:
-    dense, sparse, rows = encoded.dense, encoded.sparse, []
-    for i, entry in enumerate(batch.entries):
-        assert entry.tokens is not None
-        row = Row(
-            None if dense is None else dense[i].copy(),
-            None if sparse is None else sparse[i].copy(),
-            entry.n_tokens,
-            entry.tokens.full_length,
-        )
-        rows.append(row if encoded.finite[i] else None)
-    return rows

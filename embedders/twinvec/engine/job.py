@@ -13,8 +13,7 @@ from twinvec.cache.rows import Cache, Row
 from twinvec.compute.pooling import reduce_token_weights
 from twinvec.errors import InvalidTextError, TextError, TextTooLongError
 from twinvec.spec import SparseKeys
-from twinvec.text.tokenizer import TextTokenizer
-from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
+from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
 
 if TYPE_CHECKING:
     from twinvec.engine.core import InferenceCore
@@ -25,7 +24,6 @@ class Request:
     """What a caller wants.
 
     Attributes:
-        tokenizer: the model's.
         max_length: tokens per text.
         prompt: goes before each text.
         dim: dense dimensions to slice and normalise; None: no dense half.
@@ -37,7 +35,6 @@ class Request:
         fail_on_overload: raise instead of waiting when the queue is full.
     """
 
-    tokenizer: TextTokenizer
     max_length: int
     prompt: str
     dim: int | None
@@ -60,8 +57,7 @@ class Job:
         future: resolved when all rows are there.
         texts: the distinct texts.
         rows: of them, as they come.
-        finished, fed, outstanding: numbers of texts that have their row, that are on their way or have it, and that
-            are on their way.
+        fed, finished: how many of them are on their way or have their row, and how many have it.
         admitted: whether it counts as pending; else it waits until others have ended.
         live: whether its caller still waits.
     """
@@ -70,9 +66,8 @@ class Job:
     request: Request
     core: InferenceCore
     future: Future[None] = field(default_factory=Future)
-    finished: int = 0
     fed: int = 0
-    outstanding: int = 0
+    finished: int = 0
     admitted: bool = False
     live: bool = True
 
@@ -95,22 +90,13 @@ class Job:
         return self.finished / max(len(self.texts), 1)
 
     @property
-    def wants_dense(self) -> bool:
-        """Return whether a dense half is wanted."""
-        return self.request.dim is not None
-
-    @property
-    def wants_sparse(self) -> bool:
-        """Return whether a sparse half is wanted."""
-        return self.request.keys is not None
+    def halves(self) -> dict[str, bool]:
+        """Return which halves are wanted, by name."""
+        return {"dense": self.request.dim is not None, "sparse": self.request.keys is not None}
 
     def position(self, number: int) -> int:
         """Return the first position of a distinct text in the caller's list."""
         return self.given.index(self.texts[number])
-
-    def takes(self, row: Row) -> bool:
-        """Return whether a row has the halves that are wanted."""
-        return row.has(dense=self.wants_dense, sparse=self.wants_sparse)
 
     def refusal(self, number: int, tokens: int, full_length: int) -> TextError | None:
         """Return the error of a text that has no vector, or that is too long for a caller who wants nothing cut."""
@@ -125,26 +111,29 @@ class Job:
 
     def batch(self) -> EmbeddingBatch:
         """Return the rows as the caller asked for them, in the caller's order."""
-        request, rows = self.request, [row for row in self.rows if row is not None]
+        rows = [row for row in self.rows if row is not None]
         assert len(rows) == len(self.texts)
-        dense = sparse = None
-        if request.dim is not None:
-            dense = np.zeros((len(rows), request.dim), dtype=np.float32)
-            for i, row in enumerate(rows):
-                assert row.dense is not None
-                dense[i] = row.dense[: request.dim]
-            dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
-        if request.keys is not None:
-            sparse = _stack([row.sparse for row in rows if row.sparse is not None], request)
-            assert len(sparse) == len(rows)
+        dense = None if self.request.dim is None else _dense(rows, self.request.dim)
+        sparse = None if self.request.keys is None else self._sparse(rows)
         tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
         lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
         batch = EmbeddingBatch(dense, sparse, tokens, lengths > tokens)
         return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
 
+    def _sparse(self, rows: list[Row]) -> SparseBatch:
+        """Stack rows by token id and give them the caller's keys, the maximum of equal ones."""
+        batch = SparseBatch.stack([row.sparse for row in rows if row.sparse is not None])
+        assert len(batch) == len(rows)
+        tokenizer = self.core.model.tokenizer
+        keys = tokenizer.surface_keys if self.request.keys == "surface" else tokenizer.id_keys
+        return reduce_token_weights(batch.values, batch.indices.astype(np.int64), np.diff(batch.indptr).tolist(), keys)
 
-def _stack(rows: Sequence[SparseVector], request: Request) -> SparseBatch:
-    """Stack rows by token id and give them the caller's keys, the maximum of equal ones."""
-    batch = SparseBatch.stack(rows)
-    keys = request.tokenizer.surface_keys if request.keys == "surface" else request.tokenizer.id_keys
-    return reduce_token_weights(batch.values, batch.indices.astype(np.int64), np.diff(batch.indptr).tolist(), keys)
+
+def _dense(rows: list[Row], dim: int) -> Float32:
+    """Slice and normalise."""
+    dense = np.zeros((len(rows), dim), dtype=np.float32)
+    for i, row in enumerate(rows):
+        assert row.dense is not None
+        dense[i] = row.dense[:dim]
+    dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
+    return dense

@@ -18,26 +18,37 @@ class Lanes:
         urgent: queries.
         bulk: all other entries.
         planned: batches of the latter, and whatever is tried again.
-        tokens: of the single entries.
     """
 
     def __init__(self) -> None:
         self.urgent: deque[Entry] = deque()
         self.bulk: deque[Entry] = deque()
         self.planned: deque[Batch] = deque()
-        self.tokens = self._streak = 0
+        self._tokens = self._streak = 0
 
     def __len__(self) -> int:
         return len(self.urgent) + len(self.bulk) + sum(len(batch.entries) for batch in self.planned)
 
+    @property
+    def oldest(self) -> float:
+        """Return since when the first single entry has waited; -inf if there is none."""
+        return min((lane[0].queued for lane in (self.urgent, self.bulk) if lane), default=float("-inf"))
+
+    def fill(self, budget: int) -> bool:
+        """Return whether there is enough for a batch that is full."""
+        return bool(self.planned) or self._tokens >= budget
+
     def put(self, entry: Entry) -> None:
         """Queue a tokenised entry."""
         (self.urgent if entry.urgent else self.bulk).append(entry)
-        self.tokens += entry.n_tokens
+        self._tokens += entry.n_tokens
 
-    def again(self, batch: Batch, budget: int | None = None) -> None:
-        """Queue a batch before all other bulk work, in parts that fit."""
-        self.planned.extendleft(reversed(_split(batch, budget or batch.n_tokens)))
+    def again(self, entries: list[Entry], *, alone: bool = False, budget: int | None = None) -> None:
+        """Queue entries before all other bulk work, in batches that fit."""
+        lengths = [entry.n_tokens for entry in entries]
+        room = budget or sum(lengths)
+        parts = plan(lengths, room) if sum(lengths) > room else [list(range(len(entries)))]
+        self.planned.extendleft(Batch([entries[i] for i in part], alone) for part in reversed(parts))
 
     def pop(self, budget: int) -> Batch | None:
         """Return the next batch: at most ``budget`` tokens of live entries, or one longer entry.
@@ -46,27 +57,21 @@ class Lanes:
         """
         if self.urgent and (self._streak < _STREAK or not (self.bulk or self.planned)):
             self._streak += 1
-            return Batch(self._fill(self.urgent, budget))
+            return Batch(self._take(self.urgent, budget))
         self._streak = 0
         if self.bulk and not self.planned:
-            self.again(Batch(self._fill(self.bulk, _PLAN_BATCHES * budget)), budget)
+            self.again(self._take(self.bulk, _PLAN_BATCHES * budget), budget=budget)
         if not self.planned:
             return None
-        self.again(self.planned.popleft(), budget)  # it may be of a larger budget
+        batch = self.planned.popleft()
+        self.again(batch.entries, alone=batch.alone, budget=budget)  # it may be of a larger budget
         return self.planned.popleft()
 
-    def _fill(self, lane: deque[Entry], room: int) -> list[Entry]:
+    def _take(self, lane: deque[Entry], room: int) -> list[Entry]:
         entries: list[Entry] = []
         while lane and (not entries or lane[0].n_tokens <= room or not lane[0].live):
             entry = lane.popleft()
             entries.append(entry)
-            self.tokens -= entry.n_tokens
+            self._tokens -= entry.n_tokens
             room -= entry.n_tokens if entry.live else 0
         return sorted(entries, key=lambda entry: -entry.n_tokens)  # equal lengths side by side, see plan
-
-
-def _split(batch: Batch, budget: int) -> list[Batch]:
-    if len(batch.entries) == 1 or batch.n_tokens <= budget:
-        return [batch]
-    parts = plan([entry.n_tokens for entry in batch.entries], budget)
-    return [Batch([batch.entries[i] for i in part], alone=batch.alone) for part in parts]

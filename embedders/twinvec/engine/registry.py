@@ -1,27 +1,66 @@
-"""Which cores there are in this process, and who uses them."""
+"""Which models there are in this process, and who uses them."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 
 from twinvec.engine.core import InferenceCore
+from twinvec.engine.loading import build_model
+from twinvec.engine.opening import Source, names_other_checkpoint, open_model
+from twinvec.options import EmbedderOptions
+from twinvec.settings import Settings
+from twinvec.spec import ModelSpec
+from twinvec.text.bm25 import Bm25
 
 
 @dataclass(eq=False)
 class _Slot:
-    """One core and the memo bytes that each of its users asked for; gone with the last of them."""
+    """One core and its leases; gone with the last of them."""
 
     loading: threading.Lock = field(default_factory=threading.Lock)
     core: InferenceCore | None = None
-    users: list[int] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Lease:
+    """A user's share in a core, until it is closed.
+
+    Attributes:
+        spec: the user's, with everything resolved.
+        memo_bytes: what the user wants the memo to have; the largest wish counts.
+    """
+
+    spec: ModelSpec
+    memo_bytes: int
+    slot: _Slot
+
+    @property
+    def core(self) -> InferenceCore:
+        """Return the core, which has been made."""
+        assert self.slot.core is not None
+        return self.slot.core
+
+    def close(self, *, drain: bool = False) -> None:
+        """Give the share back; the last one closes the core."""
+        REGISTRY.release(self, drain=drain)
+
+    def close_later(self) -> None:
+        """Close on a thread of its own: the collector may run anywhere, under any lock.
+
+        The interpreter waits for the thread: one that is inside of torch when the interpreter ends aborts the process.
+        """
+        with contextlib.suppress(RuntimeError):  # the interpreter is at its end already
+            threading.Thread(target=self.close, name="twinvec-close", daemon=False).start()
 
 
 class Registry:
-    """Cores by what decides their forward pass: one per key in a process, freed with its last user."""
+    """Cores by what decides their forward pass: one per key in a process, freed with its last lease."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,45 +69,51 @@ class Registry:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def acquire(self, key: Hashable, memo_bytes: int, make: Callable[[], InferenceCore]) -> InferenceCore:
-        """Return the core of a key, made once, and restarted when it is lost; each call needs a ``release``."""
+    def lease(self, spec: ModelSpec, options: EmbedderOptions) -> Lease:
+        """Share a model where it is loaded already, restarted when it was lost; else load it."""
+        settings = Settings.from_env()
+        source = Source(
+            cache_dir=options.cache_dir or settings.cache_dir,
+            token=options.token,
+            offline=settings.offline if options.offline is None else options.offline,
+        )
+        opened = open_model(spec, options.device if options.device != "auto" else settings.device, source)
         with self._lock:
-            slot = self._slots.setdefault(key, _Slot())
-            slot.users.append(memo_bytes)
+            slot = self._slots.setdefault(opened.key, _Slot())
+            lease = Lease(opened.spec, options.memo_bytes, slot)
+            slot.leases.append(lease)
         try:
             with slot.loading:
                 if slot.core is None:
-                    slot.core = make()
+                    model = build_model(opened, options.token_budget or settings.token_budget)
+                    slot.core = InferenceCore(model, opened.namespaces)
                 else:
                     slot.core.restart()  # does nothing unless its devices were lost
-            slot.core.limit_memo(max(slot.users))
         except BaseException:
-            self._leave(slot, memo_bytes, drain=False)
+            self.release(lease)
             raise
-        return slot.core
+        self._limit_memo(slot)
+        return lease
 
-    def release(self, core: InferenceCore, memo_bytes: int, *, drain: bool = False) -> None:
-        """Give a core back; the last user closes it."""
+    def release(self, lease: Lease, *, drain: bool = False) -> None:
+        """Take a lease back; the last one closes the core."""
+        slot = lease.slot
         with self._lock:
-            slot = next((slot for slot in self._slots.values() if slot.core is core), None)
-        if slot is not None:
-            self._leave(slot, memo_bytes, drain=drain)
-
-    def _leave(self, slot: _Slot, memo_bytes: int, *, drain: bool) -> None:
-        with self._lock:
-            slot.users.remove(memo_bytes)
-            last = not slot.users
-            if last:
+            slot.leases.remove(lease)
+            if not slot.leases:
                 self._slots = {key: other for key, other in self._slots.items() if other is not slot}
-        if slot.core is None:
-            return
-        if last:
+        if slot.leases:
+            self._limit_memo(slot)
+        elif slot.core is not None:
             slot.core.close(drain=drain)
-        else:
-            slot.core.limit_memo(max(slot.users))
 
-    def close_all(self) -> None:
-        """Close every core, whoever uses it: the interpreter ends."""
+    def _limit_memo(self, slot: _Slot) -> None:
+        with self._lock:
+            if slot.core is not None and slot.leases:
+                slot.core.limit_memo(max(lease.memo_bytes for lease in slot.leases))
+
+    def abandon(self) -> None:
+        """Stop every core, whoever uses it: the interpreter ends."""
         with self._lock:
             slots, self._slots = self._slots, {}
         for slot in slots.values():
@@ -76,7 +121,32 @@ class Registry:
                 slot.core.abandon()
 
 
+def lease_models(spec: ModelSpec, options: EmbedderOptions) -> list[Lease]:
+    """Lease the model, and the second one where ``spec.sparse`` names one."""
+    if (bm25 := Bm25.parse(spec.sparse)) is not None:
+        bm25.prepare()
+        return [REGISTRY.lease(replace(spec, sparse=None), options)]
+    if not names_other_checkpoint(spec.sparse):
+        return [REGISTRY.lease(spec, options)]
+    dense_digest, _, sparse_digest = (spec.digest or "").partition("+")
+    other = ModelSpec(
+        model=str(spec.sparse),
+        dtype=spec.dtype,
+        sparse="head",
+        sparse_keys=spec.sparse_keys,
+        reproducible=spec.reproducible,
+        quantization=spec.quantization,
+        digest=sparse_digest or None,
+    )
+    main = REGISTRY.lease(replace(spec, sparse=None, digest=dense_digest or None), options)
+    try:
+        return [main, REGISTRY.lease(other, options)]
+    except BaseException:
+        main.close()
+        raise
+
+
 REGISTRY = Registry()
-atexit.register(REGISTRY.close_all)
+atexit.register(REGISTRY.abandon)
 if hasattr(os, "register_at_fork"):  # the parent's cores have no threads in a child, and its locks may be held
     os.register_at_fork(after_in_child=REGISTRY.__init__)  # type: ignore[misc]

@@ -21,8 +21,12 @@ class Entry:
     urgent: bool
     waiters: list[tuple[Job, int]]
     tokens: TokenizedText | None = None
-    n_tokens: int = 0
     queued: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Return its size, 0 until it is tokenised."""
+        return 0 if self.tokens is None else len(self.tokens.ids)
 
     @property
     def live(self) -> bool:
@@ -32,28 +36,29 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Entries that are tokenised together, or run together.
+    """Entries, at least one, that are tokenised together, or run together.
 
     Attributes:
-        entries: not empty.
         alone: all entries have the same callers, so that a failure is theirs.
-        device: whose thread has it; None: a host thread.
-        budget: of the device when it was given the batch.
         cache: where to look entries up before they are tokenised.
-        light: tokenised so soon that a batch waits for it.
+        device, budget: that it was given to, and the device's budget then; None until it is run.
     """
 
     entries: list[Entry]
     alone: bool = False
+    cache: Cache | None = None
     device: Device | None = None
     budget: int = 0
-    cache: Cache | None = None
-    light: bool = False
 
     @property
     def n_tokens(self) -> int:
         """Return its size, once tokenised."""
         return sum(entry.n_tokens for entry in self.entries)
+
+    @property
+    def characters(self) -> int:
+        """Return its size before."""
+        return sum(len(entry.key.text) for entry in self.entries)
 
 
 @dataclass(eq=False, slots=True)
@@ -64,9 +69,9 @@ class Device:
         name: for messages.
         full_budget, budget: tokens per batch at first, and today.
         ahead: whether it gets a batch while it works on another.
-        running: what its thread has.
+        running: what its thread has; what it says of any other batch comes too late.
         calm: passes since it last ran out of memory.
-        wake: until when a batch that is not full waits for what is being tokenised.
+        wake: when its thread looks again whether a batch that is not full has waited for long enough.
     """
 
     name: str

@@ -19,10 +19,9 @@ import httpx
 import numpy as np
 
 from twinvec._version import __version__
-from twinvec.base import BaseEmbedder
-from twinvec.engine.calls import Checked, Wanted, check_texts
+from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
-from twinvec.options import EmbedderOptions
+from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.server.transport import Address, Answer, Line, in_turns
 from twinvec.server.wire import (
     ERRORS,
@@ -35,6 +34,7 @@ from twinvec.server.wire import (
     unpack_offsets,
 )
 from twinvec.text.prompts import Role, Task
+from twinvec.text.unicode import check_texts
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
 # One request: enough to fill a device, little enough for progress, timeouts and the server's memory.
@@ -177,7 +177,7 @@ class RemoteEmbedder(BaseEmbedder):
         self.options = EmbedderOptions(task=known.task, prompts=known.prompts or None)
         self._max_texts = min(_TEXTS, known.max_texts)
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: Wanted, show_progress: bool) -> EmbeddingBatch:
+    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
         call = self._check(role, texts, wanted)
         if not show_progress:
             return self._wait(self._batch(call, wanted.timeout))
@@ -186,7 +186,7 @@ class RemoteEmbedder(BaseEmbedder):
         with tqdm(total=len(call.texts), unit="text", desc=f"Embedding {role.value}s") as bar:
             return self._wait(self._batch(call, wanted.timeout, bar.update))
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: Wanted) -> EmbeddingBatch:
+    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
         call = self._check(role, texts, wanted)
         try:
             return await asyncio.wrap_future(self._submit(self._batch(call, wanted.timeout)))
@@ -226,7 +226,7 @@ class RemoteEmbedder(BaseEmbedder):
         self._finalizer.atexit = False
 
     async def _batch(
-        self, call: Checked, timeout: float | None, progress: Callable[[int], object] | None = None
+        self, call: CheckedCall, timeout: float | None, progress: Callable[[int], object] | None = None
     ) -> EmbeddingBatch:
         # the prompt that prompt_for shows is what travels, whatever the server would put there by now
         asked = {"role": call.role.value, "prompt": call.prompt, "dense": call.dense, "sparse": call.sparse}

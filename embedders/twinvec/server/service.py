@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from starlette.requests import Request
 
-from twinvec.engine.calls import Wanted
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
+from twinvec.options import CallOptions
 from twinvec.server.errors import ClientGoneError, RefusedError
 from twinvec.server.limits import Limits
 from twinvec.server.metrics import RequestMetrics
@@ -131,12 +131,12 @@ class Service:
             return 0
         if self.embedder.needs_idf:
             return _BM25_COLUMNS
-        return self.embedder._views[-1].core.model.tokenizer.vocabulary_size
+        return self.embedder._leases[-1].core.model.tokenizer.vocabulary_size
 
     @property
     def pooling(self) -> str:
         """Return the pooling as TEI names it."""
-        return "+".join(self.embedder._view.description.pooling) if self.embedder.dim is not None else "splade"
+        return "+".join(self.embedder._core.model.description.pooling) if self.embedder.dim is not None else "splade"
 
     def public(self, message: str) -> str:
         """Return a message that shows the model's name where it had a path of this machine."""
@@ -156,10 +156,10 @@ class Service:
         Raises:
             RefusedError: it was not trained for so many.
         """
-        from twinvec.engine.loading import check_dim  # needs torch, which has come with the model
+        from twinvec.engine.opening import check_dim  # needs torch, which has come with the model
 
         try:
-            check_dim(dimensions, self.embedder._view.description, self.name)
+            check_dim(dimensions, self.embedder._core.model.description, self.name)
         except ConfigurationError as error:
             raise RefusedError(400, str(error), "dimensions") from None
         return dimensions
@@ -225,7 +225,7 @@ class Service:
         Raises:
             RefusedError: see the errors of ``Embedder.embed_queries``; it calls the texts as the request does.
         """
-        wanted = Wanted(task, prompt, dense, sparse, timeout, dim, fail_on_overflow)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, dim, fail_on_overflow)
         try:
             # not the public methods, whose warnings about cut texts would be for somebody at the server
             return await self.embedder._aembed(role, texts, wanted)
