@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinvec.errors import ConfigurationError, TextError, TruncationWarning
+from twinvec.errors import TextError, TruncationWarning
 from twinvec.text.prompts import Role
 from twinvec_cli.console import note, warn
 from twinvec_cli.options import (
@@ -23,7 +23,7 @@ from twinvec_cli.options import (
     Overflow,
     Precision,
     Revision,
-    SparseSource,
+    Sparse,
     TaskText,
     TrustRemoteCode,
 )
@@ -43,7 +43,6 @@ _INPUT = "One text a line, or .jsonl: one object a line. - is stdin."
 _FIELD = "Field of each JSON line that holds the text. Default: text."
 _OUTPUT = "FILE.jsonl or FILE.npz instead of JSON lines on stdout; written whole or not at all."
 _PROMPT = "Put exactly this before each text, in place of the model's prompt."
-_SPARSE = "Demand the sparse half, or leave it out. Default: where the model has one."
 
 
 def embed(
@@ -59,8 +58,7 @@ def embed(
     dim: Dim = None,
     max_length: MaxLength = None,
     on_overflow: OnOverflow = Overflow.TRUNCATE,
-    sparse: Annotated[bool | None, typer.Option("--sparse/--no-sparse", help=_SPARSE)] = None,
-    sparse_source: SparseSource = None,
+    sparse: Sparse = "auto",
     device: Device = "auto",
     dtype: Precision = Dtype.AUTO,
     revision: Revision = None,
@@ -76,19 +74,16 @@ def embed(
 
     [bold]twinvec embed ./model --input passages.jsonl --field body --output vectors.npz[/bold]
 
-    [bold]cut -f2 table.tsv | twinvec embed BAAI/bge-m3 - --no-sparse > vectors.jsonl[/bold]
+    [bold]cut -f2 table.tsv | twinvec embed BAAI/bge-m3 - --sparse none > vectors.jsonl[/bold]
     """
     source = TextSource.choose(texts or (), input, field)
     check_output(output)
-    if sparse is False and sparse_source is not None:
-        raise ConfigurationError("--no-sparse and --sparse-source contradict each other")
-    wanted = sparse_source or {True: "head", False: None, None: "auto"}[sparse]
     note(f"Loading {model} ...")
     from twinvec import Embedder
 
     with (
         Embedder(
-            model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length, sparse=wanted,
+            model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length, sparse=sparse,
             task=task, on_overflow=on_overflow.value, trust_remote_code=trust_remote_code,
         ) as embedder,
         open_writer(output, with_text=with_text) as writer,

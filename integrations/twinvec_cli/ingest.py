@@ -16,7 +16,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, StoreNotFoundError, TruncationWarning
 from twinvec_cli.console import note
-from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Revision, SparseSource, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Revision, Sparse, TrustRemoteCode
 
 if TYPE_CHECKING:
     from twinvec import Embedder
@@ -60,7 +60,7 @@ def ingest(
     on_error: Annotated[OnError, typer.Option(metavar="HOW", help="skip or stop, at a bad row.")] = OnError.SKIP,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records embedded at once.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    sparse_source: SparseSource = None,
+    sparse: Sparse = "auto",
     prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
     dim: Dim = None,
     quantization: Annotated[
@@ -83,7 +83,7 @@ def ingest(
     [bold]twinvec ingest news.jsonl -s index/ --text-field body --field year:integer --prune[/bold]
 
     [bold]twinvec ingest corpus.parquet -s http://localhost:6333 -m ai-sage/Giga-Embeddings-instruct-480M-0826
-    --sparse-source bm25[/bold]
+    --sparse bm25[/bold]
     """
     from twinvec_stores import ingest as run
 
@@ -91,7 +91,7 @@ def ingest(
         "revision": revision,
         "dtype": dtype.value,
         "dim": dim,
-        "sparse": {None: "auto", "none": None}.get(sparse_source, sparse_source),
+        "sparse": sparse,
         "prompts": _prompts(prompts),
     }
     wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization)

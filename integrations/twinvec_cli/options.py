@@ -32,8 +32,12 @@ def meaning(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _option(name: str, metavar: str | None, *flags: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=meaning(name))
+def _option(name: str, metavar: str | None, *flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=meaning(name), **settings)
+
+
+def _or_none(value: str) -> str | None:
+    return None if value.lower() == "none" else value
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=meaning("model"), show_default=False)]
@@ -43,7 +47,7 @@ Precision = Annotated[Dtype, _option("dtype", "NAME")]
 Dim = Annotated[int | None, _option("dim", "N")]
 MaxLength = Annotated[int | None, _option("max_length", "N")]
 OnOverflow = Annotated[Overflow, _option("on_overflow", "HOW")]
-SparseSource = Annotated[str | None, _option("sparse", "PATH")]
+Sparse = Annotated[str | None, _option("sparse", "SOURCE", callback=_or_none)]
 TaskText = Annotated[str | None, _option("task", "TEXT")]
 TrustRemoteCode = Annotated[bool, _option("trust_remote_code", None, "--trust-remote-code")]
 

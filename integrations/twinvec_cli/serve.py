@@ -21,7 +21,7 @@ from twinvec_cli.options import (
     Overflow,
     Precision,
     Revision,
-    SparseSource,
+    Sparse,
     TaskText,
     TrustRemoteCode,
 )
@@ -67,7 +67,7 @@ def serve(
     dim: Dim = None,
     max_length: MaxLength = None,
     on_overflow: OnOverflow = Overflow.TRUNCATE,
-    sparse_source: SparseSource = None,
+    sparse: Sparse = "auto",
     task: TaskText = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -129,7 +129,7 @@ def serve(
             embedders[name] = opened.enter_context(
                 Embedder(
                     model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length,
-                    sparse=None if sparse_source == "none" else sparse_source or "auto", task=task,
+                    sparse=sparse, task=task,
                     on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
                 )
             )  # fmt: skip

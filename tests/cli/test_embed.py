@@ -145,12 +145,12 @@ def test_role_and_prompt(run: Run, tmp_path: Path) -> None:
 
 def test_sparse_choices(run: Run, bert: str, bge: str, splade: str) -> None:
     assert "sparse" in rows(run("embed", bge, "hello"))[0]
-    assert "sparse" not in rows(run("embed", bge, "hello", "--no-sparse"))[0]
-    assert rows(run("embed", bert, "hello", "--sparse-source", splade))[0]["sparse"]
+    assert "sparse" not in rows(run("embed", bge, "hello", "--sparse", "none"))[0]
+    assert rows(run("embed", bert, "hello", "--sparse", splade))[0]["sparse"]
     only = rows(run("embed", splade, "hello"))[0]
     assert only["sparse"]
     assert "dense" not in only
-    refused = run("embed", bert, "hello", "--sparse")
+    refused = run("embed", bert, "hello", "--sparse", "head")
     assert refused.exit_code == 2
     assert "has no lexical head" in refused.stderr
 
@@ -168,7 +168,6 @@ def test_sparse_choices(run: Run, bert: str, bge: str, splade: str) -> None:
         (["MODEL", "a", "--output", "/nowhere/a.npz"], "error: --output /nowhere/a.npz: the folder /nowhere does not"),
         (["MODEL", "a", "--dim", "8"], "error: dim=8: "),
         (["MODEL", "a", "--task", "Find it"], "error: this model was not trained with instructions"),
-        (["MODEL", "a", "--no-sparse", "--sparse-source", "x"], "error: --no-sparse and --sparse-source contradict"),
         (["MODEL", "a", "--device", "abacus"], "error: device='abacus' is not a device"),
         (["MODEL", "a", "--role", "reader"], "'reader' is not one of"),
         (["MODEL", "a", "--dtype", "int3"], "'int3' is not one of"),
