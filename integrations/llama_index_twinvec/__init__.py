@@ -11,11 +11,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 from llama_index_twinvec.embeddings import TwinVecEmbedding
+from llama_index_twinvec.huggingface import DifferenceWarning
 from llama_index_twinvec.retrievers import ExplainedNode, HybridRetriever
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.vector_stores import TwinVecVectorStore
 
 __all__ = [
+    "DifferenceWarning",
     "ExplainedNode",
     "HybridRetriever",
     "TwinVecEmbedding",

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
@@ -21,12 +21,16 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 from typing_extensions import Self
 
 from llama_index_twinvec.cache import RoleAwareCache, as_query
+from llama_index_twinvec.huggingface import take_over
 from llama_index_twinvec.model import TwinVecModel, meet
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.waiting import WaitingRows
 from twinvec import EmbeddingBatch, Role, Task
 from twinvec.flows import block, call, wait
 from twinvec.overriding import overridden, twin_of
+
+if TYPE_CHECKING:
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -58,6 +62,23 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         """Make the cache tell roles apart."""
         super().model_post_init(context)
         self.embeddings_cache = self.embeddings_cache
+
+    @classmethod
+    def from_huggingface(cls, model_name: str | HuggingFaceEmbedding | None = None, **keywords: Any) -> Self:
+        """Take over a configuration of LlamaIndex's ``HuggingFaceEmbedding``: its keywords, or such an object.
+
+        Documents keep their vectors where that class left the model's own document prompt in place. What is different
+        is said by a ``DifferenceWarning``.
+
+        Args:
+            model_name: as there; or an object of that class.
+            keywords: of that class (query_instruction, text_instruction, max_length, cache_folder, model_kwargs ...),
+                and of this one, such as ``sparse="bm25"``.
+
+        Raises:
+            ConfigurationError: a keyword that is unknown or has no counterpart.
+        """
+        return take_over(cls, model_name, keywords)
 
     def with_task(self, task: Task | str) -> Self:
         """Return a copy for another task, on the same Embedder; see ``TwinVecModel.with_task``."""

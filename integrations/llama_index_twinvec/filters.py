@@ -20,8 +20,13 @@ def from_llama_index(filters: MetadataFilters) -> Filter:
     No filters match everything.
 
     Raises:
-        FilterError: an operator that cannot be translated.
+        FilterError: an operator that cannot be translated, or no MetadataFilters.
     """
+    if not isinstance(filters, MetadataFilters):
+        raise FilterError(
+            f"filters must be MetadataFilters, not {type(filters).__name__}: "
+            "MetadataFilters(filters=[MetadataFilter(key=..., value=...)])"
+        )
     parts = [_part(part) for part in filters.filters]
     condition = filters.condition.value if filters.condition is not None else "and"
     if condition == "and" or not parts:
@@ -56,10 +61,10 @@ _OPERATORS: Mapping[str, Make] = {
     "all": _all,
     "contains": Eq,
     "text_match": Contains,
+    "is_empty": lambda field, _: Or(Not(Exists(field)), Eq(field, "")),
     "text_match_insensitive": lambda field, text: Contains(field, text, case_sensitive=False),
 }
 _NEGATED: Mapping[str, Make] = {
     "!=": Eq,
     "nin": In,
-    "is_empty": lambda field, _: Exists(field),
 }

@@ -56,7 +56,9 @@ def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str |
         ConfigurationError: no embedding, or a sparse half that cannot be.
     """
     if not isinstance(embedding, BaseEmbedding):
-        raise ConfigurationError(f"embedding must be a LlamaIndex embedding, not {type(embedding).__name__}")
+        kind = type(embedding).__name__
+        remedy = "TwinVecEmbedding(embedder=...)" if isinstance(embedding, BaseEmbedder) else "TwinVecEmbedding(...)"
+        raise ConfigurationError(f"embedding must be a LlamaIndex embedding, not {kind}: see {remedy}")
     if isinstance(embedding, TwinVecEmbedding):
         if sparse is not None:
             raise ConfigurationError("sparse= is said by the TwinVecEmbedding: give it to that")

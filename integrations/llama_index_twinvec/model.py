@@ -23,6 +23,19 @@ _LIVE = ("token", "cache")  # kept out of everything that is written down
 _RUNTIME = tuple(field.name for field in fields(EmbedderOptions) if field.name not in ("task", *_LIVE))
 _OPTIONS = (*_SPEC, *_RUNTIME, *_LIVE)
 _CALLS = ("embed_batch_size", "num_workers")
+_WORDS = {  # of LlamaIndex's other embeddings, and what is meant by them here
+    "model": "model_name=",
+    "model_path": "model_name=",
+    "query_instruction": 'prompts={"query": ...} or task=, or see TwinVecEmbedding.from_huggingface',
+    "text_instruction": 'prompts={"document": ...}, or see TwinVecEmbedding.from_huggingface',
+    "cache_folder": "cache_dir=",
+    "batch_size": "embed_batch_size=",
+    "dimensions": "dim=",
+    "truncate_dim": "dim=",
+    "torch_dtype": "dtype=",
+    "api_base": "embedder=RemoteEmbedder(...)",
+    "base_url": "embedder=RemoteEmbedder(...)",
+}
 _BEFORE, _AFTER = "<settings at 0x", ">"
 
 
@@ -170,7 +183,8 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
     """Return the values of all fields, after opening the model where none is given."""
     for name in given:
         if name not in cls.model_fields:
-            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}")
+            meant = f": it is {_WORDS[name]} here" if name in _WORDS else ""
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{meant}")
     said = [name for name in ("model_name", *_OPTIONS) if name in given]
     rest = {name: value for name, value in given.items() if name not in said and (name, value) != ("task", None)}
     embedder = rest.get("embedder")

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_index.core.schema import BaseNode, Document, ImageDocument, MetadataMode, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageDocument,
+    MetadataMode,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from twinvec import SparseBatch
@@ -18,14 +26,24 @@ from twinvec_stores.records import check_rows
 
 REF_DOC_ID = "ref_doc_id"
 _AT_ONCE = 1024  # nodes in one write
-_CONTENT, _TYPE = "_node_content", "_node_type"
+CONTENT, _TYPE = "_node_content", "_node_type"
+_DOCUMENT = "document"  # what twinvec_stores groups by
 _DOCUMENTS: Mapping[str, type[Document]] = {  # which LlamaIndex's own function takes for a TextNode
     cls.class_name(): cls for cls in (Document, ImageDocument)
 }
 
 
 def slices(nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
-    """Return nodes in parts that are written at once."""
+    """Return nodes in parts that are written at once.
+
+    Raises:
+        TypeError: no list of nodes.
+    """
+    if isinstance(nodes, BaseNode | str):
+        raise TypeError(f"add takes a list of nodes, not one {type(nodes).__name__}")
+    for node in nodes:
+        if not isinstance(node, BaseNode):
+            raise TypeError(f"add takes LlamaIndex's nodes, not {type(node).__name__}: TextNode(text=...)")
     return (nodes[start : start + _AT_ONCE] for start in range(0, len(nodes), _AT_ONCE))
 
 
@@ -56,7 +74,10 @@ class Columns:
         """
         texts = [embed_text(node) for node in nodes]
         columns = [node_to_metadata_dict(_plain(node)) for node in nodes]
-        provenance = [{name: each.pop(name) for name in (_CONTENT, _TYPE)} for each in columns]
+        provenance = [{name: each.pop(name) for name in (CONTENT, _TYPE)} for each in columns]
+        for node, origin in zip(nodes, provenance, strict=True):
+            if node.ref_doc_id is not None:
+                origin[_DOCUMENT] = node.ref_doc_id
         rows = check_rows([node.node_id for node in nodes], texts, columns, config)
         return cls(rows.ids, rows.texts, rows.metadata, provenance)
 
@@ -77,22 +98,31 @@ def _plain(node: BaseNode) -> BaseNode:
 def to_node(record: Record) -> BaseNode:
     """Return a record as the node it was, with its dense row where that came along.
 
-    A record that was not made from a node becomes a TextNode with its text and metadata.
+    A record that was not made from a node becomes a TextNode with its text, its metadata and its document.
     """
     provenance = dict(record.provenance)
-    if _CONTENT not in provenance:
-        node: BaseNode = TextNode(id_=record.id, text=record.text, metadata=dict(record.metadata))
-    elif provenance.get(_TYPE) in _DOCUMENTS:
-        node = _DOCUMENTS[provenance[_TYPE]].from_json(provenance[_CONTENT])
+    if CONTENT not in provenance:
+        metadata = dict(record.metadata)
+        node: BaseNode = TextNode(id_=record.id, text=record.text)
+        if isinstance(source := metadata.pop(REF_DOC_ID, provenance.get(_DOCUMENT)), str):
+            node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=source)
+        node.metadata = metadata
     else:
-        node = metadata_dict_to_node(provenance)
+        node = node_of(provenance)
     if record.dense is not None:
         node.embedding = record.dense.tolist()
     return node
 
 
+def node_of(written: Mapping[str, Any]) -> BaseNode:
+    """Return the node that LlamaIndex has written down."""
+    if (document := _DOCUMENTS.get(written.get(_TYPE, ""))) is not None:
+        return document.from_json(written[CONTENT])
+    return metadata_dict_to_node(dict(written))
+
+
 def explanation_of(result: Result) -> dict[str, Any]:
     """Return why a record was found, and where it comes from, as far as TwinVec has ingested it."""
     assert result.explanation is not None
-    origin = {name: value for name, value in result.record.provenance.items() if name not in (_CONTENT, _TYPE)}
-    return asdict(result.explanation) | ({"provenance": origin} if origin else {})
+    origin = result.record.provenance
+    return asdict(result.explanation) | ({"provenance": dict(origin)} if origin and CONTENT not in origin else {})

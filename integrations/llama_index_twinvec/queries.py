@@ -14,9 +14,19 @@ from llama_index_twinvec.nodes import REF_DOC_ID
 from twinvec import EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Float32
-from twinvec_stores import And, Filter, Fusion, HasId, In, SearchOptions
+from twinvec_stores import And, Filter, Fusion, HasId, In, SearchOptions, parse_filter
 
 _MMR_THRESHOLD = 0.5  # LlamaIndex's own default
+_WORDS = {  # that are not LlamaIndex's
+    "k": "similarity_top_k=",
+    "top_k": "similarity_top_k=",
+    "filter": "filters=",
+    "vector_store_query_mode": "mode=",
+    "lambda_mult": "mmr_threshold=",
+    "rerank_top_k": "hybrid_top_k=",
+    "dense_top_k": "similarity_top_k=, beside hybrid_top_k=",
+    "embed_model": "the store's: it embeds with its own",
+}
 _MORE = {field.name for field in fields(SearchOptions)} - {"k", "filter", "mode"}
 
 
@@ -62,10 +72,13 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
         ConfigurationError: something that cannot be honoured; nothing is passed over in silence.
         FilterError: a filter that cannot be translated.
     """
+    query = replace(query, mode=VectorStoreQueryMode(query.mode))
     given = more.pop("fusion", fusion)
     options = _mode(query, given if isinstance(given, Fusion) else Fusion(given))
     if options.get("mmr") is not None:
         options["mmr"] = more.pop("mmr_threshold", options["mmr"])
+    if foreign := [f"{name}= is {_WORDS[name]} here" for name in more if name in _WORDS]:
+        raise ConfigurationError("; ".join(foreign))
     unknown = [*sorted(set(more) - _MORE), *(n for n in ("output_fields", "embedding_field") if getattr(query, n))]
     if unknown:
         raise ConfigurationError(f"{', '.join(unknown)}: unknown to this store in mode {query.mode.name}")
@@ -73,9 +86,22 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
     dense, sparse = options["mode"] != "sparse", options["mode"] != "dense"
     row = np.array([query.query_embedding], np.float32) if dense and query.query_embedding is not None else None
     lacks_dense = dense and row is None
-    if query.query_str is None and (lacks_dense or sparse):
+    if query.query_str is None and (lacks_dense or sparse) and not is_filter_only(query):
         raise ConfigurationError(f"mode {query.mode.name} needs query_str, the text of the query")
     return Search(query.query_str or "", row, lacks_dense, sparse, options)
+
+
+def is_filter_only(query: VectorStoreQuery) -> bool:
+    """Return whether a query has neither text nor vector: then it asks for nodes that match, in no order."""
+    restricted = query.filters is not None or query.doc_ids is not None or bool(query.node_ids)
+    return restricted and not query.query_str and query.query_embedding is None
+
+
+def scope_of(filters: MetadataFilters | Mapping[str, Any] | Filter) -> Filter:
+    """Return a filter in any of the forms that a scope is given in: LlamaIndex's, ``{"tenant": "a"}``, or a Filter."""
+    if isinstance(filters, MetadataFilters):
+        return from_llama_index(filters)
+    return parse_filter(filters) if isinstance(filters, Mapping) else filters
 
 
 def matching(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:

@@ -124,6 +124,7 @@ class HybridRetriever(BaseRetriever):
         sparse_top_k: int | None = None,
         hybrid_top_k: int | None = None,
         mmr_threshold: float | None = None,
+        similarity_cutoff: float | None = None,
         filters: MetadataFilters | None = None,
         doc_ids: list[str] | None = None,
         node_ids: list[str] | None = None,
@@ -145,6 +146,7 @@ class HybridRetriever(BaseRetriever):
             sparse_top_k: candidates of the sparse half.
             hybrid_top_k: nodes to return.
             mmr_threshold: weight of relevance against diversity, from 0 to 1; None: no diversity.
+            similarity_cutoff: only nodes whose cosine with the query is at least this: ``min_dense``.
             filters: only nodes that match.
             doc_ids: only nodes of these documents; an empty list: none.
             node_ids: only these nodes; an empty list: none.
@@ -155,7 +157,8 @@ class HybridRetriever(BaseRetriever):
             objects: see BaseRetriever.
             verbose: see BaseRetriever.
             search: more fields of ``twinvec_stores.SearchOptions``: fusion (default: the store's), fetch_k,
-                score_threshold, exact.
+                score_threshold, min_dense,
+                min_sparse, group_by, group_size, expand (into the metadata "window"), exact.
 
         Raises:
             ConfigurationError: an option that cannot be honoured.
@@ -181,9 +184,12 @@ class HybridRetriever(BaseRetriever):
             node_ids=node_ids,
         )
         self._options = {**search, "explain": explain}
+        if similarity_cutoff is not None:
+            self._options["min_dense"] = similarity_cutoff
         if mmr_threshold is not None:
             self._options["mmr"] = mmr_threshold
-        SearchOptions(**read_query(replace(self._query, query_str=""), store.fusion, **self._options).options)
+        search = read_query(replace(self._query, query_str=""), store.fusion, **self._options)
+        SearchOptions(**search.options).parts(store.client.config)
         self._model = _for_task(store.embedding, task)
         if callback_manager is not None:  # an index puts its own into the model
             self._model = self._model.model_copy(update={"callback_manager": callback_manager})

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
-from llama_index.core.vector_stores.simple import NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
-    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
@@ -27,35 +22,41 @@ from typing_extensions import Self
 from llama_index_twinvec.embeddings import TwinVecEmbedding
 from llama_index_twinvec.joining import embedder_of
 from llama_index_twinvec.model import meet
-from llama_index_twinvec.nodes import REF_DOC_ID, Columns, explanation_of, slices, to_node
-from llama_index_twinvec.queries import deletion, matching, read_query
+from llama_index_twinvec.nodes import REF_DOC_ID, to_node
+from llama_index_twinvec.opening import opened, place_of
+from llama_index_twinvec.qdrant import pages_of
+from llama_index_twinvec.queries import deletion, is_filter_only, matching, read_query, scope_of
+from llama_index_twinvec.reading import documents_of
+from llama_index_twinvec.results import ExplainedResult, nodes_of
+from llama_index_twinvec.saving import recipe, save
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.waiting import WaitingRows
-from twinvec import BaseEmbedder, Task
-from twinvec.errors import ConfigurationError, InvalidRecordError, StoreMismatchError, StoreNotFoundError
+from llama_index_twinvec.writing import write_nodes
+from twinvec import BaseEmbedder
+from twinvec.errors import ConfigurationError
 from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
-from twinvec.vectors import Float32
+from twinvec.overriding import overridden, twin_of
 from twinvec_stores import (
     And,
     Eq,
+    Filter,
     Fusion,
     HybridIndex,
     HybridStore,
-    MemoryStore,
+    IngestReport,
     Record,
-    RecordBatch,
-    Result,
-    StoreConfig,
-    export_store,
+    aingest,
     import_store,
-    open_store,
+    ingest,
 )
 from twinvec_stores.config import FieldType, Quantization
+from twinvec_stores.protocol import check_limit
 from twinvec_stores.search.fusion import Method
 
-_SAME = 0.95  # cosine of two vectors that one model gives for one text, in whatever precision
-_OF_STORAGE = f"{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"  # what StorageContext.persist calls a store's file
+if TYPE_CHECKING:
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+_PAGE = 256
 
 
 class TwinVecVectorStore(BasePydanticVectorStore):
@@ -91,6 +92,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         sparse: TwinVecSparseEmbedding | str | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
+        client: QdrantClient | None = None,
+        aclient: AsyncQdrantClient | None = None,
         store: HybridStore | None = None,
         collection: str | None = None,
         fields: Mapping[str, FieldType] | None = None,
@@ -108,7 +111,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
                 only.
             path: a folder, for the embedded engine.
             url: a Qdrant server or cluster, http:// or https://.
-            store: a store that is open already. None of the three: in memory.
+            client: a QdrantClient of your own, which stays open; ``aclient`` its async twin, else threads are used.
+            aclient: see ``client``.
+            store: a store that is open already. None of these: in memory.
             collection: name on the server; default "twinvec".
             fields: metadata fields to index for fast filters, with their types ("keyword", "integer", "float",
                 "bool"), when the store is made. Filters on others work and are slower.
@@ -123,14 +128,13 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """
         embedder = embedder_of(embedding, sparse)
         task = embedding.task if isinstance(embedding, TwinVecEmbedding) else None
-        if sum(place is not None for place in (path, url, store)) > 1:
-            raise ConfigurationError("pass one of path=, url= and store=")
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"url={url!r} must start with http:// or https://; path= is for folders")
-        made = {"collection": collection, "fields": fields, "quantization": quantization, **options}
-        given = {name: value for name, value in made.items() if value is not None}
+        made = {"fields": fields, "quantization": quantization}
+        named = {"collection": collection, **options}
+        given = {name: value for name, value in {**made, **named}.items() if value is not None}
+        place = place_of(path, url, store, (client, aclient), {n: given[n] for n in given if n not in made})
         if store is None:
-            store = _open(embedder, task, url or (":memory:" if path is None else os.fspath(path)), **given)
+            in_memory = path is None and url is None and client is None
+            store = opened(place, embedder, task, in_memory=in_memory, fields=fields, quantization=quantization)
         elif given:
             raise ConfigurationError(f"{', '.join(given)}: already said by the store")
         super().__init__(stores_text=True)
@@ -190,52 +194,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         return await wait(self._add(nodes))
 
     async def _add(self, nodes: Sequence[BaseNode]) -> list[str]:
-        for some in slices(nodes):
-            columns = Columns.of(some, self.client.config)
-            dense = await self._dense(some, columns.texts)
-            rows = self._sparse_rows
-            sparse = await call(rows.documents, rows.adocuments, columns.texts) if self.client.config.sparse else None
-            await call(self.client.upsert, self.client.aupsert, columns.with_vectors(dense, sparse))
+        await write_nodes(nodes, self._index, self.embedding, self._sparse_rows)
         return [node.node_id for node in nodes]
-
-    async def _dense(self, nodes: Sequence[BaseNode], texts: list[str]) -> Float32:
-        """Return the nodes' dense rows, embedding those that bring none.
-
-        Raises:
-            InvalidRecordError: a row of another model.
-        """
-        model, lacking = self.embedding, [i for i, node in enumerate(nodes) if node.embedding is None]
-        made: list[list[float]] = []
-        if lacking:
-            embed = model.get_text_embedding_batch, model.aget_text_embedding_batch
-            made = await call(*embed, [texts[i] for i in lacking])
-        rows = [node.embedding for node in nodes]
-        for i, row in zip(lacking, made, strict=True):
-            rows[i] = row
-        for node, each in zip(nodes, rows, strict=True):
-            if each is None or len(each) != self._index.embedder.dim:
-                raise InvalidRecordError(
-                    f"its embedding has {len(each or ())} dimensions, this store's model gives "
-                    f"{self._index.embedder.dim}: give the index the same embed_model as the store",
-                    id=node.node_id,
-                    field="embedding",
-                )
-        dense = np.array(rows, np.float32)
-        brought = set(range(len(nodes))).difference(lacking)
-        if brought and texts[last := max(brought)] not in self._sparse_rows:  # a text that waits was embedded by ours
-            await self._check_model(nodes[last], texts[last], dense[last])
-        return dense
-
-    async def _check_model(self, node: BaseNode, text: str, row: Float32) -> None:
-        """Refuse a row of another model: embedded a moment ago, a text is mostly remembered."""
-        own = np.array(await call(self.embedding._get_text_embedding, self.embedding._aget_text_embedding, text))
-        if float(own @ row) < _SAME * float(np.linalg.norm(own) * np.linalg.norm(row)):
-            raise InvalidRecordError(
-                f"its embedding is not one of this store's model, {self._index.embedder.spec.model}: give the index "
-                "the same embed_model as the store",
-                id=node.node_id,
-                field="embedding",
-            )
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
@@ -276,26 +236,92 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """See ``clear``."""
         await self.client.adelete(filter=And())
 
-    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes with their dense vectors: by ids (in their order), by filters, by both, or all."""
-        if node_ids is not None and filters is None:
-            return [to_node(record) for record in self.client.get(node_ids, with_vectors=True)]
-        pages = self.client.scroll_all(filter=matching(node_ids, filters), with_vectors=True)
-        return [to_node(record) for page in pages for record in page]
+    def ingest(self, source: Any, **options: Any) -> IngestReport:
+        """Put documents into the store; those that it has already, unchanged, are skipped.
+
+        What a killed run has stored is kept, ``prune`` deletes what the source does not have any more, and the report
+        counts both. Each document is split by the model's own tokens (``chunk_tokens``) and embedded without its
+        metadata. Its id becomes the ``ref_doc_id`` of its nodes, for ``delete``, ``doc_ids`` and ``group_by``.
+
+        Args:
+            source: one of LlamaIndex's readers, its documents, or anything else that ``twinvec_stores.ingest`` reads.
+                Documents need ids that are the same the next time.
+            options: of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, metadata_fields, prune, on_error,
+                batch_size, show_progress ...
+
+        Raises:
+            ConfigurationError: a subclass overrides ``add``, which this would go around.
+            IngestError, StoreError: see ``twinvec_stores.ingest``.
+        """
+        return ingest(*self._ingested(source), document_field=REF_DOC_ID, **options)
+
+    async def aingest(self, source: Any, **options: Any) -> IngestReport:
+        """See ``ingest``."""
+        return await aingest(*self._ingested(source), document_field=REF_DOC_ID, **options)
+
+    def _ingested(self, source: Any) -> tuple[Any, BaseEmbedder, HybridStore]:
+        if overridden(self, TwinVecVectorStore, "add", "async_add"):
+            raise ConfigurationError(f"{type(self).__name__} overrides add, which ingest would go around: use add")
+        return documents_of(source), self._index.embedder, self.client
+
+    def get_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        limit: int | None = None,
+    ) -> list[BaseNode]:
+        """Return nodes with their dense vectors: by ids (in their order), by filters, by both, or all.
+
+        Args:
+            node_ids: only these.
+            filters: only those that match.
+            limit: so many at most.
+        """
+        return block(self._nodes(node_ids, filters, limit))
 
     @twin_of("get_nodes")
     async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        limit: int | None = None,
     ) -> list[BaseNode]:
         """See ``get_nodes``."""
+        return await wait(self._nodes(node_ids, filters, limit))
+
+    async def _nodes(
+        self, node_ids: list[str] | None, filters: MetadataFilters | None, limit: int | None
+    ) -> list[BaseNode]:
+        if limit is not None:
+            check_limit(limit)
         if node_ids is not None and filters is None:
-            return [to_node(record) for record in await self.client.aget(node_ids, with_vectors=True)]
-        chosen, nodes, cursor = matching(node_ids, filters), list[BaseNode](), None
+            records = await call(self.client.get, self.client.aget, node_ids, with_vectors=True)
+            return [to_node(record) for record in records[:limit]]
+        return [to_node(record) for record in await self._listed(matching(node_ids, filters), limit, with_vectors=True)]
+
+    async def _listed(self, filter: Filter, limit: int | None, *, with_vectors: bool) -> list[Record]:
+        records, cursor, page = list[Record](), None, min(_PAGE, limit or _PAGE)
+        scroll = functools.partial(self.client.scroll, limit=page, filter=filter, with_vectors=with_vectors)
+        ascroll = functools.partial(self.client.ascroll, limit=page, filter=filter, with_vectors=with_vectors)
         while True:
-            page, cursor = await self.client.ascroll(cursor, filter=chosen, with_vectors=True)
-            nodes += [to_node(record) for record in page]
-            if cursor is None:
-                return nodes
+            some, cursor = await call(scroll, ascroll, cursor)
+            records += some
+            if cursor is None or (limit is not None and len(records) >= limit):
+                return records[:limit]
+
+    def scoped(self, filters: MetadataFilters | Mapping[str, Any] | Filter) -> Self:
+        """Return a view that can neither read nor write outside of a filter: one tenant's part.
+
+        Every query, deletion, listing and explanation is within it. A node that contradicts it is refused, and so is
+        one whose id a node outside has; where the filter says what a field equals, nodes without it are given it.
+        Closing the view leaves the store open. See ``twinvec_stores.ScopedStore``.
+
+        Examples:
+            >>> index = VectorStoreIndex.from_vector_store(store.scoped({"tenant": "a"}), embed_model=embed_model)
+        """
+        made = self.model_copy()
+        made._index = self._index.scoped(scope_of(filters))
+        return made
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Search.
@@ -324,6 +350,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
     async def _found(self, query: VectorStoreQuery, given: dict[str, Any]) -> VectorStoreQueryResult:
         task = given.pop("task", self._index.task)
         search = read_query(query, self._fusion, **given)
+        if is_filter_only(query):
+            chosen = search.options["filter"]
+            return ExplainedResult.unranked(await self._listed(chosen, search.options["k"], with_vectors=False))
         batch = None
         if search.lacks:
             halves = {"task": task, "dense": search.lacks_dense, "sparse": search.lacks_sparse}
@@ -331,7 +360,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             batch = await call(embed, functools.partial(self._index.embedder.aembed_queries, **halves), [search.text])
         find = functools.partial(self._index.search_vectors, **search.options)
         afind = functools.partial(self._index.asearch_vectors, **search.options)
-        return ExplainedResult.of((await call(find, afind, *search.vectors(batch)))[0])
+        [results] = await call(find, afind, *search.vectors(batch))
+        return ExplainedResult.of(results, await nodes_of(self.client, results, search.options.get("expand", 0)))
 
     def persist(self, persist_path: str = "", fs: Any = None) -> None:
         """Return when everything written so far survives a loss of power; the store keeps its own place.
@@ -344,21 +374,50 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: a store in memory, called by ``StorageContext.persist``, whose ``from_defaults`` would
                 read the file as one of a SimpleVectorStore.
         """
-        if not isinstance(self.client, MemoryStore):
-            self.client.flush()
-            return
-        if fs is not None or not persist_path or persist_path.endswith(_OF_STORAGE):
-            raise ConfigurationError(
-                "this store is in memory, and StorageContext reads no such file again: make it with path=, which is "
-                "there the next time, or call persist with the path of a local file and from_persist_path later"
-            )
-        export_store(self.client, persist_path)
+        save(self.client, persist_path, fs)
 
     @classmethod
     def from_persist_path(cls, persist_path: str, embedding: BaseEmbedding, **options: Any) -> Self:
         """Read what ``persist`` wrote: into memory, or with ``path=`` or ``url=`` into such a store."""
         made = cls(embedding, **options)
         import_store(persist_path, made.client)
+        return made
+
+    @classmethod
+    def from_qdrant(
+        cls,
+        embedding: BaseEmbedding,
+        client: QdrantClient,
+        collection_name: str,
+        *,
+        text_key: str = "text",
+        **options: Any,
+    ) -> Self:
+        """Copy a collection that LlamaIndex's QdrantVectorStore has written, with its nodes and their dense vectors.
+
+        Nothing is embedded but what it lacks: the sparse half, and one node of each page, to see that the vectors are
+        this model's. The collection stays as it is; the same call again goes over what an interrupted one has copied.
+
+        Args:
+            embedding: the model that the collection was made with.
+            client: of the server that it is on.
+            collection_name: its name there.
+            text_key: as it was given to QdrantVectorStore.
+            options: the constructor's: path, url, client, fields ...
+
+        Raises:
+            StoreNotFoundError: there is no such collection.
+            StoreMismatchError: it has several vectors a node, or those of another model.
+            InvalidRecordError: a point that LlamaIndex has not written, or with a vector of another model.
+        """
+        made = cls(embedding, **options)
+        try:
+            assert made.index.embedder.dim is not None
+            for nodes in pages_of(client, collection_name, made.index.embedder.dim, text_key):
+                made.add(nodes)
+        except BaseException:
+            made.close()
+            raise
         return made
 
     def close(self) -> None:
@@ -374,10 +433,12 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.client, MemoryStore):
-            pages = list(self.client.scroll_all(with_vectors=True))
-            return _refilled, (type(self), self.embedding, self.client.config, pages, self._fusion)
-        return _rebuild, (type(self), self.embedding, self.client, self._fusion)
+        return _rebuild, (type(self), self.embedding, *recipe(self.client), self._fusion)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        make, arguments = self.__reduce__()
+        made: Self = make(*arguments)
+        return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.client!r})"
@@ -385,71 +446,16 @@ class TwinVecVectorStore(BasePydanticVectorStore):
     __str__ = __repr__
 
 
-def _open(
-    embedder: BaseEmbedder,
-    task: Task | str | None,
-    location: str,
-    *,
-    fields: Mapping[str, FieldType] | None = None,
-    quantization: Quantization | None = None,
-    **options: Any,
-) -> HybridStore:
-    """Open what is there, whoever made it; else make it, with an index for deletion by document."""
-    if fields is None and quantization is None and location != ":memory:":
-        with contextlib.suppress(StoreNotFoundError):
-            store = open_store(location, **options)
-            try:
-                store.config.check(StoreConfig.for_embedder(embedder, task=task), repr(store))
-            except StoreMismatchError:
-                store.close()
-                raise
-            return store
-    fields = {REF_DOC_ID: "keyword", **(fields or {})}
-    config = StoreConfig.for_embedder(embedder, fields=fields, quantization=quantization, task=task)
-    return open_store(location, config, **options)
-
-
 def _rebuild(
-    cls: type[TwinVecVectorStore], embedding: BaseEmbedding, store: HybridStore, fusion: Fusion
-) -> TwinVecVectorStore:
-    return cls(embedding, store=store, fusion=fusion)
-
-
-def _refilled(
     cls: type[TwinVecVectorStore],
     embedding: BaseEmbedding,
-    config: StoreConfig,
-    pages: list[list[Record]],
+    make: Callable[..., HybridStore],
+    arguments: tuple[Any, ...],
     fusion: Fusion,
 ) -> TwinVecVectorStore:
-    store = MemoryStore(config)
-    for page in pages:
-        store.upsert(RecordBatch.of(page))
-    return cls(embedding, store=store, fusion=fusion)
+    return cls(embedding, store=make(*arguments), fusion=fusion)
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:
     if arguments:
         raise TypeError(f"TwinVecVectorStore: unexpected keyword arguments: {', '.join(arguments)}")
-
-
-@dataclass
-class ExplainedResult(VectorStoreQueryResult):
-    """A result that also knows, with ``explain=True``, why each node was found.
-
-    Attributes:
-        explanations: see ``ExplainedNode``; None where they were not asked for.
-    """
-
-    explanations: list[dict[str, Any]] | None = None
-
-    @classmethod
-    def of(cls, results: Sequence[Result]) -> ExplainedResult:
-        """Return what a search has found."""
-        explanations = [explanation_of(result) for result in results if result.explanation is not None]
-        return cls(
-            nodes=[to_node(result.record) for result in results],
-            similarities=[result.score for result in results],
-            ids=[result.record.id for result in results],
-            explanations=explanations if len(explanations) == len(results) else None,
-        )

@@ -34,6 +34,11 @@ class ScopedStore(HybridStore):
         if scope == And():
             raise ConfigurationError("a scope that matches everything is none: use the store itself")
 
+    @property
+    def scope(self) -> Filter:
+        """Return the filter."""
+        return self._scope
+
     def close(self) -> None:
         """Do nothing: the store is its owner's."""
 

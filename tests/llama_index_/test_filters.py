@@ -24,7 +24,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "b": {"year": 2021, "lang": "en", "tags": ["y", "z"], "score": 1.5},
     "c": {"year": 2022, "lang": "en", "tags": [], "score": 2.5, "a.b": "dotted"},
     "d": {"year": 2023, "lang": "de", "tags": ["x"], "nested": {"deep": "inner"}},
-    "e": {"lang": "ru", "note": None, "pages": [1, 2, 3]},
+    "e": {"lang": "ru", "note": None, "pages": [1, 2, 3], "blank": ""},
 }
 OPERATORS: list[tuple[str, str, Any]] = [
     ("lang", "==", "ru"),
@@ -50,6 +50,7 @@ OPERATORS: list[tuple[str, str, Any]] = [
     ("lang", "text_match_insensitive", "x"),
     ("tags", "is_empty", None),
     ("note", "is_empty", None),
+    ("blank", "is_empty", None),
     ("a.b", "==", "dotted"),
     ("a.b", "!=", "dotted"),
     ("a.b", "in", ["dotted", "other"]),

@@ -177,7 +177,7 @@ def test_what_cannot_be_honoured_is_refused_at_once(filled: TwinVecVectorStore, 
             HybridRetriever(filled, **options)
     with pytest.raises(ConfigurationError, match="alpha weighs both"):
         HybridRetriever(filled, alpha=0.5, mode="dense")
-    with pytest.raises(ConfigurationError, match="top_k: unknown"):
+    with pytest.raises(ConfigurationError, match="top_k= is similarity_top_k= here"):
         HybridRetriever(filled, top_k=3)
     with pytest.raises(ConfigurationError, match="not str"):
         HybridRetriever("a name")  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ def ingest(
     text_field: str = "text",
     id_field: str = "id",
     metadata_fields: Sequence[str] | None = None,
+    document_field: str | None = None,
     chunk_tokens: int | None = None,
     overlap_tokens: int = 0,
     prune: bool = False,
@@ -51,6 +52,7 @@ def ingest(
             made of its content: then a changed text is a new document.
         metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells
             become the type that the store declares for their column, and strings elsewhere.
+        document_field: metadata field that gets the document's id on all its chunks, to filter or delete by.
         chunk_tokens: split texts into chunks of at most so many tokens of their own; records get the ids ``id#0``,
             ``id#1`` ... None: one record a document, cut at the model's limit. 200 to 500 suit most questions.
         overlap_tokens: how many tokens a chunk repeats, at most, from the one before. A tenth of ``chunk_tokens``
@@ -75,6 +77,7 @@ def ingest(
         text_field=text_field,
         id_field=id_field,
         metadata_fields=metadata_fields,
+        document_field=document_field,
         chunk_tokens=chunk_tokens,
         overlap_tokens=overlap_tokens,
         prune=prune,
@@ -93,6 +96,7 @@ async def aingest(
     text_field: str = "text",
     id_field: str = "id",
     metadata_fields: Sequence[str] | None = None,
+    document_field: str | None = None,
     chunk_tokens: int | None = None,
     overlap_tokens: int = 0,
     prune: bool = False,
@@ -105,6 +109,7 @@ async def aingest(
         text_field=text_field,
         id_field=id_field,
         metadata_fields=metadata_fields,
+        document_field=document_field,
         chunk_tokens=chunk_tokens,
         overlap_tokens=overlap_tokens,
         prune=prune,

@@ -52,11 +52,16 @@ class Parser:
     """
 
     def __init__(
-        self, text_field: str, id_field: str, metadata_fields: Sequence[str] | None, config: StoreConfig
+        self,
+        text_field: str,
+        id_field: str,
+        metadata_fields: Sequence[str] | None,
+        document_field: str | None,
+        config: StoreConfig,
     ) -> None:
         if isinstance(metadata_fields, str):
             raise ConfigurationError(f"metadata_fields must be a list of names, not the string {metadata_fields!r}")
-        self._text, self._id = text_field, id_field
+        self._text, self._id, self._document = text_field, id_field, document_field
         self._wanted = None if metadata_fields is None else frozenset(metadata_fields)
         self._config = config
 
@@ -76,7 +81,9 @@ class Parser:
         if not document.text.strip():
             raise BadRowError("the text is empty", id)
         metadata = self._checked(id, document.text, document.metadata)
-        return Document(id or content_hash(document.text, metadata), document.text, metadata)
+        name = id or content_hash(document.text, metadata)
+        own = {} if self._document is None else {self._document: name}
+        return Document(name, document.text, {**metadata, **own})
 
     def _of_mapping(self, row: Mapping[str, Any]) -> Document:
         rest = dict(row)

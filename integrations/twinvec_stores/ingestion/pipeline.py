@@ -50,6 +50,7 @@ class Options:
     text_field: str
     id_field: str
     metadata_fields: Sequence[str] | None
+    document_field: str | None
     chunk_tokens: int | None
     overlap_tokens: int
     prune: bool
@@ -88,7 +89,8 @@ class Run:
         self._store, self._options = store, options
         chunks = options.chunk_tokens
         self._chunker = None if chunks is None else Chunker(embedder, chunks, options.overlap_tokens)
-        self._parser = Parser(options.text_field, options.id_field, options.metadata_fields, store.config)
+        columns = (options.text_field, options.id_field, options.metadata_fields, options.document_field)
+        self._parser = Parser(*columns, store.config)
         self._source = open_source(source, store.config.fields)
         self._embedding = EmbeddingThread(embedder)
         self._cancelled = False

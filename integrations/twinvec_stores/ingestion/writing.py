@@ -36,7 +36,9 @@ def write(embedded: Embedded, store: HybridStore) -> None:
 def prune(store: HybridStore, seen: Seen) -> int:
     """Delete the documents that were ingested before and that the source does not have; return how many."""
     for page in store.scroll_all(limit=_PAGE):
-        names = [record.provenance.get("document") for record in page]
+        # those without a hash name their document, but were not ingested
+        origins = [record.provenance if "hash" in record.provenance else {} for record in page]
+        names = [origin.get("document") for origin in origins]
         missing = seen.missing({name for name in names if isinstance(name, str)})
         owners: dict[str, str] = {}
         for record, name in zip(page, names, strict=True):

@@ -1,0 +1,99 @@
+"""Where a TwinVecVectorStore's records lie: opened, or made, from what its constructor was given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llama_index_twinvec.nodes import REF_DOC_ID
+from twinvec import BaseEmbedder, Task
+from twinvec.errors import ConfigurationError, StoreMismatchError, StoreNotFoundError
+from twinvec_stores import HybridStore, QdrantStore, StoreConfig, open_store
+from twinvec_stores.config import FieldType, Quantization
+
+if TYPE_CHECKING:
+    from qdrant_client import AsyncQdrantClient, QdrantClient
+
+_WORDS = {  # of LlamaIndex's other stores, and what is meant by them here
+    "collection_name": "collection=",
+    "index_name": "collection=",
+    "table_name": "collection=",
+    "persist_dir": "path=",
+    "persist_path": "path=, or from_persist_path for the file of a store in memory",
+    "location": "path= for a folder, url= for a server, none of them for memory",
+    "uri": "path= for a folder, url= for a server",
+    "host": "url=, as http://host:6333",
+    "port": "url=, as http://host:6333",
+    "async_client": "aclient=",
+    "embed_model": "embedding=, its first argument",
+    "dim": "nothing: the embedding knows its dimension",
+    "embed_dim": "nothing: the embedding knows its dimension",
+    "enable_hybrid": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
+    "enable_sparse": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
+    "hybrid_search": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
+    "sparse_doc_fn": "sparse=",
+    "sparse_query_fn": "sparse=",
+    "fastembed_sparse_model": "sparse=",
+    "sparse_embedding_function": "sparse=",
+    "hybrid_fusion_fn": "fusion=",
+    "hybrid_ranker": "fusion=",
+    "overwrite": "clear(), after opening it",
+    "batch_size": "nothing: batches are made by tokens",
+    "similarity_top_k": "the retriever's: index.as_retriever(similarity_top_k=...)",
+    "client_kwargs": "client_options=",
+    "quantization_config": 'quantization="int8"',
+    "payload_indexes": 'fields=, as {"year": "integer"}',
+}
+
+
+def place_of(
+    path: str | os.PathLike[str] | None,
+    url: str | None,
+    store: HybridStore | None,
+    clients: tuple[QdrantClient | None, AsyncQdrantClient | None],
+    options: Mapping[str, Any],
+) -> Callable[[StoreConfig | None], HybridStore]:
+    """Return how to open the place that was named; with a configuration, to make it where nothing is there.
+
+    Raises:
+        ConfigurationError: arguments that do not fit together.
+    """
+    if foreign := [f"{name}= is {_WORDS[name]}" for name in options if name in _WORDS]:
+        raise ConfigurationError(f"TwinVecVectorStore: {'; '.join(foreign)}")
+    client, aclient = clients
+    if sum(place is not None for place in (path, url, store, client)) > 1:
+        raise ConfigurationError("pass one of path=, url=, client= and store=")
+    if aclient is not None and client is None:
+        raise ConfigurationError("aclient= goes with client=, a QdrantClient of the same server")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"url={url!r} must start with http:// or https://; path= is for folders")
+    if client is not None:
+        named = {"collection": "twinvec", **options}
+        return lambda config: QdrantStore(config=config, client=client, async_client=aclient, **named)
+    where = url or (":memory:" if path is None else os.fspath(path))
+    return lambda config: open_store(where, config, **options)
+
+
+def opened(
+    place: Callable[[StoreConfig | None], HybridStore],
+    embedder: BaseEmbedder,
+    task: Task | str | None,
+    *,
+    in_memory: bool,
+    fields: Mapping[str, FieldType] | None = None,
+    quantization: Quantization | None = None,
+) -> HybridStore:
+    """Open what is there, whoever made it; else make it, with an index for deletion by document."""
+    if fields is None and quantization is None and not in_memory:
+        with contextlib.suppress(StoreNotFoundError):
+            store = place(None)
+            try:
+                store.config.check(StoreConfig.for_embedder(embedder, task=task), repr(store))
+            except StoreMismatchError:
+                store.close()
+                raise
+            return store
+    fields = {REF_DOC_ID: "keyword", **(fields or {})}
+    return place(StoreConfig.for_embedder(embedder, fields=fields, quantization=quantization, task=task))
