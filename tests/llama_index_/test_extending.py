@@ -179,7 +179,7 @@ STORED: Paths = {
     "aget_nodes": lambda s: asyncio.run(s.aget_nodes(filters=by("n", 1))),
     "query": lambda s: s.query(VectorStoreQuery(query_embedding=[1.0] * DIM)),
     "aquery": lambda s: asyncio.run(s.aquery(VectorStoreQuery(query_embedding=[1.0] * DIM))),
-    "persist": lambda s: s.persist("/dev/null/x"),
+    "persist": lambda s: s.persist("default__vector_store.json"),
 }
 
 

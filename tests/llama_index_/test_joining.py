@@ -207,7 +207,7 @@ def test_a_query_is_counted_and_cached_as_an_index_does(own: TwinVecEmbedding, t
         store.add([TextNode(text="apple pie"), TextNode(text="fig tart")])
         assert retrieve() == 2
         assert tokens.total_embedding_token_count == 2
-        own.embedder._view.core.clear_memo()  # type: ignore[attr-defined]
+        own.embedder._core.clear_memo()  # type: ignore[attr-defined]
         counter = Counter(own.embedder)
         assert retrieve() == 2
         assert counter.texts == 0

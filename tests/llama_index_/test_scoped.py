@@ -15,12 +15,12 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQuery
 from llama_index.core.vector_stores.types import VectorStoreQueryMode as Mode
 
-from llama_index_.samples import by
+from llama_index_.samples import QUERY, TEXTS, by
 from llama_index_twinvec import HybridRetriever, TwinVecEmbedding, TwinVecVectorStore
 from twinvec.errors import ConfigurationError, InvalidRecordError
 from twinvec_stores import Eq
 
-TENANTS = {"a": ["sorting lists", "sorting python"], "b": ["sorting China", "sorting Russia", "sorting hello"]}
+TENANTS = {"a": TEXTS[:2], "b": TEXTS[2:5]}
 FORMS: list[Any] = [
     {"tenant": "a"},
     Eq("tenant", "a"),
@@ -43,7 +43,7 @@ def shared(request: pytest.FixtureRequest, embedding: TwinVecEmbedding, tmp_path
 
 def reads(store: TwinVecVectorStore) -> dict[str, Callable[[], list[Any]]]:
     index = VectorStoreIndex.from_vector_store(store, embed_model=store.embedding)
-    query = VectorStoreQuery(query_str="sorting", similarity_top_k=10)
+    query = VectorStoreQuery(query_str=QUERY, similarity_top_k=10)
     return {
         "query": lambda: list(store.query(query).nodes or []),
         "aquery": lambda: list(asyncio.run(store.aquery(query)).nodes or []),
@@ -51,19 +51,19 @@ def reads(store: TwinVecVectorStore) -> dict[str, Callable[[], list[Any]]]:
         **{
             f"as_retriever {mode.value}": lambda mode=mode: [  # type: ignore[misc]
                 found.node
-                for found in index.as_retriever(similarity_top_k=10, vector_store_query_mode=mode).retrieve("sorting")
+                for found in index.as_retriever(similarity_top_k=10, vector_store_query_mode=mode).retrieve(QUERY)
             ]
             for mode in (Mode.DEFAULT, Mode.SPARSE, Mode.HYBRID, Mode.MMR)
         },
         "another filter": lambda: [
-            found.node for found in HybridRetriever(store, filters=by("tenant", "b", "!=")).retrieve("sorting")
+            found.node for found in HybridRetriever(store, filters=by("tenant", "b", "!=")).retrieve(QUERY)
         ],
         "of the other": lambda: [
-            found.node for found in HybridRetriever(store, filters=by("tenant", ["a", "b"], "in")).retrieve("sorting")
+            found.node for found in HybridRetriever(store, filters=by("tenant", ["a", "b"], "in")).retrieve(QUERY)
         ],
-        "retriever": lambda: [found.node for found in HybridRetriever(store).retrieve("sorting")],
-        "aretriever": lambda: [found.node for found in asyncio.run(HybridRetriever(store).aretrieve("sorting"))],
-        "engine": lambda: [found.node for found in index.as_query_engine().query("sorting").source_nodes],
+        "retriever": lambda: [found.node for found in HybridRetriever(store).retrieve(QUERY)],
+        "aretriever": lambda: [found.node for found in asyncio.run(HybridRetriever(store).aretrieve(QUERY))],
+        "engine": lambda: [found.node for found in index.as_query_engine().query(QUERY).source_nodes],
         "get_nodes": store.get_nodes,
         "by id": lambda: store.get_nodes(["a0", "b0", "b1"]),
         "aget_nodes": lambda: asyncio.run(store.aget_nodes(["a0", "b0"], by("tenant", "b", "!="))),
@@ -112,7 +112,7 @@ def test_words_count_as_often_as_in_the_scope(gte_folder: str) -> None:
         with TwinVecVectorStore(embedding) as store:
             for tenant, each in texts.items():
                 store.add([TextNode(id_=f"{tenant}{text}", text=text, metadata={"tenant": tenant}) for text in each])
-            found = store.scoped({"tenant": "a"}).query(VectorStoreQuery(query_str="sorting lists", mode=Mode.SPARSE))
+            found = store.scoped({"tenant": "a"}).query(VectorStoreQuery(query_str=QUERY, mode=Mode.SPARSE))
             scores.append(found.similarities)
     assert scores[0] == pytest.approx(scores[1])
     assert scores[0]
