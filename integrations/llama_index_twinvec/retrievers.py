@@ -188,8 +188,8 @@ class HybridRetriever(BaseRetriever):
             self._options["min_dense"] = similarity_cutoff
         if mmr_threshold is not None:
             self._options["mmr"] = mmr_threshold
-        search = read_query(replace(self._query, query_str=""), store.fusion, **self._options)
-        SearchOptions(**search.options).parts(store.client.config)
+        asked = read_query(replace(self._query, query_str=""), store.fusion, **self._options)
+        SearchOptions(**asked.options).parts(store.client.config)
         self._model = _for_task(store.embedding, task)
         if callback_manager is not None:  # an index puts its own into the model
             self._model = self._model.model_copy(update={"callback_manager": callback_manager})

@@ -132,7 +132,7 @@ def test_every_class_ranks_alike(gte: Embedder, fusion: Any) -> None:
         from langchain_twinvec import TwinVecEmbeddings
 
         langchain = LangChainStore(TwinVecEmbeddings(embedder=gte), store=inner, fusion=fusion)
-        rankings = [
+        rankings: list[list[tuple[Any, Any]]] = [
             [(n.node_id, n.score) for n in HybridRetriever(store, similarity_top_k=8).retrieve(QUERY)],
             [(n.node_id, n.score) for n in asyncio.run(hybrid.aretrieve(QUERY))],
             [(n.node_id, n.score) for n in hybrid.retrieve(QUERY)],
