@@ -11,6 +11,7 @@ from twinvec import __version__
 from twinvec_cli.console import Commands, exit_status, open_streams
 from twinvec_cli.demo import demo
 from twinvec_cli.embed import embed
+from twinvec_cli.evaluate import evaluate
 from twinvec_cli.ingest import ingest
 from twinvec_cli.models import models
 from twinvec_cli.search import search
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for command in (models, embed, ingest, search, serve, verify, demo):
     app.command()(command)
+app.command(name="eval")(evaluate)
 app.add_typer(store, name="store")
 
 

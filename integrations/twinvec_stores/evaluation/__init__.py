@@ -1,0 +1,27 @@
+"""Is hybrid better on these documents? Rankings of a store against judged questions, with honest statistics."""
+
+from twinvec_stores.evaluation.evaluate import Evaluation, WayResult, evaluate
+from twinvec_stores.evaluation.html import to_html
+from twinvec_stores.evaluation.losses import Loss, Place, losses
+from twinvec_stores.evaluation.questions import Questions
+from twinvec_stores.evaluation.reading import read_questions
+from twinvec_stores.evaluation.statistics import Comparison, compare
+from twinvec_stores.evaluation.tuning import Trial, Tuning, split, tune
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Loss",
+    "Place",
+    "Questions",
+    "Trial",
+    "Tuning",
+    "WayResult",
+    "compare",
+    "evaluate",
+    "losses",
+    "read_questions",
+    "split",
+    "to_html",
+    "tune",
+]

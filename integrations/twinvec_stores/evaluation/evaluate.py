@@ -1,0 +1,256 @@
+"""evaluate: the rankings of an index against judged questions."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from twinvec import Task
+from twinvec.errors import ConfigurationError
+from twinvec_stores.evaluation.measures import DEFAULT, Measures
+from twinvec_stores.evaluation.questions import Questions, named
+from twinvec_stores.evaluation.statistics import Comparison, Floats, compare
+from twinvec_stores.search.explain import Result
+from twinvec_stores.search.index import HybridIndex
+from twinvec_stores.search.options import SearchKeywords
+
+_HALVES = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class WayResult:
+    """One way of searching.
+
+    Attributes:
+        name: of the way.
+        options: keywords of ``HybridIndex.search``.
+        rankings: question id -> document ids, best first.
+        scores: measure -> float64 [n], a score for each question.
+        milliseconds: median time of one search, without the embedding of the question.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    rankings: Mapping[str, Sequence[str]]
+    scores: Mapping[str, Floats]
+    milliseconds: float
+
+    def mean(self, measure: str) -> float:
+        """Return the mean over the questions."""
+        return float(self.scores[measure].mean())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found.
+
+    Attributes:
+        store, model: what was searched, with which model.
+        records: in the store.
+        questions: the judged questions.
+        asked: ids of those that have a relevant document, in the order of all scores.
+        measures: names; the first is the one that ways are compared by.
+        ways: name -> result.
+        depth: results that the measures look at.
+        by_document: chunks are kept, and documents ranked.
+        embedding_milliseconds: time to embed a question, all of them together divided by their number.
+        notes: what a reader should know.
+    """
+
+    store: str
+    model: str
+    records: int
+    questions: Questions
+    asked: Sequence[str]
+    measures: Sequence[str]
+    ways: Mapping[str, WayResult]
+    depth: int
+    by_document: bool
+    embedding_milliseconds: float
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def baseline(self) -> str:
+        """Return the better single half; the first way where there is none."""
+        halves = [name for name, way in self.ways.items() if way.options.get("mode") in _HALVES]
+        return max(halves or [next(iter(self.ways))], key=lambda name: self.ways[name].mean(self.measures[0]))
+
+    def compare(self, way: str, baseline: str | None = None, measure: str | None = None) -> Comparison:
+        """Return a way less another (None: the better single half), by a measure (None: the first)."""
+        name = measure or self.measures[0]
+        return compare(self.ways[way].scores[name], self.ways[baseline or self.baseline].scores[name])
+
+    def by(self, name: str) -> dict[str, list[int]]:
+        """Return value -> positions in ``asked`` of the questions whose field has it.
+
+        Raises:
+            ConfigurationError: no question has the field.
+        """
+        values = [str(self.questions.fields.get(id, {}).get(name, "")) for id in self.asked]
+        if not any(values):
+            known = sorted({key for fields in self.questions.fields.values() for key in fields})
+            raise ConfigurationError(f"no question has the field {name!r}; fields: {', '.join(known) or 'none'}")
+        return {value or "(none)": [i for i, v in enumerate(values) if v == value] for value in sorted(set(values))}
+
+    def changes(self, way: str, baseline: str | None = None) -> list[tuple[str, float]]:
+        """Return (question id, difference by the first measure) of a way to another, greatest loss first."""
+        name = self.measures[0]
+        differences = self.ways[way].scores[name] - self.ways[baseline or self.baseline].scores[name]
+        order = np.argsort(differences, kind="stable")
+        return [(self.asked[i], float(differences[i])) for i in order.tolist()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the rankings as JSON types."""
+        return {
+            "store": self.store,
+            "model": self.model,
+            "records": self.records,
+            "questions": len(self.asked),
+            "notes": list(self.notes),
+            "embedding_milliseconds": self.embedding_milliseconds,
+            "baseline": self.baseline,
+            "ways": {
+                name: {
+                    "options": {key: _plain(value) for key, value in way.options.items()},
+                    "milliseconds": way.milliseconds,
+                    "means": {measure: way.mean(measure) for measure in self.measures},
+                    "against_baseline": None if name == self.baseline else asdict(self.compare(name)),
+                }
+                for name, way in self.ways.items()
+            },
+        }
+
+    def write_run(self, path: str | os.PathLike[str], way: str) -> None:
+        """Write a way's rankings as a TREC run file: question, Q0, document, rank, score, name."""
+        found, tag = self.ways[way], way.replace(" ", "-")
+        lines = [
+            f"{id} Q0 {document} {rank} {len(found.rankings[id]) - rank + 1} {tag}\n"
+            for id in self.asked
+            for rank, document in enumerate(found.rankings[id], 1)
+        ]
+        if any(len(line.split()) != 6 for line in lines):
+            raise ConfigurationError("ids with white space cannot be written as a TREC run")
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def default_ways(index: HybridIndex) -> dict[str, SearchKeywords]:
+    """Return the ways that a store can be searched in: its halves, and every fusion with its default weights."""
+    config = index.store.config
+    halves: dict[str, SearchKeywords] = {}
+    if config.dim is not None:
+        halves["dense"] = {"mode": "dense"}
+    if config.sparse:
+        halves["sparse"] = {"mode": "sparse"}
+    if len(halves) == 1:
+        return halves
+    fusions: dict[str, SearchKeywords] = {
+        "hybrid": {},
+        "hybrid, rrf": {"fusion": "rrf"},
+        "hybrid, dbsf": {"fusion": "dbsf"},
+        "hybrid, weighted": {"fusion": "weighted"},
+    }
+    return halves | fusions
+
+
+def evaluate(
+    index: HybridIndex,
+    questions: Questions,
+    *,
+    ways: Mapping[str, SearchKeywords] | None = None,
+    measures: Sequence[str] = DEFAULT,
+    task: Task | str | None = None,
+    allow_missing: bool = False,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Search an index in several ways for judged questions, and measure the rankings.
+
+    Rankings are as deep as the measures look. Where the judgements name documents and the store keeps their chunks,
+    rankings are of documents, each at the place of its best chunk.
+
+    Args:
+        index: what is searched.
+        questions: with the ids of the documents that answer them.
+        ways: name -> keywords of ``HybridIndex.search``; None: ``default_ways``.
+        measures: names as ir-measures has them, with a number of results.
+        task: instruction for the questions, in place of the index's own.
+        allow_missing: judged documents that the store does not have count as not found; else they are an error.
+        show_progress: draw a progress bar.
+
+    Raises:
+        ConfigurationError: unknown measures or documents, or ways with their own ``k``.
+    """
+    measuring = Measures(measures)
+    chosen = dict(default_ways(index) if ways is None else ways)
+    if own := [name for name, options in chosen.items() if {"k", "group_by"} & set(options)]:
+        raise ConfigurationError(f"{named(own)}: k comes from the measures, and group_by from the judgements")
+    by_document, notes = judged_as(index, questions, allow_missing)
+    asked = questions.asked
+    texts = [questions.texts[id] for id in asked]
+    start = time.perf_counter()
+    queries = index.embedder.embed_queries(texts, task=index.task if task is None else task)
+    embedding = (time.perf_counter() - start) * 1000 / len(asked)
+    results = {}
+    for name, options in chosen.items():
+        rankings: dict[str, list[str]] = {}
+        seconds = []
+        deep: SearchKeywords = {**options, "k": measuring.depth}
+        if by_document:
+            deep["group_by"] = "document"
+        for i, id in enumerate(tqdm(asked, desc=name, disable=not show_progress, leave=False)):
+            start = time.perf_counter()
+            row = queries[i : i + 1]
+            found = index.search_vectors(row.dense, row.sparse, **deep)[0]
+            seconds.append(time.perf_counter() - start)
+            rankings[id] = [document_of(result) if by_document else result.record.id for result in found]
+        scores = measuring.score(questions.grades, rankings, asked)
+        results[name] = WayResult(name, options, rankings, scores, float(np.median(seconds)) * 1000)
+    return Evaluation(
+        store=repr(index.store),
+        model=index.store.config.model,
+        records=index.store.count(),
+        questions=questions,
+        asked=asked,
+        measures=measuring.names,
+        ways=results,
+        depth=measuring.depth,
+        by_document=by_document,
+        embedding_milliseconds=embedding,
+        notes=tuple(notes),
+    )
+
+
+def document_of(result: Result) -> str:
+    """Return the id of the document that a record is a chunk of, or its own."""
+    return str(result.record.provenance.get("document", result.record.id))
+
+
+def judged_as(index: HybridIndex, questions: Questions, allow_missing: bool) -> tuple[bool, list[str]]:
+    """Return whether the judgements name documents whose chunks are kept, and notes."""
+    judged, notes = questions.documents, questions.notes()
+    records = {record.id for record in index.store.get(judged)}
+    others = [id for id in judged if id not in records]
+    chunked = {r.provenance.get("document") for r in index.store.get([f"{id}#0" for id in others])} if others else set()
+    missing = [id for id in others if id not in chunked]
+    if missing and not allow_missing:
+        raise ConfigurationError(
+            f"{len(missing)} of {len(judged)} judged documents are not in the store ({named(missing)}): are these its "
+            "questions? allow_missing counts them as not found"
+        )
+    if missing:
+        notes.append(f"{len(missing)} of {len(judged)} judged documents are not in the store: they count as not found")
+    if chunked:
+        notes.append("the store keeps chunks: documents are ranked, each at the place of its best chunk")
+    return bool(chunked), notes
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

@@ -1,0 +1,111 @@
+"""Single questions: what one way found and another did not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from twinvec import Task
+from twinvec_stores.evaluation.evaluate import Evaluation, document_of
+from twinvec_stores.search.explain import Result
+from twinvec_stores.search.index import HybridIndex
+from twinvec_stores.search.options import SearchKeywords
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a ranking.
+
+    Attributes:
+        document: its id.
+        text: of the record.
+        grade: of the document; 0 where it is not judged.
+        terms: the common terms that count most.
+    """
+
+    document: str
+    text: str
+    grade: int
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A question that a way answers worse than the baseline.
+
+    Attributes:
+        id, text: the question.
+        difference: of the first measure; below 0.
+        relevant: ids of the documents that answer it.
+        found: the way's first places.
+        baseline: the baseline's.
+    """
+
+    id: str
+    text: str
+    difference: float
+    relevant: tuple[str, ...]
+    found: tuple[Place, ...]
+    baseline: tuple[Place, ...]
+
+
+def losses(
+    index: HybridIndex, evaluation: Evaluation, way: str, *, n: int = 10, k: int = 5, task: Task | str | None = None
+) -> list[Loss]:
+    """Return the questions that lost most against the better single half, with both rankings and their common terms.
+
+    Args:
+        index: what was evaluated.
+        evaluation: of it.
+        way: name of a way.
+        n: questions, at most.
+        k: places of each ranking.
+        task: as in ``evaluate``.
+    """
+    lost = [(id, change) for id, change in evaluation.changes(way)[:n] if change < 0]
+    if not lost:
+        return []
+    questions = evaluation.questions
+    texts = [questions.texts[id] for id, _ in lost]
+    rankings = [
+        _ranked(index, evaluation, name, texts, [id for id, _ in lost], k, task) for name in (way, evaluation.baseline)
+    ]
+    return [
+        Loss(
+            id=id,
+            text=questions.texts[id],
+            difference=change,
+            relevant=tuple(document for document, grade in questions.grades[id].items() if grade > 0),
+            found=rankings[0][i],
+            baseline=rankings[1][i],
+        )
+        for i, (id, change) in enumerate(lost)
+    ]
+
+
+def _ranked(
+    index: HybridIndex,
+    evaluation: Evaluation,
+    way: str,
+    texts: Sequence[str],
+    ids: Sequence[str],
+    k: int,
+    task: Task | str | None,
+) -> list[tuple[Place, ...]]:
+    result = evaluation.ways[way]
+    options: SearchKeywords = {**result.options, "k": k, "explain": True}  # type: ignore[typeddict-item]
+    options.setdefault("fetch_k", max(100, 10 * evaluation.depth))  # the candidates that were measured
+    if evaluation.by_document:
+        options["group_by"] = "document"
+    found = index.search_many(texts, task=task, **options)
+    grades = evaluation.questions.grades
+    return [
+        tuple(_place(result, grades[id], evaluation.by_document) for result in results)
+        for id, results in zip(ids, found, strict=True)
+    ]
+
+
+def _place(result: Result, grades: Mapping[str, int], by_document: bool) -> Place:
+    document = document_of(result) if by_document else result.record.id
+    terms = result.explanation.terms if result.explanation is not None else ()
+    return Place(document, result.record.text, grades.get(document, 0), tuple(term for term, _, _ in terms[:6]))

@@ -1,0 +1,86 @@
+"""Questions with the documents that answer them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from twinvec.errors import ConfigurationError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Judged questions: which documents answer each, and how well.
+
+    Attributes:
+        texts: question id -> text.
+        grades: question id -> document id -> grade. A grade of 1 or more is relevant; 0 and less is judged not to be.
+        fields: question id -> whatever else is known of it, such as its language.
+
+    Raises:
+        ConfigurationError: no relevant document for any question, judgements of unknown questions, or grades that are
+            no whole numbers.
+    """
+
+    texts: Mapping[str, str]
+    grades: Mapping[str, Mapping[str, int]]
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for id, text in self.texts.items():
+            if not isinstance(text, str) or not text.strip():
+                raise ConfigurationError(f"question {id!r} has no text")
+        if unknown := [id for id in self.grades if id not in self.texts]:
+            raise ConfigurationError(
+                f"{named(unknown)}: judged, but not among the {len(self.texts)} questions; are both files of one set?"
+            )
+        for id, judged in self.grades.items():
+            for document, grade in judged.items():
+                if isinstance(grade, bool) or not isinstance(grade, int):
+                    raise ConfigurationError(
+                        f"question {id!r}, document {document!r}: the grade {grade!r} is no whole number"
+                    )
+        if not self.asked:
+            raise ConfigurationError("no question has a relevant document (a grade of 1 or more)")
+
+    @property
+    def asked(self) -> list[str]:
+        """Return the ids of the questions that have a relevant document: those that can be measured."""
+        return [id for id in self.texts if any(grade > 0 for grade in self.grades.get(id, {}).values())]
+
+    @property
+    def documents(self) -> list[str]:
+        """Return the ids of all judged documents."""
+        return list(dict.fromkeys(document for judged in self.grades.values() for document in judged))
+
+    def notes(self) -> list[str]:
+        """Return what a reader of results should know about these questions."""
+        notes = []
+        if without := len(self.texts) - len(self.asked):
+            notes.append(f"{without} of {len(self.texts)} questions have no relevant document: left out")
+        grades = [grade for judged in self.grades.values() for grade in judged.values()]
+        if negative := sum(grade < 0 for grade in grades):
+            notes.append(f"{negative} grades below 0 count as not relevant")
+        if max(grades) > 1:
+            notes.append(f"grades go up to {max(grades)}: nDCG weighs them, the other measures count 1 and more")
+        if repeated := sum(n - 1 for n in Counter(self.texts.values()).values()):
+            notes.append(f"{repeated} questions repeat the text of another one: they are not independent")
+        return notes
+
+    def part(self, ids: list[str]) -> Questions:
+        """Return some of the questions."""
+        return Questions(
+            {id: self.texts[id] for id in ids},
+            {id: self.grades[id] for id in ids if id in self.grades},
+            {id: self.fields[id] for id in ids if id in self.fields},
+        )
+
+
+def named(ids: list[str]) -> str:
+    """Return the first few of some ids, and how many there are more."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(repr(id) for id in ids[:_SHOWN]) + more

@@ -1,0 +1,215 @@
+"""tune: fusion, weights and candidates chosen on one part of the questions, and judged on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from twinvec import EmbeddingBatch, Task
+from twinvec.errors import ConfigurationError
+from twinvec_stores.evaluation.evaluate import document_of, judged_as
+from twinvec_stores.evaluation.measures import DEFAULT, Measures
+from twinvec_stores.evaluation.questions import Questions
+from twinvec_stores.evaluation.statistics import Comparison, compare
+from twinvec_stores.search.fusion import Fusion
+from twinvec_stores.search.index import HybridIndex
+from twinvec_stores.search.options import SearchKeywords
+
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sparse half
+_RAW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weights of raw sparse scores, whose scale is the head's own
+_CANDIDATES = (50, 200, 500)
+_GATES = (1, 5, 10)  # percentiles of the relevant documents' cosines
+_FEWEST = 20  # questions of a part
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice and its mean on the tuning part."""
+
+    options: SearchKeywords
+    mean: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What ``tune`` found.
+
+    Attributes:
+        measure: what was maximised.
+        trials: everything that was tried on the tuning part, best first.
+        chosen: the best of them.
+        default_mean: of the store's search as it was, on the tuning part.
+        held_back: the chosen less the store's search as it was, on the questions that took no part in choosing.
+        means: of the store's search as it was and of the chosen one, on these questions.
+        parts: numbers of questions for tuning and held back.
+    """
+
+    measure: str
+    trials: Sequence[Trial]
+    chosen: SearchKeywords
+    default_mean: float
+    held_back: Comparison
+    means: tuple[float, float]
+    parts: tuple[int, int]
+
+    @property
+    def better(self) -> bool:
+        """Return whether the choice is significantly better on the held-back questions; else keep the default."""
+        return self.held_back.low > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return {
+            "measure": self.measure,
+            "chosen": plain(self.chosen),
+            "better": self.better,
+            "default_mean_tuning": self.default_mean,
+            "means_held_back": list(self.means),
+            "held_back": asdict(self.held_back),
+            "questions": {"tuning": self.parts[0], "held back": self.parts[1]},
+            "trials": [{"options": plain(trial.options), "mean": trial.mean} for trial in self.trials],
+        }
+
+
+def tune(
+    index: HybridIndex,
+    questions: Questions,
+    *,
+    measure: str = DEFAULT[0],
+    by: str | None = None,
+    seed: int = 0,
+    task: Task | str | None = None,
+    allow_missing: bool = False,
+    show_progress: bool = False,
+) -> Tuning:
+    """Choose how an index of both halves is searched.
+
+    Half of the questions, stratified and seeded, choose: first fusion and weights, then the number of candidates, then
+    ``min_dense``. The other half is searched twice, once as the index is searched today and once as was chosen.
+
+    Args:
+        index: what is searched; its store keeps both halves.
+        questions: judged; at least 20 for each part.
+        measure: what to maximise.
+        by: a field of the questions of whose every value each part has its share, such as the language.
+        seed: of the split.
+        task: instruction for the questions, in place of the index's own.
+        allow_missing: see ``evaluate``.
+        show_progress: draw a progress bar.
+
+    Raises:
+        ConfigurationError: too few questions, a store of one half, or what ``evaluate`` refuses.
+    """
+    config = index.store.config
+    if config.dim is None or not config.sparse:
+        raise ConfigurationError("there is nothing to tune: this store keeps one half")
+    chosen_ids, held_back_ids = split(questions, by=by, seed=seed)
+    by_document, _ = judged_as(index, questions, allow_missing)
+    trying = _Part(index, questions.part(chosen_ids), measure, task, by_document)
+    default = trying.mean({})
+    trials = [Trial({}, default)]
+    with tqdm(desc="tuning", disable=not show_progress, leave=False) as bar:
+        for stage in (_fusions, _candidates, trying.gates):
+            best = max(trials, key=lambda trial: trial.mean)
+            for options in stage(best.options):
+                trials.append(Trial(options, trying.mean(options)))
+                bar.update()
+    trials.sort(key=lambda trial: -trial.mean)  # stable: of equal ones, the first that was tried
+    chosen = trials[0].options
+    judging = _Part(index, questions.part(held_back_ids), measure, task, by_document)
+    before, after = judging.scores({}), judging.scores(chosen)
+    return Tuning(
+        measure=trying.measures.names[0],
+        trials=trials,
+        chosen=chosen,
+        default_mean=default,
+        held_back=compare(after, before),
+        means=(float(before.mean()), float(after.mean())),
+        parts=(len(chosen_ids), len(held_back_ids)),
+    )
+
+
+def split(questions: Questions, *, by: str | None = None, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Return the ids of two halves of the questions; each has its share of every value of a field."""
+    asked = questions.asked
+    values = [str(questions.fields.get(id, {}).get(by, "")) if by is not None else "" for id in asked]
+    if by is not None and not any(values):
+        raise ConfigurationError(f"no question has the field {by!r}")
+    random = np.random.default_rng(seed)
+    halves: tuple[list[str], list[str]] = ([], [])
+    for value in sorted(set(values)):
+        members = [id for id, own in zip(asked, values, strict=True) if own == value]
+        for place, i in enumerate(random.permutation(len(members)).tolist()):
+            halves[(place + (len(halves[0]) > len(halves[1]))) % 2].append(members[i])
+    if len(halves[1]) < _FEWEST:
+        raise ConfigurationError(
+            f"{len(asked)} questions are too few to choose by some and judge by others: 40 at least"
+        )
+    return halves
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return search options as JSON types."""
+    return {name: asdict(value) if isinstance(value, Fusion) else value for name, value in options.items()}
+
+
+class _Part:
+    """Some of the questions, embedded once."""
+
+    def __init__(
+        self, index: HybridIndex, questions: Questions, measure: str, task: Task | str | None, by_document: bool
+    ) -> None:
+        self.measures = Measures([measure])
+        self._index, self._questions, self._by_document = index, questions, by_document
+        texts = [questions.texts[id] for id in questions.asked]
+        self._queries: EmbeddingBatch = index.embedder.embed_queries(texts, task=index.task if task is None else task)
+
+    def mean(self, options: SearchKeywords) -> float:
+        return float(self.scores(options).mean())
+
+    def scores(self, options: SearchKeywords) -> Any:
+        """Return the score of each question."""
+        deep: SearchKeywords = {**options, "k": self.measures.depth}
+        if self._by_document:
+            deep["group_by"] = "document"
+        found = self._index.search_vectors(self._queries.dense, self._queries.sparse, **deep)
+        rankings = {
+            id: [document_of(result) if self._by_document else result.record.id for result in results]
+            for id, results in zip(self._questions.asked, found, strict=True)
+        }
+        return self.measures.score(self._questions.grades, rankings, self._questions.asked)[self.measures.names[0]]
+
+    def gates(self, best: SearchKeywords) -> Iterator[SearchKeywords]:
+        """Yield thresholds on the cosine below which few relevant documents lie."""
+        found = self._index.search_vectors(
+            self._queries.dense, self._queries.sparse, k=self.measures.depth, explain=True
+        )
+        cosines = [
+            result.explanation.dense_score
+            for id, results in zip(self._questions.asked, found, strict=True)
+            for result in results
+            if self._questions.grades[id].get(document_of(result), 0) > 0
+            and result.explanation is not None
+            and result.explanation.dense_score is not None
+        ]
+        if cosines:
+            for percentile in _GATES:
+                yield {**best, "min_dense": round(float(np.percentile(cosines, percentile)), 3)}
+
+
+def _fusions(best: SearchKeywords) -> Iterator[SearchKeywords]:
+    yield {**best, "fusion": Fusion("rrf")}
+    for share in _SHARES:
+        for method in ("relative", "dbsf", "rrf"):
+            yield {**best, "fusion": Fusion(method, round(1 - share, 3), share)}  # type: ignore[arg-type]
+    for weight in _RAW:
+        yield {**best, "fusion": Fusion("weighted", 1.0, weight)}
+
+
+def _candidates(best: SearchKeywords) -> Iterator[SearchKeywords]:
+    for candidates in _CANDIDATES:
+        yield {**best, "fetch_k": candidates}
