@@ -118,7 +118,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             fields: metadata fields to index for fast filters, with their types ("keyword", "integer", "float",
                 "bool"), when the store is made. Filters on others work and are slower.
             quantization: "int8" to keep compressed vectors in memory, when the store is made.
-            fusion: how HYBRID joins both halves: a method's name or a ``Fusion``. None: ``Fusion()``.
+            fusion: how HYBRID joins both halves: a method's name or a ``Fusion``. None: the store's own.
             options: more for a server: api_key, prefer_grpc, timeout, collection_options ...; see ``QdrantStore``.
 
         Raises:
@@ -140,7 +140,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         super().__init__(stores_text=True)
         self._embedding = embedding
         self._index = HybridIndex(embedder, store, task=task)
-        self._fusion = fusion if isinstance(fusion, Fusion) else Fusion(fusion) if fusion else Fusion()
+        own = Fusion(**store.config.search.get("fusion", {}))
+        self._fusion = fusion if isinstance(fusion, Fusion) else Fusion(fusion) if fusion else own
         if isinstance(embedding, TwinVecEmbedding) and store.config.sparse and embedder is embedding.embedder:
             self._sparse_rows = embedding.waiting_rows()
         else:

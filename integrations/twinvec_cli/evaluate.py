@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from twinvec_stores.evaluation import Comparison, Evaluation, Loss
 
 _STORES = "A store, or several to compare: folders, or urls of Qdrant servers."
-_QUERIES = """Questions: a BEIR folder, .jsonl, .csv, .tsv, or .json (LlamaIndex EmbeddingQAFinetuneDataset, LangSmith
+QUERIES = """Questions: a BEIR folder, .jsonl, .csv, .tsv, or .json (LlamaIndex EmbeddingQAFinetuneDataset, LangSmith
 examples)."""
-_QRELS = "Judgements for a .jsonl: TREC qrels or BEIR's .tsv."
+QRELS = "Judgements for a .jsonl: TREC qrels or BEIR's .tsv."
 _MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; ways are compared by the first."
-_MISSING = "Judged documents that a store does not have count as not found."
+MISSING = "Judged documents that a store does not have count as not found."
 _SHOWN = 10  # questions that lost most
 
 
 def evaluate(
     stores: Annotated[list[str], typer.Argument(metavar="STORE...", help=_STORES, show_default=False)],
-    queries: Annotated[Path, typer.Option("--queries", "-q", metavar="PATH", help=_QUERIES, show_default=False)],
-    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help=_QRELS, show_default=False)] = None,
+    queries: Annotated[Path, typer.Option("--queries", "-q", metavar="PATH", help=QUERIES, show_default=False)],
+    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help=QRELS, show_default=False)] = None,
     measure: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_MEASURE, show_default=False)] = None,
     by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Report by a field of the questions too.", show_default=False)
@@ -43,7 +43,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Write TREC run files.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=_MISSING)] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=MISSING)] = False,
     task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
     collection: Collection = None,
     device: Device = "auto",
@@ -115,7 +115,9 @@ def _print(evaluations: Mapping[str, Evaluation], lost: Mapping[str, list[Loss]]
 
     console = Console()
     for name, found in evaluations.items():
-        console.print(_means(name, found))
+        title = f"{name}: {len(found.asked):,} questions, {found.records:,} records"
+        console.print(title, style="bold", markup=False, highlight=False)
+        console.print(_means(found))
         if len(found.ways) > 1:
             console.print(_against(found))
         for line in (*found.notes, _verdict(found)):
@@ -140,8 +142,8 @@ def _table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _means(name: str, found: Evaluation) -> Table:
-    table = _table(f"{name}: {len(found.asked):,} questions, {found.records:,} records", "Way", *found.measures, "ms")
+def _means(found: Evaluation) -> Table:
+    table = _table("Means", "Way", *found.measures, "ms")
     for way, result in found.ways.items():
         table.add_row(way, *(f"{result.mean(m):.3f}" for m in found.measures), f"{result.milliseconds:.1f}")
     return table

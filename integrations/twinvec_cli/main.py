@@ -17,6 +17,7 @@ from twinvec_cli.models import models
 from twinvec_cli.search import search
 from twinvec_cli.serve import serve
 from twinvec_cli.store import store
+from twinvec_cli.tune import tune
 from twinvec_cli.verify import verify
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, embed, ingest, search, serve, verify, demo):
+for command in (models, embed, ingest, search, tune, serve, verify, demo):
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(store, name="store")

@@ -89,7 +89,6 @@ def search(
     options: dict[str, Any] = {
         "k": k,
         "mode": mode.value if mode is not None else None,
-        "fusion": _fusion(fusion, dense_weight, sparse_weight),
         "filter": _filter(filter),
         "score_threshold": threshold,
         "min_dense": min_dense,
@@ -99,6 +98,8 @@ def search(
         "exact": exact,
         "explain": explain,
     }
+    if (chosen := _fusion(fusion, dense_weight, sparse_weight)) is not None:
+        options["fusion"] = chosen
     queries = _queries(query)
     with open_store(location, collection=collection) as store:
         note(f"Loading {store.config.model} ...")
@@ -119,7 +120,8 @@ def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weig
         "dense_weight": dense_weight,
         "sparse_weight": sparse_weight,
     }
-    return Fusion(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    said = {name: value for name, value in given.items() if value is not None}
+    return Fusion(**said) if said else None  # type: ignore[arg-type]
 
 
 def _filter(text: str | None) -> Any:

@@ -64,6 +64,16 @@ def optimize(location: Store, collection: Collection = None) -> None:
 
 
 @store.command()
+def reset_search(location: Store, collection: Collection = None) -> None:
+    """Take back what `twinvec tune` has set: search as TwinVec does by itself."""
+    from twinvec_stores import open_store
+
+    with open_store(location, collection=collection) as opened:
+        opened.set_search({})
+    typer.echo(f"{location}: searched with the defaults")
+
+
+@store.command()
 def export(
     location: Store,
     file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
@@ -127,6 +137,7 @@ def _readable(info: StoreInfo) -> dict[str, str]:
         "Model": config.model,
         "Vectors": "; ".join(halves) + (f"; {config.quantization}" if config.quantization else ""),
         "Dense search": search,
+        "Searched with": json.dumps(config.search) if config.search else "the defaults",
         "Indexed fields": ", ".join(f"{name} ({kind})" for name, kind in config.fields.items()) or "none",
         "On disk": _megabytes(info.bytes) if info.bytes is not None else "on the server",
         "Fingerprint": config.fingerprint,

@@ -38,6 +38,8 @@ class StoreConfig:
             in double quotes for a key with a dot.
         quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
             candidates are scored with the full vectors.
+        search: how it is searched where nothing else is said: keywords of ``SearchOptions`` as JSON types (fusion,
+            fetch_k, min_dense), as ``twinvec tune`` has chosen them; see ``HybridIndex.set_search``. Never compared.
         schema_version: layout of the stored records, and what the fingerprint covers.
     """
 
@@ -50,6 +52,7 @@ class StoreConfig:
     idf: bool = False
     fields: Mapping[str, FieldType] = field(default_factory=dict)
     quantization: Quantization | None = None
+    search: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -92,7 +95,12 @@ class StoreConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON types."""
-        return {**asdict(self), "fields": dict(self.fields), "recipe": dict(self.recipe)}
+        return {
+            **asdict(self),
+            "fields": dict(self.fields),
+            "recipe": dict(self.recipe),
+            "search": dict(self.search),
+        }
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> StoreConfig:
@@ -116,7 +124,7 @@ class StoreConfig:
                 f"{where} has schema version {version}, this TwinVec reads {SCHEMA_VERSION}: export it with the "
                 "version that wrote it (`twinvec store export`) and import the file (`twinvec store import`)"
             )
-        if set(data) != {f.name for f in fields(cls)}:
+        if {*data, "search"} != {f.name for f in fields(cls)}:  # stores from before "search" lack it
             raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
         try:
             return cls(**data)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from twinvec.errors import ConfigurationError
 from twinvec.flows import block, on_thread, one, wait
@@ -198,6 +198,14 @@ class HybridStore(ABC):
         """See ``optimize``."""
         await wait(one(self._optimize(progress)))
 
+    def set_search(self, search: Mapping[str, Any]) -> None:
+        """Keep ``StoreConfig.search``; see ``HybridIndex.set_search``, which checks it."""
+        block(one(self._configure(replace(self.config, search=dict(search)))))
+
+    async def aset_search(self, search: Mapping[str, Any]) -> None:
+        """See ``set_search``."""
+        await wait(one(self._configure(replace(self.config, search=dict(search)))))
+
     @abstractmethod
     def close(self) -> None:
         """Flush and release everything; a second call does nothing."""
@@ -245,6 +253,9 @@ class HybridStore(ABC):
 
     @abstractmethod
     def _optimize(self, progress: Progress | None) -> Awaitable[None]: ...
+
+    @abstractmethod
+    def _configure(self, config: StoreConfig) -> Awaitable[None]: ...
 
     async def _checked_upsert(self, batch: RecordBatch) -> None:
         checked = await on_thread(check_batch, batch, self.config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from twinvec.errors import ConfigurationError, InvalidRecordError
 from twinvec.vectors import Int32, Int64
+from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Eq, Filter, check_filter
 from twinvec_stores.filters.fields import field_values, parse_field
 from twinvec_stores.filters.matching import matches
@@ -100,6 +101,9 @@ class ScopedStore(HybridStore):
 
     async def _flush(self) -> None:
         await self._store._flush()
+
+    async def _configure(self, config: StoreConfig) -> None:
+        raise ConfigurationError("how a store is searched is its owner's to say: use the store itself")
 
     async def _optimize(self, progress: Progress | None) -> None:
         await self._store._optimize(progress)

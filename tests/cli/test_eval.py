@@ -43,7 +43,7 @@ def test_a_store(run: Run, stores: list[Path], queries: Path, tmp_path: Path) ->
     result = run("eval", stores[0], "--queries", queries, "--by", "kind", *files)
     assert result.exit_code == 0, result.stderr
     for text in ("5 questions, 4 records", "hybrid, rrf", "nDCG@10", "nDCG@10 by kind"):
-        assert text in result.stdout
+        assert text in " ".join(result.stdout.split())
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
     names = {"dense", "sparse", "hybrid", "hybrid-rrf", "hybrid-dbsf", "hybrid-weighted"}
     assert {file.stem for file in (tmp_path / "runs").iterdir()} == names
@@ -75,3 +75,20 @@ def test_refusals(run: Run, stores: list[Path], queries: Path, options: tuple[st
     result = run("eval", stores[0], "--queries", queries, *options)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+def test_tune(run: Run, embedder: Embedder, tmp_path: Path) -> None:
+    texts = {f"d{i}": f"entry number {i} of the list" for i in range(45)}
+    folder = tmp_path / "index"
+    with HybridIndex(embedder, EmbeddedStore(folder, StoreConfig.for_embedder(embedder))) as index:
+        index.add(list(texts.values()), ids=list(texts))
+    lines = [f"{text},{id}" for id, text in texts.items()]
+    (tmp_path / "q.csv").write_text("\n".join(["question,document", *lines]), encoding="utf-8")
+    result = run("tune", folder, "--queries", tmp_path / "q.csv", "--measure", "MRR@10", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "as it is" in result.stdout
+    assert "On the other 22 questions" in " ".join(result.stdout.split())
+    assert "the defaults" in run("store", "info", folder).stdout  # --dry-run
+    facts = json.loads(run("tune", folder, "--queries", tmp_path / "q.csv", "--json").stdout)
+    assert facts["kept"] == facts["better"]
+    assert run("store", "reset-search", folder).exit_code == 0

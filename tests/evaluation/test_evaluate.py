@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_run_file(evaluation: Evaluation, tmp_path: Path
     qrels = [ir_measures.Qrel(q, d, grade) for q, row in QUESTIONS.grades.items() for d, grade in row.items()]
     for way in evaluation.ways:
         evaluation.write_run(tmp_path / "run", way)
-        run = list(ir_measures.read_trec_run(str(tmp_path / "run")))
+        run = list(ir_measures.read_trec_run(str(tmp_path / "run")))  # type: ignore[no-untyped-call]
         measures = [ir_measures.parse_measure(name) for name in evaluation.measures]
         expected = ir_measures.calc_aggregate(measures, qrels, run)
         found = {name: evaluation.ways[way].mean(name) for name in evaluation.measures}

@@ -110,6 +110,10 @@ class MemoryStore(HybridStore):
     async def _optimize(self, progress: Progress | None) -> None:
         self._all()  # every search is exact
 
+    async def _configure(self, config: StoreConfig) -> None:
+        self._all()
+        self.config = config
+
     def _matching(self, filter: Filter) -> list[Record]:
         return [record for record in self._all().values() if matches(filter, record.id, record.metadata)]
 

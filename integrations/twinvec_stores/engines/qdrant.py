@@ -201,6 +201,10 @@ class QdrantStore(HybridStore):
     async def _flush(self) -> None:
         self._usable()  # the server's log has every write that has returned
 
+    async def _configure(self, config: StoreConfig) -> None:
+        await self._ask("update_collection", metadata={_METADATA: config.to_dict()})
+        self.config = config
+
     async def _optimize(self, progress: Progress | None) -> None:
         # the server optimizes by itself, in the background: wait until it has
         start = time.monotonic()

@@ -143,8 +143,9 @@ def split(questions: Questions, *, by: str | None = None, seed: int = 0) -> tupl
     halves: tuple[list[str], list[str]] = ([], [])
     for value in sorted(set(values)):
         members = [id for id, own in zip(asked, values, strict=True) if own == value]
+        first = len(halves[0]) > len(halves[1])
         for place, i in enumerate(random.permutation(len(members)).tolist()):
-            halves[(place + (len(halves[0]) > len(halves[1]))) % 2].append(members[i])
+            halves[(place + first) % 2].append(members[i])
     if len(halves[1]) < _FEWEST:
         raise ConfigurationError(
             f"{len(asked)} questions are too few to choose by some and judge by others: 40 at least"
@@ -205,7 +206,7 @@ def _fusions(best: SearchKeywords) -> Iterator[SearchKeywords]:
     yield {**best, "fusion": Fusion("rrf")}
     for share in _SHARES:
         for method in ("relative", "dbsf", "rrf"):
-            yield {**best, "fusion": Fusion(method, round(1 - share, 3), share)}  # type: ignore[arg-type]
+            yield {**best, "fusion": Fusion(method, round(1 - share, 3), share)}
     for weight in _RAW:
         yield {**best, "fusion": Fusion("weighted", 1.0, weight)}
 

@@ -16,7 +16,7 @@ from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch, check_rows
 from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Result
-from twinvec_stores.search.options import SearchKeywords, SearchOptions
+from twinvec_stores.search.options import SearchKeywords, to_stored, with_stored
 from twinvec_stores.search.searching import Searching
 
 if TYPE_CHECKING:
@@ -132,13 +132,31 @@ class HybridIndex:
         self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search with vectors that are there already: dense float32 [n, dim], n sparse rows, or both."""
-        return block(self._searching(options).vectors(dense, sparse))
+        return block(self._searching(options, dense is not None).vectors(dense, sparse))
 
     async def asearch_vectors(
         self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
-        return await wait(self._searching(options).vectors(dense, sparse))
+        return await wait(self._searching(options, dense is not None).vectors(dense, sparse))
+
+    def set_search(self, **options: Unpack[SearchKeywords]) -> None:
+        """Keep in the store how it is searched where a search does not say so; nothing: as TwinVec does by itself.
+
+        Every later search of the store follows, through the frameworks and the command too; one that is open elsewhere
+        when it is opened again. ``twinvec tune`` sets what it has chosen.
+
+        Args:
+            options: fusion, fetch_k and min_dense of ``SearchOptions``.
+
+        Raises:
+            ConfigurationError: others, or wrong values.
+        """
+        self.store.set_search(to_stored(options))
+
+    async def aset_search(self, **options: Unpack[SearchKeywords]) -> None:
+        """See ``set_search``."""
+        await self.store.aset_search(to_stored(options))
 
     def scoped(self, filter: Filter) -> HybridIndex:
         """Return a view that can neither read nor write outside of a filter: one tenant's part; see ``ScopedStore``."""
@@ -148,8 +166,8 @@ class HybridIndex:
         """Close the store; the embedder stays open."""
         self.store.close()
 
-    def _searching(self, options: SearchKeywords) -> Searching:
-        return Searching(self.embedder, self.store, SearchOptions(**options))
+    def _searching(self, options: SearchKeywords, dense: bool = True) -> Searching:
+        return Searching(self.embedder, self.store, with_stored(options, self.store.config.search, dense=dense))
 
     def __enter__(self) -> HybridIndex:
         return self

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypedDict
 
-from twinvec.errors import ConfigurationError
+from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
 from twinvec_stores.filters.fields import parse_field
@@ -124,6 +125,50 @@ class SearchOptions:
         if self.mmr is not None and config.dim is None:
             raise ConfigurationError("mmr compares dense vectors, and this store keeps none")
         return wanted
+
+
+_KEPT = ("fusion", "fetch_k", "min_dense")
+
+
+def to_stored(options: SearchKeywords) -> dict[str, Any]:
+    """Return options as a store keeps them, JSON types.
+
+    Raises:
+        ConfigurationError: options that a store does not keep, or wrong values.
+    """
+    if unknown := sorted(set(options) - set(_KEPT)):
+        raise ConfigurationError(f"a store keeps {', '.join(_KEPT)} of a search, not {', '.join(unknown)}")
+    given: SearchKeywords = {"k": 1, **options}
+    checked = SearchOptions(**given)
+    assert isinstance(checked.fusion, Fusion)
+    kept = {"fusion": asdict(checked.fusion), "fetch_k": checked.fetch_k, "min_dense": checked.min_dense}
+    return {name: kept[name] for name in options}
+
+
+def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bool) -> SearchOptions:
+    """Return how to search: as was asked for, and for the rest as the store says.
+
+    Args:
+        options: what was asked for.
+        search: ``StoreConfig.search``.
+        dense: the dense half is there to be asked.
+
+    Raises:
+        ConfigurationError: wrong options.
+        StoreMismatchError: the store's own are none.
+    """
+    try:
+        fusion = Fusion(**search["fusion"]) if "fusion" in search else Fusion()
+        stored = SearchOptions(**{"k": 1, **search, "fusion": fusion})
+    except (TypeError, ConfigurationError) as error:
+        raise StoreMismatchError(f"the store's own search options are damaged: {error}; set them again") from None
+    merged: SearchKeywords = {"fusion": fusion}
+    if stored.fetch_k is not None:
+        merged["fetch_k"] = max(stored.fetch_k, options.get("k", 0))
+    if stored.min_dense is not None and dense and options.get("mode") != "sparse":
+        merged["min_dense"] = stored.min_dense
+    merged.update(options)
+    return SearchOptions(**merged)
 
 
 class SearchKeywords(TypedDict, total=False):

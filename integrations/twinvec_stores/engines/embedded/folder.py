@@ -198,6 +198,12 @@ class Folder:
             finally:
                 self._shard = self._load()
 
+    def configure(self, config: StoreConfig) -> None:
+        """Write another configuration."""
+        with self._idle:
+            _write(self.path, config)
+            self.config = config
+
     def has_graph(self) -> bool:
         """Return whether a segment has an HNSW graph."""
         return any((self.path / _SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
@@ -352,6 +358,12 @@ def _make(path: Path, config: StoreConfig) -> None:
         shard.update(UpdateOperation.create_field_index(path_in_payload, schema))
     shard.close()
     new.rename(path / _SHARD)
+    _write(path, config)
+    _sync(path.parent)
+
+
+def _write(path: Path, config: StoreConfig) -> None:
+    """Write the configuration, whole or not at all."""
     temporary = path / f"{_CONFIG}.new"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(config.to_dict(), file, indent=2)
@@ -359,7 +371,6 @@ def _make(path: Path, config: StoreConfig) -> None:
         os.fsync(file.fileno())
     temporary.replace(path / _CONFIG)
     _sync(path)
-    _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -168,6 +168,11 @@ class EmbeddedStore(HybridStore):
         # in a child process, for seconds to minutes, in which other calls wait; a crash in the middle loses nothing
         self._open().optimize(progress)
 
+    @threaded
+    def _configure(self, config: StoreConfig) -> None:
+        self._open().configure(config)
+        self.config = config
+
     def _answers(self, condition: Filter) -> bool:
         return self._dialect.answers(condition)
 

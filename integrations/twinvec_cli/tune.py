@@ -1,0 +1,122 @@
+"""`twinvec tune`: fusion, weights and candidates chosen by one's own questions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinvec_cli.console import note
+from twinvec_cli.evaluate import MISSING, QRELS, QUERIES
+from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twinvec_stores.evaluation import Tuning
+
+_MEASURE = "What to maximise: nDCG@10, recall@10, MRR@10 ..."
+_BY = "A field of the questions, such as lang, of whose every value each half has its share."
+_SHOWN = 8
+
+
+def tune(
+    location: Store,
+    queries: Annotated[Path, typer.Option("--queries", "-q", metavar="PATH", help=QUERIES, show_default=False)],
+    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help=QRELS, show_default=False)] = None,
+    measure: Annotated[str, typer.Option(metavar="NAME", help=_MEASURE)] = "nDCG@10",
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY, show_default=False)] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing in the store.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=MISSING)] = False,
+    task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
+    collection: Collection = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Choose how a store is searched by half of the questions, and judge the choice by the other half.
+
+    A choice that is significantly better there is kept in the store: every later search follows it, `twinvec store
+    info` shows it, and `twinvec store reset-search` takes it back. Else the store stays as it is.
+
+    Example: [bold]twinvec tune index/ --queries questions.csv --dry-run[/bold]
+    """
+    from twinvec_stores import HybridIndex, load_embedder, open_store
+    from twinvec_stores.evaluation import read_questions
+    from twinvec_stores.evaluation import tune as tuned
+
+    questions = read_questions(queries, qrels)
+    with open_store(location, collection=collection) as store:
+        note(f"Loading {store.config.model} ...")
+        with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
+            index = HybridIndex(embedder, store)
+            found = tuned(
+                index,
+                questions,
+                measure=measure,
+                by=by,
+                seed=seed,
+                task=task,
+                allow_missing=allow_missing,
+                show_progress=sys.stderr.isatty(),
+            )
+            if kept := found.better and not dry_run:
+                index.set_search(**found.chosen)
+    if as_json:
+        typer.echo(json.dumps({**found.to_dict(), "kept": kept}, indent=2))
+        return
+    _print(location, found, kept=kept)
+
+
+def _print(location: str, found: Tuning, *, kept: bool) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_trials(found))
+    for line in _verdict(location, found, kept=kept):
+        console.print(line, markup=False, highlight=False)
+
+
+def _trials(found: Tuning) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    title = f"{found.measure} of {len(found.trials)} choices on {found.parts[0]} questions"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Choice", overflow="fold")
+    table.add_column(found.measure, justify="right", no_wrap=True)
+    for trial in found.trials[:_SHOWN]:
+        table.add_row(_words(trial.options), f"{trial.mean:.3f}")
+    table.add_section()
+    table.add_row("as it is", f"{found.default_mean:.3f}")
+    return table
+
+
+def _words(options: object) -> str:
+    from twinvec_stores.evaluation.tuning import plain
+
+    assert isinstance(options, dict)
+    parts = []
+    for name, value in plain(options).items():
+        if name == "fusion":
+            parts.append(f"{value['method']} {value['dense_weight']:g} : {value['sparse_weight']:g}")
+        else:
+            parts.append(f"{name} {value:g}")
+    return ", ".join(parts) or "as it is"
+
+
+def _verdict(location: str, found: Tuning, *, kept: bool) -> list[str]:
+    c, (before, after) = found.held_back, found.means
+    lines = [
+        f"On the other {found.parts[1]} questions: {before:.3f} as it is, {after:.3f} with {_words(found.chosen)} "
+        f"({c.difference:+.3f}, 95% interval {c.low:+.3f} to {c.high:+.3f}, p {c.p:.3f})."
+    ]
+    if not found.better:
+        return [*lines, "Not significant: keep the search as it is."]
+    if kept:
+        return [*lines, f"{location} is searched with it from now on; `twinvec store reset-search` takes it back."]
+    return [*lines, "Significant; without --dry-run the store would keep it."]
