@@ -25,6 +25,7 @@ import twinvec_stores
 assert "torch" not in sys.modules, "importing twinvec imports torch"
 from twinvec import Embedder, TwinVecError
 from twinvec_stores import EmbeddedStore, HybridIndex, MemoryStore, StoreConfig
+from twinvec_stores.evaluation import Questions, evaluate
 
 with Embedder(gte) as embedder:
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
@@ -47,6 +48,7 @@ with Embedder(gte) as embedder:
     missing("qdrant", lambda: twinvec_stores.QdrantStore("http://localhost:6333", "kb", config))
     missing("serve", lambda: __import__("twinvec.server").server.create_app(embedder))
     missing("metrics", lambda: __import__("twinvec.server.metrics"))
+    missing("eval", lambda: evaluate(index, Questions({"q": "x"}, {"q": {"a": 1}})))
 
 command = Path(sys.executable).with_name("twinvec")
 shown = subprocess.run([command, "demo"], capture_output=True, text=True)
@@ -116,6 +118,22 @@ pyarrow.parquet.write_table(pyarrow.table({"id": ["a", "b"], "text": TEXTS}), "t
 with Embedder(gte) as embedder:
     store = MemoryStore(StoreConfig.for_embedder(embedder))
     assert ingest("texts.parquet", embedder, store).new == 2
+print("done")
+"""
+)
+
+_EVAL = (
+    _START
+    + """
+from twinvec import Embedder
+from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
+from twinvec_stores.evaluation import Questions, evaluate
+
+with Embedder(gte) as embedder:
+    index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
+    index.add(TEXTS, ids=["a", "b"])
+    found = evaluate(index, Questions({"q": TEXTS[0]}, {"q": {"a": 1}}))
+    assert found.ways["hybrid"].mean("nDCG@10") == 1
 print("done")
 """
 )
@@ -224,6 +242,7 @@ SCRIPTS = {
     "embedded": _EMBEDDED,
     "qdrant": _QDRANT,
     "parquet": _PARQUET,
+    "eval": _EVAL,
     "metrics": _METRICS,
     "serve": _SERVE,
     "langchain": _LANGCHAIN,
