@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CORPUS = REPOSITORY / "integrations/twinvec_cli/data/faq/corpus.jsonl"
+CORPUS = REPOSITORY / "benchmarks/collections/faq/corpus.jsonl"
 PEER = "peer"  # the folder, inside of a checkpoint, of the same weights as sentence-transformers can load them
 MAX_TOKENS = 8192
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

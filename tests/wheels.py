@@ -95,10 +95,13 @@ def test_every_package_is_typed(wheel: Path, package: str) -> None:
 def test_nothing_else_is_in_the_wheel(wheel: Path) -> None:
     files = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in files}
-    assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
-    assert {Path(name).suffix for name in files if ".dist-info" not in name} == {".py", ".typed", ".jsonl", ".tsv", ""}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == set(PACKAGES)
+    assert {Path(name).suffix for name in files if name.split("/")[0] in PACKAGES} == {".py", ".typed"}
+    data = {name.split(".data/", 1)[1] for name in files if ".data/" in name}
+    names = ("NOTICE", "corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+    assert data == {f"data/share/twinvec/faq/{name}" for name in names}
     assert any(name.endswith("licenses/LICENSE") for name in files)
-    assert any(name.endswith("data/faq/NOTICE") for name in files)
+    assert any(name.endswith("licenses/benchmarks/collections/faq/NOTICE") for name in files)
 
 
 def test_the_sdist_has_the_tests(dist: Path) -> None:

@@ -1,4 +1,4 @@
-"""A retrieval collection in BEIR layout, and the one that ships with the package."""
+"""A retrieval collection in BEIR layout, and the one that comes with TwinVec."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path
 
-FAQ = Path(__file__).parent / "data" / "faq"
+from twinvec.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,27 @@ class Collection:
     qrels: Mapping[str, Mapping[str, int]]
 
     @classmethod
-    def read(cls, folder: Path = FAQ) -> Collection:
+    def read(cls, folder: Path) -> Collection:
         """Read ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``."""
         qrels: dict[str, dict[str, int]] = {}
         with (folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t"):
                 qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
         return cls(_texts(folder / "corpus.jsonl"), _texts(folder / "queries.jsonl"), qrels)
+
+
+def find_faq() -> Path:
+    """Return the folder of answers of the Python and SQLite FAQs: the checkout's, or where pip has put it.
+
+    Raises:
+        ConfigurationError: TwinVec was installed without its data.
+    """
+    checkout = Path(__file__).parents[2] / "benchmarks" / "collections" / "faq"
+    installed = (Path(str(file.locate())).parent for file in files("twinvec") or () if file.match("faq/corpus.jsonl"))
+    for folder in (checkout, *installed):
+        if folder.is_dir():
+            return folder
+    raise ConfigurationError("the demo's collection is not there: run  pip install --force-reinstall --no-deps twinvec")
 
 
 def _texts(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from twinvec.errors import ConfigurationError
-from twinvec_cli.collection import Collection
+from twinvec_cli.collection import Collection, find_faq
 from twinvec_cli.demo_search import search
 from twinvec_cli.demo_view import show, show_start
 
@@ -24,7 +24,7 @@ def demo() -> None:
     half, and a store in a temporary folder. Needs no network; takes some ten seconds.
     """
     model = find_model()
-    collection = Collection.read()
+    collection = Collection.read(find_faq())
     show_start(collection)
     start = time.perf_counter()
     from twinvec import Embedder

@@ -11,24 +11,24 @@ import pytest
 from cli.conftest import Run
 from twinvec import Embedder, TruncationWarning
 from twinvec_cli import demo, demo_view
-from twinvec_cli.collection import FAQ, Collection
+from twinvec_cli.collection import Collection, find_faq
 from twinvec_cli.demo_search import WAYS, search
 
 
 def lines(name: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (FAQ / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (find_faq() / name).read_text(encoding="utf-8").splitlines()]
 
 
 def test_only_texts_that_may_be_shipped() -> None:
     sources = {row["metadata"]["source"] for name in ("corpus.jsonl", "queries.jsonl") for row in lines(name)}  # type: ignore[index]
     assert sources == {"python-faq", "sqlite-faq"}
-    notice = (FAQ / "NOTICE").read_text(encoding="utf-8")
+    notice = (find_faq() / "NOTICE").read_text(encoding="utf-8")
     for phrase in (*sources, "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2", "Public domain", "Summary of changes"):
         assert str(phrase) in notice
 
 
 def test_collection_is_consistent() -> None:
-    collection = Collection.read()
+    collection = Collection.read(find_faq())
     assert len(collection.documents) == len(lines("corpus.jsonl")) == 196
     assert len(collection.queries) == len(lines("queries.jsonl")) == 186
     assert set(collection.qrels) == set(collection.queries)
@@ -80,7 +80,7 @@ def test_pages(run: Run, bert: str, monkeypatch: pytest.MonkeyPatch, width: int)
     for phrase in ("Dense", "Sparse", "Hybrid", "nDCG@10", "Recall@10", "documents/s", "What sparse search matched"):
         assert phrase in result.stdout
     for query in demo_view.QUESTIONS:
-        assert Collection.read().queries[query] in result.stdout
+        assert Collection.read(find_faq()).queries[query] in result.stdout
 
 
 def test_missing_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_missing_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings(f"ignore::{TruncationWarning.__module__}.TruncationWarning")
 def test_real_model(tmp_path: Path) -> None:
-    collection = Collection.read()
+    collection = Collection.read(find_faq())
     some = dict(list(collection.qrels.items())[:40])
     documents = {d: collection.documents[d] for grades in some.values() for d in grades}
     part = Collection(documents, {q: collection.queries[q] for q in some}, some)

@@ -289,9 +289,9 @@ def test_a_model_that_is_mostly_not_linear_is_refused_and_left_alone() -> None:
 
 
 def faq_texts() -> list[str]:
-    from twinvec_cli.collection import Collection
+    from twinvec_cli.collection import Collection, find_faq
 
-    return list(Collection.read().documents.values())[:50]
+    return list(Collection.read(find_faq()).documents.values())[:50]
 
 
 def test_minilm_gives_nearly_the_same_vectors() -> None:
