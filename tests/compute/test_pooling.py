@@ -15,7 +15,8 @@ from reference.checkpoint_files import write_json
 from reference.tokenizers_ import write_xlmr_tokenizer
 from twinvec.checkpoints.hub import open_checkpoint
 from twinvec.compute.packing import TokenBatch
-from twinvec.compute.pooling import POOLING_MODES, pool, reduce_token_weights, reduce_vocabulary_weights
+from twinvec.compute.pooling import POOLING_MODES, pool
+from twinvec.compute.sparse import reduce_token_weights, reduce_vocabulary_weights
 from twinvec.text.tokenizer import TextTokenizer, TokenizedText
 
 WIDTH = 5

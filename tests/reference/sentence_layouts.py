@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig
 
+from reference.prompts import GEMMA_PROMPTS, WEB_SEARCH
+
 from .checkpoint_files import Dtype, write_json
 from .sentence_reference import LEGACY_POOLING, read_json
 from .tokenizers_ import write_bpe_tokenizer, write_wordpiece_tokenizer, write_xlmr_tokenizer
@@ -28,15 +30,6 @@ Weights = Literal["safetensors", "bin"]
 TANH = "torch.nn.modules.activation.Tanh"
 RELU = "torch.nn.modules.activation.ReLU"
 IDENTITY = "torch.nn.modules.linear.Identity"
-WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-GEMMA_PROMPTS = {
-    "query": "task: search result | query: ",
-    "document": "title: none | text: ",
-    "Clustering": "task: clustering | query: ",
-    "Classification": "task: classification | query: ",
-    "InstructionRetrieval": "task: code retrieval | query: ",
-    "STS": "task: sentence similarity | query: ",
-}
 
 VOCAB = 600
 HIDDEN = 64

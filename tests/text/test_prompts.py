@@ -1,22 +1,13 @@
-"""Which text goes before a query or a document: every rule of PromptTemplate."""
+"""Which text goes before a query or a document: every rule of PromptTemplate. No torch: ``make quick``."""
 
-import asyncio
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-import sentence_transformers
-import torch
 
-from reference.giga import build_giga_0826
-from reference.sentence_layouts import GEMMA_PROMPTS, WEB_SEARCH, build_sentence_transformer
-from twinvec import Embedder, Task
-from twinvec.checkpoints.hub import open_checkpoint
-from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError
-from twinvec.families.modules import read_modules
+from reference.prompts import GEMMA_PROMPTS, WEB_SEARCH
+from twinvec import Task
+from twinvec.errors import ConfigurationError, PromptError
 from twinvec.text.prompts import TASKS, PromptTemplate, Role
 
 GIGA = PromptTemplate(instruct="Instruct: {task}\nQuery: ", query="Instruct: default\nQuery: ", document="")
@@ -183,28 +174,6 @@ def test_the_default_prompt_serves_roles_without_one_of_their_own() -> None:
     assert (template.query, template.document) == ("Find: ", "p: ")
 
 
-@pytest.mark.parametrize(
-    "prompts",
-    [
-        pytest.param({"query": "q: ", "document": ""}, id="empty document prompt"),
-        pytest.param({"query": "q: ", "passage": "", "s2s": "s: "}, id="empty passage prompt"),
-        pytest.param({"query": "q: "}, id="no document prompt"),
-    ],
-)
-@pytest.mark.parametrize("default", ["query", None])
-def test_a_query_prompt_never_goes_before_documents_as_in_sentence_transformers(
-    tmp_path: Path, prompts: dict[str, str], default: str | None
-) -> None:
-    """sentence-transformers' own model says what encode_query and encode_document put in front."""
-    build_sentence_transformer(tmp_path, "bert", prompts=prompts, default_prompt_name=default)
-    theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
-    ours = read_modules(open_checkpoint(str(tmp_path))).prompts
-    for role, encode in (("query", theirs.encode_query), ("document", theirs.encode_document)):
-        expected = torch.as_tensor(encode(["what is the capital"]))
-        mine = torch.as_tensor(theirs.encode([ours.prefix(role) + "what is the capital"], prompt=""))
-        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_a_default_that_is_not_there_is_an_error_that_lists_what_is() -> None:
     with pytest.raises(PromptError, match=r"'gone'.*\['passage', 'query'\]"):
         PromptTemplate.from_prompts({"query": "q: ", "passage": "p: "}, "gone")
@@ -265,45 +234,6 @@ def test_the_sentence_of_a_symmetric_task_wraps_documents_too(name: str, write: 
 
 def test_a_task_object_decides_for_itself() -> None:
     assert GIGA.prefix("document", Task(TASKS["similarity"].instruction)) == ""
-
-
-def get_detailed_instruct(task: str, query: str) -> str:
-    """As the cards of Giga and E5 print it."""
-    return f"Instruct: {task}\nQuery: {query}"
-
-
-@pytest.fixture(scope="module")
-def giga(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(build_giga_0826(tmp_path_factory.mktemp("giga"), size="480M"), dtype="float32") as embedder:
-        yield embedder
-
-
-@pytest.mark.parametrize("task", [QUESTION, "another one", None])
-def test_a_text_that_has_its_prompt_is_not_wrapped_twice_in_silence(giga: Embedder, task: str | None) -> None:
-    text = get_detailed_instruct(QUESTION, "где столица?")
-    texts = ["first", text, text + " 2"]
-
-    async def awaited(texts: list[str], *, task: str | None) -> None:
-        await giga.aembed_queries(texts, task=task)
-
-    for embed in (giga.embed_queries, lambda texts, task: asyncio.run(awaited(texts, task=task))):
-        with pytest.warns(DoublePromptWarning, match=r"2 of 3 texts.*texts\[1\].*Instruct: Given") as caught:
-            embed(texts, task=task)
-        assert len(caught) == 1
-        assert caught[0].filename == __file__
-
-
-def test_texts_without_a_prompt_and_prompts_by_hand_give_no_warning(giga: Embedder) -> None:
-    text = get_detailed_instruct(QUESTION, "где столица?")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        by_hand = giga.embed_queries([text], prompt="")
-        giga.embed_documents([text], task=QUESTION)  # nothing goes before documents
-        giga.embed_queries(["Instruct: me", "Query: x", "", " "])
-        ours = giga.embed_queries(["где столица?"], task=QUESTION)
-    np.testing.assert_array_equal(by_hand.dense, ours.dense)
-    with pytest.warns(DoublePromptWarning, match="1 of 1"):
-        giga.embed_documents([text], task="similarity")
 
 
 def test_a_short_prefix_counts_as_a_prompt_only_where_it_is_whole() -> None:

@@ -26,8 +26,9 @@ from twinvec.compute.heads import TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
 from twinvec.compute.packing import TokenBatch
-from twinvec.compute.pooling import pool, reduce_token_weights, reduce_vocabulary_weights
+from twinvec.compute.pooling import pool
 from twinvec.compute.quantization import Int8Linear
+from twinvec.compute.sparse import reduce_token_weights, reduce_vocabulary_weights
 from twinvec.text.tokenizer import TokenizedText
 from twinvec.vectors import Bool, Float32, Int64, SparseBatch
 

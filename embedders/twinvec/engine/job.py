@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twinvec.cache.rows import Cache, Row
-from twinvec.compute.pooling import reduce_token_weights
+from twinvec.compute.sparse import reduce_token_weights
 from twinvec.errors import InvalidTextError, TextError, TextTooLongError
 from twinvec.spec import SparseKeys
 from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
