@@ -41,7 +41,7 @@ class BaseEmbedder(ABC):
 
     Attributes:
         spec: everything that decides a vector; ``spec.fingerprint`` names stores and caches.
-        options: everything else, without the token. Of a server's model, the task and the prompts.
+        options: everything else, without the token. For a server's model: its task and prompts.
     """
 
     spec: ModelSpec
@@ -66,9 +66,9 @@ class BaseEmbedder(ABC):
             texts: any number of strings; an empty text is embedded as the model's special tokens.
             task: only a symmetric task changes documents; see ``embed_queries``.
             prompt: put exactly this before every text instead of the model's prompt.
-            dense: compute the dense half. Without it, ``sparse="bm25"`` needs no forward pass, cuts nothing, and
-                ``token_counts`` are terms.
-            sparse: compute the sparse half; None: where the model has one.
+            dense: compute the dense half. Without it, ``sparse="bm25"`` runs no forward pass and truncates nothing,
+                and ``token_counts`` counts terms.
+            sparse: compute the sparse half; None: if the model has one.
             timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
             show_progress: draw a progress bar on stderr.
 
@@ -76,11 +76,11 @@ class BaseEmbedder(ABC):
             Rows in the order of ``texts``; equal texts are computed once.
 
         Raises:
-            TypeError: ``texts`` is a string, or holds something else than strings (names the position).
+            TypeError: ``texts`` is a string, or holds anything but strings (the message names the position).
             InvalidTextError: a text that is not valid Unicode.
             TextTooLongError: with ``on_overflow="error"``.
             PromptError: a task for a model that was not trained with instructions.
-            OutOfMemoryError: a text that does not fit by itself.
+            OutOfMemoryError: a text that does not fit on the device even alone.
             OverloadedError: the queue is full, with ``on_overload="error"``.
             DeadlineError: the timeout has passed.
             DeviceLostError: no device works any more.
@@ -113,7 +113,7 @@ class BaseEmbedder(ABC):
             show_progress: see ``embed_documents``.
 
         Returns:
-            See ``embed_documents``; so are the errors.
+            See ``embed_documents``, also for the errors.
         """
         wanted = CallOptions(task, prompt, dense, sparse, timeout)
         return self._warned(self._embed(Role.QUERY, texts, wanted, show_progress))
@@ -187,8 +187,8 @@ class BaseEmbedder(ABC):
     def token_weights(self, sparse: SparseBatch) -> list[dict[str, float]]:
         """Return each sparse row as ``{token text: weight}``, heaviest first.
 
-        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. BM25's are
-        stemmed words, of which a process remembers those that it met lately; others are "#" and the id.
+        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. For BM25
+        they are stemmed words; a process remembers recent ones, and shows others as "#" and the id.
         """
         texts = self._token_texts(np.unique(sparse.indices).tolist())
         rows = []
@@ -205,7 +205,7 @@ class BaseEmbedder(ABC):
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
 
-        Of the dense model's tokenizer; without prompt and special tokens, and nothing is cut.
+        By the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
 
         Raises:
             InvalidTextError: a text that is not valid Unicode.
@@ -242,12 +242,12 @@ class BaseEmbedder(ABC):
 
     @property
     def needs_idf(self) -> bool:
-        """Return whether a store must multiply the sparse weights of queries with its idf: True for BM25."""
+        """Return whether a store must multiply the sparse weights of queries by its idf: True for BM25."""
         return Bm25.parse(self.spec.sparse) is not None
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """Return the prompts that were laid over the checkpoint's."""
+        """Return the prompts that override the checkpoint's."""
         return dict(self.options.prompts or {})
 
     @property
@@ -262,7 +262,7 @@ class BaseEmbedder(ABC):
 
     @abstractmethod
     def close(self, *, drain: bool = False) -> None:
-        """Give back what this object holds; later calls raise ConfigurationError.
+        """Release what this object holds; later calls raise ConfigurationError.
 
         Args:
             drain: let pending calls of other threads finish first.

@@ -46,8 +46,8 @@ class Embedder(BaseEmbedder):
         """Load a model.
 
         Args:
-            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which says all that decides a
-                vector; then leave out what is a field of it.
+            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec; with a ModelSpec, leave out
+                the options that are its fields.
             {options}
 
         Raises:
@@ -82,7 +82,7 @@ class Embedder(BaseEmbedder):
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
 
-        Of the dense model's tokenizer; without prompt and special tokens, and nothing is cut.
+        By the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
 
         Raises:
             InvalidTextError: a text that is not valid Unicode.
@@ -155,7 +155,7 @@ class Embedder(BaseEmbedder):
         return self._core.model.description.family
 
     def close(self, *, drain: bool = False) -> None:
-        """Give the model back; its last user frees it. Later calls raise ConfigurationError.
+        """Release the model; its last user frees it. Later calls raise ConfigurationError.
 
         Args:
             drain: let pending calls of other threads finish first; else they raise ConfigurationError.

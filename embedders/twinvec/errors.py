@@ -3,10 +3,10 @@
 TwinVecError
 ├── CheckpointError              a model cannot be found, read or loaded
 │   ├── CheckpointNotFoundError  missing folder or file, or no access to the hub
-│   ├── CheckpointFieldError     a value in one of its files that makes no model: .file, .field, .value
+│   ├── CheckpointFieldError     an impossible value in one of its files: .file, .field, .value
 │   ├── CheckpointMismatchError  tensors that do not fit the family: .missing, .unexpected, .mismatched
-│   ├── UnsupportedCheckpointError
-│   └── RemoteCodeRequiredError  only the checkpoint's own code can run it, and that was not opted in to
+│   ├── UnsupportedCheckpointError  no family covers it
+│   └── RemoteCodeRequiredError  it needs its own code, which was not allowed
 ├── ConfigurationError           an argument that cannot be honoured (also a ValueError)
 │   └── PromptError              a task or prompt that the model was not trained for, or that does not fit
 ├── TextError                    one text is to blame: .position, .reason
@@ -17,9 +17,9 @@ TwinVecError
 ├── OverloadedError              the queue is full and on_overload="error"
 ├── DeadlineError                a call's timeout passed (also a TimeoutError)
 ├── DeviceLostError              no device works any more; Embedder.restart() builds the model again
-├── RemoteError                  a server of embeddings cannot be reached, or answers what is none
+├── RemoteError                  an embedding server cannot be reached, or its answer is invalid
 └── StoreError                   a store of vectors cannot do what was asked
-    ├── StoreNotFoundError       no store there, and none was to be made
+    ├── StoreNotFoundError       the store does not exist, and creating it was not asked for
     ├── StoreLockedError         another process has the folder open
     ├── StoreClosedError         used after close()
     ├── StoreMismatchError       a store made with other settings or by another version
@@ -56,12 +56,12 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointFieldError(CheckpointError):
-    """A value in one of a checkpoint's files that makes no model.
+    """A value in one of a checkpoint's files that no working model can have.
 
     Attributes:
-        file: where it stands.
-        field: its name; several, with commas, where they are missing.
-        value: as it stands there; None where it is missing.
+        file: the file.
+        field: the field's name; several, separated by commas, if they are missing.
+        value: the value in the file; None if it is missing.
     """
 
     def __init__(self, file: Path, field: str, value: Any, problem: str) -> None:
@@ -106,7 +106,7 @@ class UnsupportedCheckpointError(CheckpointError):
 
 
 class RemoteCodeRequiredError(CheckpointError):
-    """Only code inside the checkpoint can run it, and the caller did not opt in."""
+    """The checkpoint needs its own code to run, and the caller did not allow that."""
 
 
 class ConfigurationError(TwinVecError, ValueError):
@@ -121,7 +121,7 @@ class TextError(TwinVecError):
     """One text is to blame for a call that failed.
 
     Attributes:
-        position: of the text in the caller's list; None where there is none.
+        position: index of the text in the caller's list; None if unknown.
         reason: what is wrong with it, and what to do; the message without the position.
     """
 
@@ -131,7 +131,7 @@ class TextError(TwinVecError):
         self.reason = reason
 
     def moved(self: _Text, by: int) -> _Text:
-        """Return the error for a list in which the text stands so much further on."""
+        """Return the same error with its position shifted."""
         return self if self.position is None else type(self)(self.reason, position=self.position + by)
 
 
@@ -152,19 +152,19 @@ class OutOfMemoryError(TextError):
 
 
 class OverloadedError(TwinVecError):
-    """The queue is full and the caller did not want to wait."""
+    """The queue is full, and the call was made with ``on_overload="error"``."""
 
 
 class DeadlineError(TwinVecError, TimeoutError):
-    """A call's timeout passed before its vectors were there; its work is cancelled."""
+    """A call's timeout passed before its vectors were ready; its work is cancelled."""
 
 
 class DeviceLostError(TwinVecError):
-    """Every device of the model has failed; all pending calls got this error."""
+    """Every device of the model has failed; all pending calls get this error."""
 
 
 class RemoteError(TwinVecError):
-    """A server of embeddings cannot be reached, does not let one in, or answers what it should not."""
+    """An embedding server cannot be reached, refuses access, or returns an invalid answer."""
 
 
 class StoreError(TwinVecError):
@@ -172,7 +172,7 @@ class StoreError(TwinVecError):
 
 
 class StoreNotFoundError(StoreError):
-    """There is no store, and none was to be made."""
+    """The store does not exist, and creating it was not asked for."""
 
 
 class StoreLockedError(StoreError):
@@ -180,7 +180,7 @@ class StoreLockedError(StoreError):
 
 
 class StoreClosedError(StoreError):
-    """The store was closed before."""
+    """The store has been closed."""
 
 
 class StoreMismatchError(StoreError):
@@ -214,8 +214,8 @@ class InvalidRecordError(StoreError, ValueError):
     """A record that would harm the store.
 
     Attributes:
-        id: of the record; None where it is not known, or where the whole batch is to blame.
-        field: of the record: "text", "dense", "metadata['a'][0]"; None where none is to blame.
+        id: the record's id; None if it is unknown or the whole batch is to blame.
+        field: part of the record: "text", "dense", "metadata['a'][0]"; None if no part is to blame.
         reason: what is wrong with it; the message without the id.
     """
 
@@ -226,7 +226,7 @@ class InvalidRecordError(StoreError, ValueError):
         self.reason = reason
 
     def of(self: _Record, id: str) -> _Record:
-        """Return the error of a record that is known by now."""
+        """Return the same error with the record's id."""
         return type(self)(self.reason, id=id, field=self.field)
 
 
@@ -234,7 +234,7 @@ class FilterError(StoreError, ValueError):
     """A filter that cannot be applied.
 
     Attributes:
-        field: that it is about; None where none is to blame.
+        field: the field to blame; None if there is none.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -243,7 +243,7 @@ class FilterError(StoreError, ValueError):
 
 
 class IngestError(StoreError):
-    """A source that cannot be read, or a bad row where the run was to stop at one."""
+    """A source that cannot be read, or a bad row with ``on_error="stop"``."""
 
 
 class TruncationWarning(UserWarning):

@@ -30,7 +30,7 @@ _ENTRY = re.compile(r"(\w+): (.*)", re.DOTALL)
 
 
 class Secret(Protocol):
-    """A string that does not show itself, such as pydantic's SecretStr."""
+    """A string that hides its value, such as pydantic's SecretStr."""
 
     def get_secret_value(self) -> str:
         """Return the string."""
@@ -40,28 +40,28 @@ class Secret(Protocol):
 class EmbedderOptions:
     """How a model is run; what decides its vectors is in ``ModelSpec``.
 
-    Pickles and copies carry all of it but the token.
+    Pickles and copies carry everything except the token.
 
     Attributes:
-        device: "auto" (CUDA where there is one; TWINVEC_DEVICE goes before that), "cpu", "cuda" or "cuda:1". Several,
-            "cuda:0,cuda:1", hold the model once each and share one queue.
+        device: "auto" (TWINVEC_DEVICE, else CUDA if there is one), "cpu", "cuda" or "cuda:1". Several devices,
+            "cuda:0,cuda:1", each hold a copy of the model and share one queue.
         task: what the texts are for, for models trained with instructions: a Task, a name from ``TASKS`` or from the
             checkpoint, or an instruction such as "Given a question, find a paragraph with the answer". The default of
             every call; None: the model's own.
-        prompts: prompts by name laid over the checkpoint's, as sentence-transformers' ``prompts``: {"query": "query: ",
-            "document": "passage: "} for E5 models whose folder does not have them. None: the checkpoint's.
+        prompts: prompts by name that override the checkpoint's, as sentence-transformers' ``prompts``:
+            {"query": "query: ", "document": "passage: "} for E5 models whose folder lacks them. None: the checkpoint's.
         on_overflow: "truncate" cuts the tail of longer texts and warns once per call; "error" raises TextTooLongError:
             for pipelines that split texts themselves and want to know when that failed.
         cache_dir: where hub downloads are kept. None: TWINVEC_CACHE_DIR, else the hub library's own place.
         token: the hub's access token, for gated and private models. None: what the hub library finds (HF_TOKEN, or a
             login). Never stored, shown, logged or pickled.
-        offline: never ask the hub, use what is downloaded. None: TWINVEC_OFFLINE, HF_HUB_OFFLINE.
-        token_budget: tokens of one forward pass. More fill a larger device, fewer save memory and let queries in
-            sooner. None: TWINVEC_TOKEN_BUDGET, else measured on the device.
+        offline: never contact the hub, use what has been downloaded. None: TWINVEC_OFFLINE, HF_HUB_OFFLINE.
+        token_budget: tokens of one forward pass. More keep a large device busy, fewer save memory and let
+            queries in sooner. None: TWINVEC_TOKEN_BUDGET, else measured on the device.
         on_overload: when very many texts are pending, "wait" queues the call; "error" raises OverloadedError, for
-            servers that had better refuse than be late.
-        memo_bytes: recent rows stay in so much memory, so that asking for the dense and then for the sparse half of
-            the same texts, as stores do, is one forward pass. 0 switches that off.
+            servers that should refuse rather than be late.
+        memo_bytes: memory for recent rows, so that asking for the dense and then for the sparse half of the same
+            texts, as stores do, is one forward pass. 0 turns it off.
         cache: a folder, or a ``twinvec.cache.VectorCache`` with a size of its own: vectors are kept there for the next
             run, by text, prompt and model. For texts that are embedded again and again. None: nothing is kept.
     """

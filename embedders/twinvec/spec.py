@@ -32,7 +32,7 @@ class ModelSpec:
             or None.
         sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for
             BM25, which has ids of its own.
-        reproducible: one text per forward pass: bitwise the same vector whatever it travels with. Slower.
+        reproducible: one text per forward pass, so that its vector is bitwise the same in any batch. Slower.
         quantization: "int8" keeps the weights of linear layers in 8 bits, for models that do not fit. On a CPU their
             inputs are rounded to 8 bits as well, per token, which makes it faster and a little less exact.
         trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
@@ -78,7 +78,7 @@ class ModelSpec:
     def fingerprint(self) -> str:
         """Return 32 hex digits that name caches and collections.
 
-        Where the files lie does not matter once their digest is known: a moved folder, or a hub id and its local
+        The location of the files does not matter once their digest is known: a moved folder, or a hub id and its local
         copy, have the same fingerprint.
         """
         fields = asdict(self)
