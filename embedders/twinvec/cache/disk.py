@@ -91,7 +91,7 @@ class VectorCache:
             ) from error
 
     def get_many(self, namespace: str, keys: Sequence[Key]) -> list[Row | None]:
-        """Return the row of each key, None where there is none.
+        """Return the row of each key, None for a key without one.
 
         Args:
             namespace: what decides a row besides the key, such as a model's fingerprint.

@@ -59,7 +59,7 @@ class Cache(Protocol):
     """What the core needs of a persistent cache; ``twinvec.cache.VectorCache`` is one."""
 
     def get_many(self, namespace: str, keys: Sequence[Key]) -> list[Row | None]:
-        """Return the kept rows, None where there is none."""
+        """Return the kept row of each key, or None."""
 
     def put_many(self, namespace: str, rows: Sequence[tuple[Key, Row]]) -> None:
         """Keep rows."""

@@ -1,7 +1,7 @@
 """A connection to the cache's SQLite file that threads share and that no fork carries along.
 
-SQLite keeps file locks per process in memory: a child that goes on with a parent's connection, or opens the same file
-beside it, believes in locks that it does not hold and can damage the file. So they are closed before a fork.
+SQLite keeps file locks per process in memory: a child that continues with its parent's connection, or opens the
+same file beside it, believes in locks that it does not hold and can damage the file. So they are closed before a fork.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _prepared(uri: str) -> sqlite3.Connection:
             raise ConfigurationError(f"{uri} is the database of another program: choose another folder for the cache")
         if _format(connection) != _FORMAT:
             raise ConfigurationError(
-                f"{uri} is of an early TwinVec, which told models apart by samples of their weights, so that its rows "
-                "may be another model's: remove the folder, or choose another one; vectors are computed anew"
+                f"{uri} was written by an early TwinVec, which identified models by samples of their weights, so its "
+                "rows may be another model's: remove the folder or choose another; the vectors will be computed again"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG}")

@@ -27,7 +27,7 @@ class Field(NamedTuple):
 
 
 def whole(low: int, high: int) -> Field:
-    """Return a field of whole numbers; ``true`` is none."""
+    """Return a field of whole numbers; ``true`` does not count as one."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

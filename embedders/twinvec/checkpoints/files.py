@@ -26,7 +26,7 @@ BGE_HEAD = "sparse_linear.pt"
 
 @dataclass(frozen=True)
 class Module:
-    """A line of ``modules.json``: the last part of the class name and the folder it lies in."""
+    """A line of ``modules.json``: the last part of the class name, and the module's folder."""
 
     kind: str
     folder: Path
@@ -51,10 +51,10 @@ class Checkpoint:
 
     Attributes:
         name: as the caller wrote it, for messages.
-        root: folder of the whole checkpoint (``modules.json`` lies here).
+        root: folder of the whole checkpoint (the one with ``modules.json``).
         folder: folder of the transformer, often the same.
         config: raw ``config.json``.
-        modules: sentence-transformers modules, empty where there is no ``modules.json``.
+        modules: sentence-transformers modules, empty without a ``modules.json``.
         revision: the hub commit, None for a folder.
         trusted: the caller opted in to the checkpoint's own code, at a pinned revision.
         memory: folder where the digests of large files are remembered.
@@ -147,7 +147,7 @@ class Checkpoint:
 
         Raises:
             CheckpointFieldError: the first field that is wrong, or all that are missing.
-            CheckpointError: weights that are no numbers.
+            CheckpointError: weights that are not numbers.
         """
         file, config = self.folder / "config.json", self.config
         if part is not None:

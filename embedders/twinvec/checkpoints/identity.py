@@ -50,7 +50,7 @@ class Identity:
 
     Attributes:
         digest: 64 hex digits over the names and all bytes of the files: equal copies have equal digests.
-        files: name inside of the checkpoint -> where it lies and what stat said when it was read.
+        files: name inside the checkpoint -> its path, and its stat when it was read.
     """
 
     digest: str

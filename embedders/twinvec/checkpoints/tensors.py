@@ -134,7 +134,7 @@ def load_strict(
 
 
 def check_types(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that are integers, booleans or complex: without scales they are no weights.
+    """Refuse weights that are integers, booleans or complex: without scales they cannot be weights.
 
     Raises:
         CheckpointError: naming them and their types.
@@ -147,8 +147,8 @@ def check_types(tensors: Mapping[str, Tensor], where: str) -> None:
     if odd:
         name, dtype = next(iter(odd.items()))
         raise CheckpointError(
-            f"{where}: {len(odd)} tensors are no floating-point weights (first: {name}, {dtype}). TwinVec reads "
-            'unquantised weights and quantises them itself (quantization="int8"): take the original checkpoint.'
+            f"{where}: {len(odd)} tensors are not floating-point weights (first: {name}, {dtype}). TwinVec reads "
+            'unquantised weights and quantises them itself (quantization="int8"): use the original checkpoint.'
         )
 
 

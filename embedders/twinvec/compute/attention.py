@@ -39,7 +39,7 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _varlen_parameters() -> frozenset[str]:
-    """Return what torch's varlen_attn can be told; nothing where there is none (it grew from 2.10 to 2.12)."""
+    """Return the options of torch's varlen_attn, empty without it (it grew from 2.10 to 2.12)."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

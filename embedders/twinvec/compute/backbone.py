@@ -143,7 +143,7 @@ class PackedTransformer(Backbone):
         return states[0, :tokens]
 
     def _positions(self, batch: TokenBatch) -> torch.Tensor:
-        """Count as the class does; RoBERTa does not count a pad token that stands in the text."""
+        """Count as the class does; RoBERTa does not count a pad token inside the text."""
         if self._padding_idx is None:
             return batch.position_ids
         counted = (batch.input_ids != self._padding_idx).long()
@@ -222,7 +222,7 @@ def load_native(
 
     Raises:
         CheckpointMismatchError: any missing, unexpected or mismatched tensor; transformers would only log it.
-        CheckpointError: the weights cannot be read or the config makes no model.
+        CheckpointError: the weights cannot be read, or the config describes no working model.
     """
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}

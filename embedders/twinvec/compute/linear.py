@@ -123,7 +123,7 @@ class PackedInt8Linear(PackedLinear):
     """The same of 8-bit weights, with the formula of ``quantization``.
 
     Attributes:
-        scale: fp32 [out], what a weight of 1 stands for.
+        scale: fp32 [out], the value of a weight of 1.
     """
 
     scale: torch.Tensor

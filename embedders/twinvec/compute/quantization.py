@@ -32,7 +32,7 @@ class Int8Linear(nn.Module):
 
     Attributes:
         weight: int8 [out, in].
-        scale: fp32 [out], what a weight of 1 stands for.
+        scale: fp32 [out], the value of a weight of 1.
         bias: [out] in the dtype of the layer it was made from, or None.
     """
 
@@ -139,7 +139,7 @@ def _embeddings(model: nn.Module) -> set[int]:
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude of each row [rows, 1]; NaN where there is one."""
+    """Return the largest magnitude of each row [rows, 1]; NaN if the row has one."""
     return x.abs().amax(dim=1, keepdim=True)
 
 

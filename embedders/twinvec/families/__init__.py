@@ -1,4 +1,4 @@
-"""Checkpoint families: which there are, and which one covers a checkpoint."""
+"""The checkpoint families, and which one covers a checkpoint."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Gte(Family):
         return PackedTransformer(model)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
-        """Load the lexical head that lies in the same file."""
+        """Load the lexical head from the same file."""
         from twinvec.compute.heads import TokenWeightHead
 
         tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file, "classifier.").items()}

@@ -35,7 +35,7 @@ class SentenceModules:
     """What modules.json and its companions say.
 
     Attributes:
-        pooling: modes, empty where there is no Pooling module.
+        pooling: modes, empty without a Pooling module.
         include_prompt: whether prompt tokens count in the pooling.
         dense: Dense modules, in order.
         max_length: sentence-transformers' max_seq_length, else the tokenizer's; None where neither is set.
@@ -105,7 +105,7 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
     """Build Dense modules in fp32: a linear layer and an activation from torch, nothing else.
 
     Raises:
-        CheckpointFieldError: an activation that is none of torch.nn's, or has weights.
+        CheckpointFieldError: an activation that torch.nn lacks, or one with weights.
         CheckpointMismatchError: weights of another shape.
     """
     import torch
@@ -117,7 +117,10 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
         activation = _activation(name)
         if activation is None:
             raise CheckpointFieldError(
-                module.folder / "config.json", "activation_function", name, "is none of torch's that has no weights"
+                module.folder / "config.json",
+                "activation_function",
+                name,
+                "is not a weightless activation of torch",
             )
         linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias") is not False)
         tensors = {k.removeprefix("linear."): v for k, v in load_tensors(module.weights).items()}

@@ -78,7 +78,7 @@ def build_remote(checkpoint: Checkpoint, dtype: torch.dtype) -> Backbone:
     """Build and fill the checkpoint's own model class.
 
     Raises:
-        UnsupportedCheckpointError: the code lies in another repository, or fails.
+        UnsupportedCheckpointError: the code is in another repository, or fails.
         CheckpointMismatchError: the tensors do not fit it.
     """
     import torch

@@ -1,7 +1,7 @@
 """BM25: sparse rows from words alone, for models without a lexical head.
 
-A row holds all of BM25 but the idf, which belongs to a collection: the store keeps document frequencies and multiplies
-a query's weights with its idf. So stored rows stay right whatever is added or deleted later.
+A row holds everything of BM25 except the idf, which belongs to a collection: the store keeps document frequencies and
+multiplies a query's weights by its idf. So stored rows stay right whatever is added or deleted later.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Bm25:
             None where ``sparse`` names another source.
 
         Raises:
-            ConfigurationError: a part that is none of these, or is there twice.
+            ConfigurationError: a part that is not one of these, or appears twice.
         """
         head, colon, options = (sparse or "").lower().partition(":")
         if head != "bm25":
@@ -211,7 +211,7 @@ def _csr(rows: Sequence[Mapping[int, int]]) -> tuple[Int64, Int32, NDArray[np.fl
 
 
 def term_id(term: str) -> int:
-    """Return the column of a term, in [0, 2**31 - 1): the same in every process, on every platform, for ever."""
+    """Return the column of a term, in [0, 2**31 - 1): the same in every process, on every platform, forever."""
     # of a million different terms, 1 in 2,000 shares its column with another
     return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "big") % (2**31 - 1)
 
@@ -288,7 +288,7 @@ def _fold(word: str) -> str:
 
 
 def _script(word: str) -> str:
-    """Return the script of the first letter, "" where there is none, or one that no stemmer knows."""
+    """Return the script of the first letter, "" without a letter, or for a script that no stemmer knows."""
     letter = _patterns()[3].search(word)
     return (letter.lastgroup or "") if letter else ""
 

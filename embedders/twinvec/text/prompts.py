@@ -1,4 +1,4 @@
-"""What text the model really sees: roles, tasks and the family's prompt template."""
+"""The text that the model really sees: roles, tasks and the family's prompt template."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class PromptTemplate:
         )
 
     def override(self, prompts: Mapping[str, str]) -> PromptTemplate:
-        """Return this template with the caller's prompts laid over it."""
+        """Return this template with the caller's prompts overriding its own."""
         if bad := [k for k, v in prompts.items() if not isinstance(k, str) or not isinstance(v, str)]:
             raise PromptError(f"prompts must map names to strings; look at {bad[0]!r}")
         other = PromptTemplate.from_prompts(prompts)

@@ -221,7 +221,7 @@ class TextTokenizer:
 
 @contextlib.contextmanager
 def _guarded(make: Callable[[BaseException], TwinVecError]) -> Iterator[None]:
-    """Turn what the tokenizers library raises into an error of ours: bare Exception, and panics, which are none."""
+    """Turn what the tokenizers library raises, bare Exceptions and panics, into errors of ours."""
     try:
         yield
     except (TwinVecError, KeyboardInterrupt, SystemExit, GeneratorExit):

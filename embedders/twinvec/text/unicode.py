@@ -20,7 +20,7 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Return the texts as a list.
 
     Raises:
-        TypeError: a single string, or an item that is no string.
+        TypeError: a single string, or an item that is not a string.
         InvalidTextError: a lone surrogate.
     """
     if isinstance(texts, (str, bytes)):
