@@ -116,7 +116,7 @@ class StoreConfig:
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version == 1:
             raise StoreMismatchError(
-                f"{where} was made by an early TwinVec, which told models apart by samples of their weights: its "
+                f"{where} was made by an early TwinVec, which identified models by samples of their weights: its "
                 "vectors may be another model's. Ingest the documents into a new store"
             )
         if version != SCHEMA_VERSION:

@@ -1,4 +1,4 @@
-"""Where a store lies, as people write it."""
+"""Open a store by the address that people write: a folder or a URL."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_store(
         raise ConfigurationError(f"{', '.join(given)}: only for a Qdrant server (http://... or https://...)")
     if where == ":memory:":
         if config is None:
-            raise ConfigurationError('":memory:" is made anew: it needs a StoreConfig')
+            raise ConfigurationError('":memory:" is always a new store: it needs a StoreConfig')
         return MemoryStore(config)
     return EmbeddedStore(where, config)
 

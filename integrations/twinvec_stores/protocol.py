@@ -72,7 +72,7 @@ class HybridStore(ABC):
         await wait(self._checked_upsert(batch))
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:
-        """Delete by ids or by a filter (``And()`` matches everything); missing ids are no error."""
+        """Delete by ids or by a filter (``And()`` matches everything); missing ids are not an error."""
         block(self._checked_delete(ids, filter))
 
     async def adelete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:

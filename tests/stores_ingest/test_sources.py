@@ -315,11 +315,11 @@ def test_several_paths(embedder: Embedder, memory: MemoryStore, lines: Lines, tm
     [
         ("nowhere.jsonl", IngestError, "there is no file or folder nowhere.jsonl"),
         (Path(__file__), IngestError, r"cannot tell what it is; known are folders and \.jsonl"),
-        (b"bytes", ConfigurationError, "a bytes is no source"),
-        ({"text": "x"}, ConfigurationError, "a dict is no source"),
-        (Document("a", "x"), ConfigurationError, "a Document is no source"),
-        (5, ConfigurationError, "a int is no source"),
-        (type("Frame", (list,), {"columns": ["text"]})(), ConfigurationError, "a Frame is no source.*to_dict"),
+        (b"bytes", ConfigurationError, "a bytes is not a source"),
+        ({"text": "x"}, ConfigurationError, "a dict is not a source"),
+        (Document("a", "x"), ConfigurationError, "a Document is not a source"),
+        (5, ConfigurationError, "a int is not a source"),
+        (type("Frame", (list,), {"columns": ["text"]})(), ConfigurationError, "a Frame is not a source.*to_dict"),
     ],
 )
 def test_what_is_no_source(
@@ -351,7 +351,7 @@ def test_iterables(embedder: Embedder, memory: MemoryStore) -> None:
         ("item 5", "c", "the text is empty"),
         ("item 6", "d", "metadata['bad'] is a object, which has no form in JSON: leave it out, or convert it"),
         ("item 7", "e", "metadata must be a dict, not str"),
-        ("item 8", None, "a int is no document: give strings, dicts or Documents"),
+        ("item 8", None, "a int is not a document: pass strings, dicts or Documents"),
         ("item 9", nameless, f"the id {nameless!r} was read before: item 3"),
     ]
     again = ingest(iter(items), embedder, memory)

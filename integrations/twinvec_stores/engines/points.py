@@ -60,7 +60,7 @@ def indexes(config: StoreConfig) -> dict[str, str]:
 
 
 def _paths(field: str) -> list[str]:
-    """Return where the readings of a metadata field lie in the payload."""
+    """Return the paths in the payload at which a metadata field may be read."""
     return [
         ".".join(("metadata", *(f"{_key(part.key)}[]" if part.in_list else _key(part.key) for part in parts)))
         for parts in readings(field)

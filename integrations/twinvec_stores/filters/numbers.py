@@ -45,7 +45,7 @@ class Interval:
         return enough and (self.high is None or number < self.high or (number == self.high and not self.below))
 
     def whole(self) -> Interval | None:
-        """Return the whole numbers of 64 bits in it, as an interval with both ends inside; None: there are none."""
+        """Return the whole numbers of 64 bits in it, as a closed interval; None if it has none."""
         low = _LEAST if self.low is None else math.floor(self.low) + 1 if self.above else math.ceil(self.low)
         high = _MOST if self.high is None else math.ceil(self.high) - 1 if self.below else math.floor(self.high)
         low, high = max(low, _LEAST), min(high, _MOST)

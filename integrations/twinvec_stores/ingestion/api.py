@@ -59,7 +59,7 @@ def ingest(
             keeps sentences together that a cut would part.
         prune: delete the documents, ingested at any time, that the source does not have. Nothing is deleted where a
             row could not be read.
-        on_error: "skip" reports bad rows and goes on; "stop" raises at the first one, with all before it stored.
+        on_error: "skip" reports bad rows and continues; "stop" raises at the first one, with all before it stored.
         batch_size: records embedded and written at once. More fill a big device better; less lose less in a kill.
         show_progress: draw a bar with rate and remaining time on stderr.
 
@@ -68,7 +68,7 @@ def ingest(
 
     Raises:
         IngestError: a source that cannot be read; a bad row with ``on_error="stop"``; another ingest into the same
-            store. What is stored stays, and the same call goes on from there.
+            store. What is stored stays, and the same call resumes from there.
         ConfigurationError: arguments that contradict each other.
         FingerprintMismatchError: the store holds another model's vectors.
         StoreError: the store failed.

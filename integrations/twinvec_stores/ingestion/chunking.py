@@ -156,7 +156,7 @@ class _Cuts:
         return next((cut for cut in range(first, end) if not _joined(self.text, int(self.chars[cut]))), end)
 
     def _end(self, least: int, low: int, most: int) -> int:
-        """Return the best cut from ``low`` to ``most``; where there is none, the last one between two characters."""
+        """Return the best cut from ``low`` to ``most``; without one, the last place between two characters."""
         best = (0, most)
         first, last = max(int(self.chars[low]) - _LOOK, 0), int(self.chars[most])
         for gap in _GAP.finditer(self.text, first, last + _LOOK):
@@ -190,7 +190,7 @@ class _Cuts:
 
 
 def _sections(text: str) -> list[Span]:
-    """Return parts that are tokenised by themselves, cut before a space where there is one."""
+    """Return parts that are tokenised separately, cut before a space if possible."""
     spans, start = [], 0
     while len(text) - start > _SECTION:
         low, end = start + _SECTION // 2, start + _SECTION

@@ -74,7 +74,7 @@ class Parser:
         document = Document(None, row) if isinstance(row, str) else row
         document = self._of_mapping(row) if isinstance(row, Mapping) else _of_framework(document)
         if not isinstance(document, Document):
-            raise BadRowError(f"a {type(row).__name__} is no document: give strings, dicts or Documents")
+            raise BadRowError(f"a {type(row).__name__} is not a document: pass strings, dicts or Documents")
         id = _check_id(document.id)
         if not isinstance(document.text, str):
             raise BadRowError(f"the text must be a string, not {type(document.text).__name__}", id)

@@ -38,7 +38,7 @@ class EmbeddingThread:
         return future
 
     def cancel(self) -> None:
-        """Cancel all that is on its way."""
+        """Cancel everything in flight."""
         for future in list(self._running):
             future.cancel()
 

@@ -224,7 +224,7 @@ def read_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Row]:
 
 
 def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """Yield text files by name, depth first; links to folders are not followed, so there is no way in circles.
+    """Yield text files by name, depth first; links to folders are not followed, so that it cannot run in circles.
 
     Pipes, sockets and devices, which would be waited for, and files of other kinds are counted in ``passed_over``.
     """
@@ -273,7 +273,7 @@ def _read_text(path: Path, id: str) -> Document:
 
 
 def _without_front_matter(text: str) -> tuple[str, Mapping[str, Any]]:
-    """Take the YAML between two lines of three dashes off the start of a text; what is no YAML object stays."""
+    """Take the YAML between two lines of three dashes off the start of a text; anything but a YAML object stays."""
     match = _FRONT_MATTER.match(text)
     if match is None:
         return text, {}

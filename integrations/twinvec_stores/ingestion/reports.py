@@ -43,7 +43,7 @@ class IngestReport:
         pruned: ``prune`` was done: not where rows could not be read, so that nobody knows whose they were, and not
             for a source without rows.
         not_pruned: why it was not, though it was asked for.
-        passed_over: files in folders that are no texts, by kind: {".png": 12}.
+        passed_over: files in folders that are not text, by kind: {".png": 12}.
     """
 
     new: int
@@ -105,5 +105,5 @@ class Tally:
 
 
 def readable(name: object) -> str:
-    """Return a name that can be printed and kept: those of files may be no valid Unicode."""
+    """Return a name that can be printed and kept: file names may be invalid Unicode."""
     return str(name).encode("utf-8", "backslashreplace").decode()

@@ -24,7 +24,7 @@ class Source:
         rows: starts reading; closing the iterator lets go of the source.
         total: where ``end`` of the last row will be; None: unknown.
         unit: of ``total``: "B" or "doc".
-        passed_over: files of folders that are no texts, by kind; complete once all is read.
+        passed_over: files in folders that are not text, by kind; complete once everything is read.
     """
 
     rows: Callable[[], Generator[Row, None, None]]
@@ -61,7 +61,7 @@ def open_source(source: Any, kinds: Kinds) -> Source:
     is_one = isinstance(source, (bytes, Mapping, Document)) or not isinstance(source, Iterable)
     if is_one or hasattr(source, "columns"):  # a data frame gives the names of its columns
         raise ConfigurationError(
-            f"a {type(source).__name__} is no source: pass a path or documents, of a data frame df.to_dict('records')"
+            f"a {type(source).__name__} is not a source: pass a path or documents (df.to_dict('records'))"
         )
     total = len(source) if isinstance(source, Sized) else None
     return Source(functools.partial(_items, source), total, "doc")
@@ -120,7 +120,7 @@ def _open(path: Path, kinds: Kinds, passed_over: Counter[str]) -> _File:
     if suffix == ".parquet":
         require_pyarrow()
     if not path.is_file():
-        raise IngestError(f"{path} is no regular file, but a pipe, a socket or a device: read it yourself")
+        raise IngestError(f"{path} is not a regular file but a pipe, a socket or a device: read it yourself")
     return _File(functools.partial(READERS[suffix], path, kinds), path.stat().st_size)
 
 

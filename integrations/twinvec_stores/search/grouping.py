@@ -54,7 +54,7 @@ class Groups:
 
 
 def neighbours(record: Record, n: int) -> list[str]:
-    """Return the ids of a chunk and up to n chunks on each side of it; nothing for what is no chunk."""
+    """Return the ids of a chunk and up to n chunks on each side of it; nothing for a record that is not a chunk."""
     document, chunk = record.provenance.get("document"), record.provenance.get("chunk")
     chunks = record.provenance.get("chunks")
     if not isinstance(document, str) or not isinstance(chunk, int) or not isinstance(chunks, int):

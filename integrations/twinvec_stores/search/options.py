@@ -119,7 +119,7 @@ class SearchOptions:
                 raise ConfigurationError(f"mode={self.mode!r} needs {half} vectors in the store and in the query")
         for name, asked in (("min_dense", wanted[0]), ("min_sparse", wanted[1])):
             if getattr(self, name) is not None and not asked:
-                raise ConfigurationError(f"{name} is for searches that ask this half")
+                raise ConfigurationError(f"{name} is for searches that use this half")
         if not any(wanted):
             raise ConfigurationError("neither a dense nor a sparse query fits this store")
         if self.mmr is not None and config.dim is None:
