@@ -16,7 +16,6 @@ from twinvec.server.body import TokenId
 from twinvec.server.errors import RefusedError
 from twinvec.server.service import Service
 from twinvec.text.prompts import TASKS, Role
-from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
 from twinvec.workers import in_thread
 
@@ -148,11 +147,6 @@ async def tokenize(service: Service, asked: TokenizeBody) -> Response:
         for row, text in zip(found, texts, strict=True)
     )
     return await rows_of_json(rows)
-
-
-def _token(token: TextToken, text: str) -> Token:
-    shown = token.token if token.start is None else text[token.start : token.end]
-    return Token(token.id, shown, token.start is None, token.start, token.end)
 
 
 async def decode(service: Service, asked: DecodeBody) -> Response:

@@ -1,7 +1,7 @@
 """Filters over metadata: one neutral form for every engine, and what each means on a JSON value.
 
 A field that holds a list matches where any of its elements does; see ``fields`` for how one is written. Numbers are
-compared as numbers (1 == 1.0), whole ones exactly, floats at 15 significant digits, and a bool is not a number. A datetime
+compared as numbers (1 == 1.0), whole ones exactly, floats at 15 significant digits; a bool is not a number. A datetime
 or date as a value stands for the moment, however the field writes it. A missing field matches nothing but ``Ne`` and
 ``Not``.
 """
