@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from twinvec_stores.evaluation.evaluate import Evaluation
-from twinvec_stores.evaluation.losses import Loss, Place
+if TYPE_CHECKING:
+    from twinvec_stores.evaluation.evaluate import Evaluation
+    from twinvec_stores.evaluation.losses import Loss, Place
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --good: #0a7d4f; --bad: #b3342f;
