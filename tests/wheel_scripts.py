@@ -236,6 +236,18 @@ print("done")
 """
 
 # extra -> script; "none": without one
+_TRACING = (
+    _START
+    + """
+from opentelemetry import trace
+from twinvec import Embedder
+
+with Embedder(bert) as embedder, trace.get_tracer("program").start_as_current_span("outer"):
+    assert embedder.embed_queries(TEXTS).dense.shape[0] == len(TEXTS)
+print("done")
+"""
+)
+
 SCRIPTS = {
     "none": _NONE,
     "bm25": _BM25,
@@ -247,6 +259,7 @@ SCRIPTS = {
     "serve": _SERVE,
     "langchain": _LANGCHAIN,
     "llama-index": _LLAMA_INDEX,
+    "tracing": _TRACING,
     "demo": _DEMO,
 }
 

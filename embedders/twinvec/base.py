@@ -18,6 +18,7 @@ from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.text.unicode import check_texts
+from twinvec.tracing import traced_embedding
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
 _Self = TypeVar("_Self", bound="BaseEmbedder")
@@ -127,10 +128,11 @@ class BaseEmbedder(ABC):
         dense: bool = True,
         sparse: bool | None = None,
         timeout: float | None = None,
+        show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
         wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(await self._aembed(Role.DOCUMENT, texts, wanted))
+        return self._warned(await self._aembed(Role.DOCUMENT, texts, wanted, show_progress))
 
     async def aembed_queries(
         self,
@@ -141,10 +143,11 @@ class BaseEmbedder(ABC):
         dense: bool = True,
         sparse: bool | None = None,
         timeout: float | None = None,
+        show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
         wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(await self._aembed(Role.QUERY, texts, wanted))
+        return self._warned(await self._aembed(Role.QUERY, texts, wanted, show_progress))
 
     def score_pairs(
         self,
@@ -276,11 +279,23 @@ class BaseEmbedder(ABC):
     ) -> None:
         self.close()
 
-    @abstractmethod
-    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
+    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        asked = self._check(role, texts, wanted)
+        with traced_embedding(self.spec, asked) as answered:
+            return answered(self._run(asked, wanted, show_progress))
+
+    async def _aembed(
+        self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool = False
+    ) -> EmbeddingBatch:
+        asked = self._check(role, texts, wanted)
+        with traced_embedding(self.spec, asked) as answered:
+            return answered(await self._arun(asked, wanted, show_progress))
 
     @abstractmethod
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch: ...
+    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
+
+    @abstractmethod
+    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
 
     @abstractmethod
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]: ...

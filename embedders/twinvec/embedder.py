@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from twinvec.base import BaseEmbedder
+from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
 from twinvec.engine.waiting import Call, Part
 from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
@@ -16,6 +16,7 @@ from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
 from twinvec.text.unicode import check_texts
+from twinvec.tracing import trace_work
 from twinvec.vectors import EmbeddingBatch, Int64
 
 if TYPE_CHECKING:
@@ -182,18 +183,17 @@ class Embedder(BaseEmbedder):
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         return {key: texts[key] for key in keys}
 
-    def _call(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> Call:
+    def _call(self, call: CheckedCall, wanted: CallOptions) -> Call:
         from twinvec.engine.job import Job, Request
         from twinvec.engine.opening import check_dim
 
-        call = self._check(role, texts, wanted)
         dim = self.dim
         if wanted.dim is not None:
             dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"
-        urgent = role is Role.QUERY and len(call.texts) <= _INTERACTIVE
+        urgent = call.role is Role.QUERY and len(call.texts) <= _INTERACTIVE
         keys = self.spec.sparse_keys if call.sparse else None
         both = self._bm25 is None and len(self._leases) == 1
         request = Request(
@@ -212,7 +212,7 @@ class Embedder(BaseEmbedder):
             parts.append(Job(call.texts, request, self._core))
         # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
         if call.sparse and self._bm25 is not None:
-            parts.append(Bm25Job(self._bm25, role, call.texts, urgent=urgent))
+            parts.append(Bm25Job(self._bm25, call.role, call.texts, urgent=urgent))
         elif call.sparse and not both:
             lease = self._leases[1]
             length = lease.spec.max_length or self.max_length
@@ -229,15 +229,25 @@ class Embedder(BaseEmbedder):
         other = self._leases[1].spec
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        return self._call(role, texts, wanted).wait(f"Embedding {role.value}s" if show_progress else None)
+    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        call = self._call(asked, wanted)
+        batch = call.wait(_title(asked, show_progress))
+        trace_work(call.figures)
+        return batch
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
-        return await self._call(role, texts, wanted).wait_async()
+    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        call = self._call(asked, wanted)
+        batch = await call.wait_async(_title(asked, show_progress))
+        trace_work(call.figures)
+        return batch
 
 
 def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:
     return Embedder(spec, **{field.name: getattr(options, field.name) for field in fields(options)})
+
+
+def _title(asked: CheckedCall, show_progress: bool) -> str | None:
+    return f"Embedding {asked.role.value}s" if show_progress else None
 
 
 def _close_later(leases: list[Lease]) -> None:

@@ -124,11 +124,11 @@ class JoinedEmbedder(BaseEmbedder):
         assert self._sparse is not None
         return self._sparse._token_texts(keys)
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        return block(self._both(self._check(role, texts, wanted), wanted))
+    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        return block(self._both(asked, wanted))
 
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
-        return await wait(self._both(self._check(role, texts, wanted), wanted))
+    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        return await wait(self._both(asked, wanted))
 
     async def _both(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
         if wanted.prompt is not None or wanted.timeout is not None:

@@ -1,7 +1,8 @@
 """LangChain classes over one shared model: embeddings, sparse embeddings, hybrid vector store, hybrid retriever.
 
 Importing this package imports neither torch nor another integration; ``TwinVecSparseEmbeddings`` and
-``TwinVecMilvusSparseEmbeddings`` import langchain-qdrant and langchain-milvus, where installed, when first used.
+``TwinVecMilvusSparseEmbeddings`` import langchain-qdrant and langchain-milvus, where installed, when first used, and
+``TwinVecTextSplitter`` langchain-text-splitters.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ except ModuleNotFoundError as error:
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from langchain_twinvec.retrievers import HybridRetriever
+from langchain_twinvec.self_query import TwinVecTranslator
 from langchain_twinvec.takeover import DifferenceWarning
 from langchain_twinvec.vectorstores import TwinVecVectorStore
 
 if TYPE_CHECKING:
     from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
     from langchain_twinvec.sparse import TwinVecSparseEmbeddings
+    from langchain_twinvec.splitting import TwinVecTextSplitter
 
 __all__ = [
     "DifferenceWarning",
@@ -28,6 +31,8 @@ __all__ = [
     "TwinVecEmbeddings",
     "TwinVecMilvusSparseEmbeddings",
     "TwinVecSparseEmbeddings",
+    "TwinVecTextSplitter",
+    "TwinVecTranslator",
     "TwinVecVectorStore",
 ]
 
@@ -41,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
 
         return TwinVecMilvusSparseEmbeddings
+    if name == "TwinVecTextSplitter":
+        from langchain_twinvec.splitting import TwinVecTextSplitter
+
+        return TwinVecTextSplitter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -174,7 +174,8 @@ class TwinVecSparseModel(TwinVecModel):
         return _sparse(self.embedder.embed_queries([text], task=self.task, dense=False))
 
     async def _adocuments(self, texts: list[str]) -> SparseBatch:
-        return _sparse(await self.embedder.aembed_documents(texts, task=self.task, dense=False))
+        embed = self.embedder.aembed_documents
+        return _sparse(await embed(texts, task=self.task, dense=False, show_progress=self.show_progress))
 
     async def _aquery(self, text: str) -> SparseBatch:
         return _sparse(await self.embedder.aembed_queries([text], task=self.task, dense=False))

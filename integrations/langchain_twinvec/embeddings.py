@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
 
 from langchain_twinvec.base import TwinVecModel, in_turns
-from langchain_twinvec.takeover import take_over
+from langchain_twinvec.takeover import said_by, take_over
 from twinvec import EmbeddingBatch
 from twinvec.errors import ConfigurationError
 from twinvec.overriding import twin_of
@@ -48,9 +48,10 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """See ``embed_documents``; draws no progress bar."""
+        """See ``embed_documents``."""
         self._need_dense()
-        dense = _dense(await self.embedder.aembed_documents(texts, task=self.task, sparse=False))
+        embed = self.embedder.aembed_documents
+        dense = _dense(await embed(texts, task=self.task, sparse=False, show_progress=self.show_progress))
         return await in_turns(_lists, dense)
 
     @twin_of("embed_query")
@@ -94,21 +95,37 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
         return TwinVecSparseEmbeddings(**options)
 
     @classmethod
-    def from_huggingface(cls, source: HuggingFaceEmbeddings | Mapping[str, Any], /, **options: Any) -> Self:
-        """Take over a configuration of ``HuggingFaceEmbeddings``.
+    def from_huggingface(
+        cls, source: HuggingFaceEmbeddings | Mapping[str, Any] | None = None, /, **options: Any
+    ) -> Self:
+        """Take over a configuration of ``HuggingFaceEmbeddings``, of langchain_huggingface or langchain_community.
 
-        Prompts, revision, device, dtype, dimensions and folders are translated. Batch sizes have no counterpart, as
-        batches are packed by tokens. What that class would have ignored or destroyed is right here, so that some
-        vectors differ from those in an existing index; a ``DifferenceWarning`` says each thing once.
+        Prompts, revision, device, dtype, dimensions and folders are translated; so are the instructions of
+        ``HuggingFaceBgeEmbeddings``. Batch sizes, padding and kinds of attention have no counterpart, as batches are
+        packed by tokens. ``trust_remote_code=True`` is left out where the model needs no code of its repository. What
+        that class would have ignored or destroyed is right here, so that some vectors differ from those in an existing
+        index; a ``DifferenceWarning`` says each thing once.
 
         Args:
-            source: such an object, or a dict of its arguments.
-            options: more arguments of this class, which go before the translated ones.
+            source: such an object, or a dict of its arguments. None: they are among the keywords.
+            options: arguments of that class, where there is no source: ``from_huggingface(model_name=...,
+                model_kwargs={...})``; and more arguments of this one, which go before the translated ones.
 
         Raises:
             ConfigurationError: an argument that is unknown or has no counterpart.
         """
-        return take_over(cls, source, options)
+        return take_over(cls, *said_by(source, options))
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens of the model a text has, without prompt and special tokens: for splitters.
+
+        ``embedder.token_room("document")`` of them fit.
+        """
+        return len(self.embedder.token_offsets([text])[0])
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the parts of a text that are the model's tokens, as they stand in it."""
+        return [text[start:end] for start, end in self.embedder.token_offsets([text])[0].tolist()]
 
     def _need_dense(self) -> None:
         if self.embedder.dim is None:

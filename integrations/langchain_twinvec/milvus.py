@@ -33,7 +33,7 @@ class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """See ``embed_documents``; draws no progress bar."""
+        """See ``embed_documents``."""
         return await in_turns(SparseBatch.to_dicts, await self._adocuments(texts))
 
     @twin_of("embed_query")

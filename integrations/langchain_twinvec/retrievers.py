@@ -22,6 +22,7 @@ from pydantic import ConfigDict, SkipValidation, model_validator
 from typing_extensions import Self
 
 from langchain_twinvec.base import not_serialized
+from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from langchain_twinvec.searching import SearchableStore
 from twinvec import Task
 from twinvec.flows import block, call, wait
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 else:
     FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
 
-_CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "task", "mmr", "explain",
-         "exact")  # fmt: skip
+_CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "min_dense",
+         "min_sparse", "group_by", "group_size", "expand", "task", "mmr", "explain", "scores", "exact")  # fmt: skip
 _DIVERSE = [name for name in vars(SearchableStore) if "max_marginal" in name]
 _SEARCHES = [name for name in vars(SearchableStore) if "search" in name or "relevance" in name]
 _DEFAULT_MMR = 0.5
@@ -60,9 +61,15 @@ class HybridRetriever(VectorStoreRetriever):
         filter: a dict such as ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``.
         score_threshold: only documents with at least this score; with ``search_type="similarity_score_threshold"``,
             with at least this relevance from 0 to 1.
+        min_dense: only documents with at least this cosine: "I do not know" where there are none.
+        min_sparse: only documents with at least this sparse score; without a common term it is 0.
+        group_by: "document": k counts documents, not their chunks; or a metadata field: k counts its values.
+        group_size: chunks of a group, at most.
+        expand: so many chunks on each side belong to a found chunk's text.
         task: what the queries are for, instead of the embeddings' own.
         mmr: weight of relevance against diversity, from 0 to 1; None: no diversity.
         explain: say in ``document.metadata["_twinvec"]`` why it was found; see ``TwinVecVectorStore``.
+        scores: put the score into ``document.metadata["_twinvec"]["score"]``.
         exact: compare with every dense vector instead of walking a graph.
         search_type: LangChain's "similarity", "mmr" (the same as ``mmr=0.5``) or "similarity_score_threshold".
     """
@@ -78,9 +85,15 @@ class HybridRetriever(VectorStoreRetriever):
     fusion: SkipValidation[Fusion | Method | None] = None
     filter: FilterForm = None
     score_threshold: float | None = None
+    min_dense: float | None = None
+    min_sparse: float | None = None
+    group_by: str | None = None
+    group_size: int | None = None
+    expand: int | None = None
     task: Task | str | None = None
     mmr: float | None = None
     explain: bool = False
+    scores: bool = False
     exact: bool = False
 
     @model_validator(mode="before")
@@ -93,6 +106,7 @@ class HybridRetriever(VectorStoreRetriever):
         if kind not in cls.allowed_search_types:
             raise ValueError(f"search_type={kind!r} is not one of {', '.join(cls.allowed_search_types)}")
         given = _renamed(values.get("search_kwargs") or {})
+        refuse_names_of_peers(given, SEARCH)
         if unknown := sorted(set(given) - set(_CALL)):
             raise ValueError(f"search_kwargs: {unknown[0]!r} is not one of {', '.join(_CALL)}, lambda_mult")
         values = {**values, **given, "search_kwargs": {}}

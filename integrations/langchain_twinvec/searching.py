@@ -12,6 +12,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from langchain_twinvec.filters import FilterForm, as_filter
+from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from twinvec import Role
 from twinvec.errors import ConfigurationError
 from twinvec.flows import block, call, wait
@@ -21,9 +22,15 @@ from twinvec_stores import HybridIndex, Result, SearchOptions, StoreConfig
 
 Scored: TypeAlias = "list[tuple[Document, float]]"
 EXPLANATION = "_twinvec"  # metadata key
-_OPTIONS = {each.name for each in fields(SearchOptions)} - {"k", "filter"} | {"task"}
-_DIVERSE_BY_VECTOR = ("max_marginal_relevance_search_by_vector", "amax_marginal_relevance_search_by_vector")
-_FOR_VECTORS = {"fetch_k", "score_threshold", "mmr", "explain", "exact"}
+_OPTIONS = {each.name for each in fields(SearchOptions)} - {"k", "filter"} | {"task", "scores"}
+_DIVERSE_BY_VECTOR = (
+    "max_marginal_relevance_search_by_vector",
+    "amax_marginal_relevance_search_by_vector",
+    "max_marginal_relevance_search_with_score_by_vector",
+    "amax_marginal_relevance_search_with_score_by_vector",
+)
+_OF_TEXTS = {"task", "mode", "fusion", "dense_k", "sparse_k", "min_sparse", "rerank", "rerank_k", "min_rerank"}
+_FOR_VECTORS = _OPTIONS - _OF_TEXTS
 
 
 class SearchableStore(VectorStore):
@@ -65,7 +72,7 @@ class SearchableStore(VectorStore):
     ) -> list[Scored]:
         """Search for several queries with one forward pass; see ``similarity_search_with_score``."""
         found = self.index.search_many(queries, **self._arguments(k, filter, kwargs))
-        return [_scored(results) for results in found]
+        return [_scored(results, kwargs) for results in found]
 
     @twin_of("similarity_search_many")
     async def asimilarity_search_many(
@@ -73,7 +80,7 @@ class SearchableStore(VectorStore):
     ) -> list[Scored]:
         """See ``similarity_search_many``."""
         found = await self.index.asearch_many(queries, **self._arguments(k, filter, kwargs))
-        return [_scored(results) for results in found]
+        return [_scored(results, kwargs) for results in found]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
@@ -93,7 +100,7 @@ class SearchableStore(VectorStore):
     ) -> Scored:
         """Return the documents nearest to a dense vector, with their cosines."""
         arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
-        return _scored(self.index.search_vectors(_row(embedding), **arguments)[0])
+        return _scored(self.index.search_vectors(_row(embedding), **arguments)[0], kwargs)
 
     @twin_of("similarity_search_with_score_by_vector")
     async def asimilarity_search_with_score_by_vector(
@@ -101,7 +108,7 @@ class SearchableStore(VectorStore):
     ) -> Scored:
         """See ``similarity_search_with_score_by_vector``."""
         arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
-        return _scored((await self.index.asearch_vectors(_row(embedding), **arguments))[0])
+        return _scored((await self.index.asearch_vectors(_row(embedding), **arguments))[0], kwargs)
 
     def max_marginal_relevance_search(
         self,
@@ -153,8 +160,8 @@ class SearchableStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """See ``max_marginal_relevance_search``."""
-        deep = max(k, fetch_k)
-        return self.similarity_search_by_vector(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
+        found = self.max_marginal_relevance_search_with_score_by_vector
+        return _documents(found(embedding, k, fetch_k, lambda_mult, filter, **kwargs))
 
     @twin_of("max_marginal_relevance_search_by_vector")
     async def amax_marginal_relevance_search_by_vector(
@@ -167,8 +174,37 @@ class SearchableStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """See ``max_marginal_relevance_search``."""
+        found = self.amax_marginal_relevance_search_with_score_by_vector
+        return _documents(await found(embedding, k, fetch_k, lambda_mult, filter, **kwargs))
+
+    def max_marginal_relevance_search_with_score_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: FilterForm = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """See ``max_marginal_relevance_search``; with the documents' cosines."""
         deep = max(k, fetch_k)
-        return await self.asimilarity_search_by_vector(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
+        search = self.similarity_search_with_score_by_vector
+        return search(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
+
+    @twin_of("max_marginal_relevance_search_with_score_by_vector")
+    async def amax_marginal_relevance_search_with_score_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: FilterForm = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """See ``max_marginal_relevance_search_with_score_by_vector``."""
+        deep = max(k, fetch_k)
+        search = self.asimilarity_search_with_score_by_vector
+        return await search(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
 
     def check_arguments(self, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> SearchOptions:
         """Return what a search with these arguments means.
@@ -220,7 +256,7 @@ class SearchableStore(VectorStore):
                 "scores of similarity_search_with_score, or search with the dense half"
             )
         found = await self._found(queries, k, {**given, "explain": True})
-        return [[_with_cosine(document, score, options.explain) for document, score in each] for each in found]
+        return [[_with_cosine(document, score, given) for document, score in each] for each in found]
 
     async def _found(self, queries: Sequence[str], k: int, given: Mapping[str, Any]) -> list[Scored]:
         if len(queries) != 1:
@@ -260,10 +296,11 @@ def search_arguments(
     Raises:
         TypeError: an unknown argument.
     """
+    refuse_names_of_peers(given, SEARCH)
     known = _FOR_VECTORS if vectors else _OPTIONS
     if unknown := sorted(set(given) - known):
         raise TypeError(f"unknown search argument {unknown[0]!r}; there are filter, k, {', '.join(sorted(known))}")
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None and name != "scores"}
     return {**({"mode": "dense"} if vectors else defaults), **chosen, "k": k, "filter": as_filter(filter)}
 
 
@@ -275,15 +312,22 @@ def _at_least(threshold: float, found: list[Scored]) -> list[Scored]:
     return [[(document, relevance) for document, relevance in each if relevance >= threshold] for each in found]
 
 
-def _with_cosine(document: Document, score: float, explain: bool) -> tuple[Document, float]:
-    why = document.metadata.get(EXPLANATION, {}) if explain else document.metadata.pop(EXPLANATION, {})
-    return document, _clipped(why.get("dense_score", score))
+def _with_cosine(document: Document, score: float, given: Mapping[str, Any]) -> tuple[Document, float]:
+    why = document.metadata.pop(EXPLANATION, {})
+    relevance = _clipped(why.get("dense_score", score))
+    if given.get("explain"):
+        document.metadata[EXPLANATION] = why
+    elif given.get("scores"):
+        document.metadata[EXPLANATION] = {"score": relevance}
+    return document, relevance
 
 
-def to_document(result: Result) -> Document:
-    """Return a result as LangChain's document."""
+def to_document(result: Result, *, scores: bool = False) -> Document:
+    """Return a result as LangChain's document, with its score in the metadata where asked for."""
     record, why = result.record, result.explanation
     metadata = dict(record.metadata)
+    if scores:
+        metadata[EXPLANATION] = {"score": result.score}
     if why is not None:
         metadata[EXPLANATION] = {
             "score": result.score,
@@ -294,11 +338,12 @@ def to_document(result: Result) -> Document:
             "terms": [list(term) for term in why.terms],
             **({"provenance": dict(record.provenance)} if record.provenance else {}),
         }
-    return Document(id=record.id, page_content=record.text, metadata=metadata)
+    text = record.text if result.context is None else result.context
+    return Document(id=record.id, page_content=text, metadata=metadata)
 
 
-def _scored(results: Iterable[Result]) -> Scored:
-    return [(to_document(result), result.score) for result in results]
+def _scored(results: Iterable[Result], given: Mapping[str, Any]) -> Scored:
+    return [(to_document(result, scores=bool(given.get("scores"))), result.score) for result in results]
 
 
 def _documents(found: Scored) -> list[Document]:

@@ -42,7 +42,7 @@ class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """See ``embed_documents``; draws no progress bar."""
+        """See ``embed_documents``."""
         return await in_turns(_vectors, await self._adocuments(texts))
 
     @twin_of("embed_query")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
-from twinvec import Role
-from twinvec.errors import ConfigurationError
+from twinvec import Embedder, Role
+from twinvec.errors import ConfigurationError, RemoteCodeRequiredError
 
 if TYPE_CHECKING:
     from langchain_twinvec.base import TwinVecModel
@@ -22,9 +22,14 @@ _LINE_BREAKS = (
     "other vectors in an index made with it"
 )
 # arguments of SentenceTransformer and its encode() that change no vector, or that packed batches make needless
-_NEEDLESS = {"similarity_fn_name", "model_card_data"}
-_NEEDLESS_IN_ENCODE = {"batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor"}
-_READ_IN_ENCODE = {"prompt", "prompt_name", "normalize_embeddings", "truncate_dim", "device"}
+_NEEDLESS = {"similarity_fn_name", "model_card_data", "config_kwargs", "use_auth_token"}
+_NEEDLESS_IN_ENCODE = {"batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor", "num_workers"}
+_HOW_TO_LOAD = {"attn_implementation", "device_map", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors"}
+# what a GTE card's configuration has: how its own code computes, not what
+_HOW_TO_COMPUTE = {"unpad_inputs", "use_memory_efficient_attention"}
+_HOW_TO_PAD = {"padding", "padding_side", "truncation", "use_fast"}
+_LINES = (("a\nb", "a b"), ("a.\n\nB", "a.  B"))
+_READ_IN_ENCODE = {"prompt", "prompt_name", "normalize_embeddings", "truncate_dim", "device", "show_progress_bar"}
 _FIXED_IN_ENCODE = {"precision": "float32", "output_value": "sentence_embedding"}
 
 
@@ -34,7 +39,7 @@ class DifferenceWarning(UserWarning):
 
 @dataclass
 class Source:
-    """The arguments of HuggingFaceEmbeddings."""
+    """The arguments of HuggingFaceEmbeddings, and the two that only HuggingFaceBgeEmbeddings has."""
 
     model_name: str = "sentence-transformers/all-mpnet-base-v2"
     cache_folder: str | None = None
@@ -43,18 +48,23 @@ class Source:
     query_encode_kwargs: dict[str, Any] = field(default_factory=dict)
     multi_process: bool = False
     show_progress: bool = False
+    query_instruction: str | None = None
+    embed_instruction: str | None = None
+    dtype: str | None = None
 
     @classmethod
     def read(cls, source: Any) -> Source:
         """Read an object of that class, or a dict of its arguments."""
-        names = [each.name for each in fields(cls)]
+        names = [each.name for each in fields(cls) if each.name != "dtype"]
         if not isinstance(source, Mapping):
-            if missing := [name for name in names if not hasattr(source, name)]:
+            kind = type(source).__name__
+            if kind == "HuggingFaceInstructEmbeddings":
+                raise ConfigurationError(f"{kind}: its models embed pairs of an instruction and a text, none here does")
+            if missing := [name for name in names[:4] if not hasattr(source, name)]:
                 raise TypeError(
-                    f"expected HuggingFaceEmbeddings or a dict of its arguments, not {type(source).__name__}, which "
-                    f"has no {missing[0]}"
+                    f"expected HuggingFaceEmbeddings or a dict of its arguments, not {kind}, which has no {missing[0]}"
                 )
-            return cls(**{name: getattr(source, name) for name in names})
+            return cls(**{name: getattr(source, name) for name in names if hasattr(source, name)}, dtype=_dtype(source))
         given = {"model_name" if name == "model" else name: value for name, value in source.items()}
         _refuse(set(given) - set(names), "HuggingFaceEmbeddings")
         return cls(**given)
@@ -64,15 +74,27 @@ class Source:
         return self.query_encode_kwargs or self.encode_kwargs
 
 
+def said_by(source: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the peer's arguments, which may be among the options, and the other options."""
+    if source is not None:
+        return source, dict(options)
+    theirs = {each.name for each in fields(Source)} - {"dtype"} | {"model"}
+    given = {name: value for name, value in options.items() if name in theirs}
+    if not {"model", "model_name"} & given.keys():
+        raise ConfigurationError("from_huggingface needs such an object, a dict of its arguments, or model_name=")
+    return given, {name: value for name, value in options.items() if name not in theirs}
+
+
 def take_over(cls: type[_Model], source: Any, options: Mapping[str, Any]) -> _Model:
     """Return a model with a peer's configuration; see ``TwinVecEmbeddings.from_huggingface``."""
     peer = Source.read(source)
     _check_encode(peer)
-    options = {"model": peer.model_name, "show_progress": peer.show_progress, **_of_model(peer), **options}
-    made = cls(**options)
-    differences = [_LINE_BREAKS, *_about_lengths(peer), *_about_processes(peer)]
+    progress = peer.show_progress or any(each.get("show_progress_bar") for each in _encode_kwargs(peer))
+    options = {"model": peer.model_name, "show_progress": progress, **_of_model(peer), **options}
+    made, differences = _loaded(cls, options, peer)
+    differences += [*_about_lines(made), *_about_dtype(peer, made), *_about_lengths(peer), *_about_processes(peer)]
     if "prompts" not in options:
-        prompts, about_roles = _prompts(peer, made)
+        prompts, about_roles = _instructions(peer) or _prompts(peer, made)
         made = cls(**options, prompts=prompts) if prompts else made  # shares the loaded model
         differences += [*about_roles, *_about_own_prompts(peer, made)]
     for difference in differences:
@@ -80,22 +102,32 @@ def take_over(cls: type[_Model], source: Any, options: Mapping[str, Any]) -> _Mo
     return made
 
 
+def _loaded(cls: type[_Model], options: dict[str, Any], peer: Source) -> tuple[_Model, list[str]]:
+    """Return the model, loaded without code of its repository wherever that can be."""
+    if not peer.model_kwargs.get("trust_remote_code") or "trust_remote_code" in options:
+        return cls(**options), []
+    try:
+        made = cls(**options)
+    except RemoteCodeRequiredError:
+        return cls(**options, trust_remote_code=True), []
+    return made, ["trust_remote_code=True is left out: this model is loaded without running code of its repository"]
+
+
 def _of_model(peer: Source) -> dict[str, Any]:
     given = {name: value for name, value in peer.model_kwargs.items() if name not in _NEEDLESS}
+    _refuse(set(peer.model_kwargs.get("config_kwargs") or ()) - _HOW_TO_COMPUTE - _HOW_TO_LOAD, "config_kwargs")
     inner = dict(given.pop("model_kwargs", None) or {})
     tokenizer = {**(given.pop("tokenizer_kwargs", None) or {}), **(given.pop("processor_kwargs", None) or {})}
     if (backend := given.pop("backend", "torch")) not in ("torch", "ipex"):
         raise ConfigurationError(f"model_kwargs: backend={backend!r} has no counterpart in TwinVec")
-    for name in ("prompts", "default_prompt_name"):  # see _prompts
+    for name in ("prompts", "default_prompt_name", "trust_remote_code"):  # see _prompts and _loaded
         given.pop(name, None)
-    inner.pop("attn_implementation", None)
-    token = given.pop("token", None)
+    token = given.pop("token", None) or peer.model_kwargs.get("use_auth_token")
     dtype = inner.pop("torch_dtype", None) or inner.pop("dtype", None)
     dims = (given.pop("truncate_dim", None), *(each.get("truncate_dim") for each in _encode_kwargs(peer)))
     translated = {
         "device": given.pop("device", None) or peer.encode_kwargs.get("device"),
         "revision": given.pop("revision", None),
-        "trust_remote_code": given.pop("trust_remote_code", None),
         "offline": given.pop("local_files_only", None) or None,
         "cache_dir": given.pop("cache_folder", None) or peer.cache_folder,
         "dim": _the_one(dims, "truncate_dim"),
@@ -104,8 +136,8 @@ def _of_model(peer: Source) -> dict[str, Any]:
         "token": token if isinstance(token, str | SecretStr) else None,
     }
     _refuse(given, "model_kwargs")
-    _refuse(inner, "model_kwargs of model_kwargs")
-    _refuse(tokenizer, "processor_kwargs of model_kwargs")
+    _refuse(set(inner) - _HOW_TO_LOAD - _HOW_TO_COMPUTE, "model_kwargs of model_kwargs")
+    _refuse(set(tokenizer) - _HOW_TO_PAD - _HOW_TO_LOAD, "processor_kwargs of model_kwargs")
     return {name: value for name, value in translated.items() if value is not None}
 
 
@@ -115,6 +147,14 @@ def _check_encode(peer: Source) -> None:
             if given.get(name, only) != only:
                 raise ConfigurationError(f"{where}: {name}={given[name]!r} has no counterpart in TwinVec")
         _refuse(set(given) - _READ_IN_ENCODE - _NEEDLESS_IN_ENCODE - set(_FIXED_IN_ENCODE), where)
+
+
+def _instructions(peer: Source) -> tuple[dict[str, str], list[str]] | None:
+    """Return the prompts of HuggingFaceBgeEmbeddings."""
+    if peer.query_instruction is None and peer.embed_instruction is None:
+        return None
+    prompts = {"query": peer.query_instruction or "", "document": peer.embed_instruction or ""}
+    return {**(peer.model_kwargs.get("prompts") or {}), **prompts}, []
 
 
 def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str]]:
@@ -143,7 +183,25 @@ def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str
     return {**prompts, **{role.value: text for role, text in found.items()}}, said
 
 
+def _about_lines(made: TwinVecModel) -> Iterable[str]:
+    """Say that line breaks stay where that gives the model other tokens."""
+    assert isinstance(made.embedder, Embedder)
+    for pair in _LINES:
+        first, second = made.embedder.tokenizer.encode(pair)
+        if list(first.ids) != list(second.ids):
+            yield _LINE_BREAKS
+            return
+
+
+def _about_dtype(peer: Source, made: TwinVecModel) -> Iterable[str]:
+    theirs, ours = peer.dtype, made.embedder.spec.dtype
+    if theirs is not None and theirs != ours:
+        yield f"computed in {ours}, where that object computes in {theirs}: vectors differ slightly; see dtype="
+
+
 def _about_own_prompts(peer: Source, made: TwinVecModel) -> Iterable[str]:
+    if peer.query_instruction is not None or peer.embed_instruction is not None:
+        return
     for role, given in ((Role.QUERY, peer.queries()), (Role.DOCUMENT, peer.encode_kwargs)):
         own = made.embedder.prompt_for(role)
         if own and given.get("prompt") is None and _prompt_name(peer, given) is None:
@@ -186,6 +244,13 @@ def _role_of(name: str) -> Role | None:
         return Role.QUERY
     documents = ("document", "passage", "corpus", "text")
     return Role.DOCUMENT if any(word in name.lower() for word in documents) else None
+
+
+def _dtype(source: Any) -> str | None:
+    """Return the dtype of the model that an object has loaded."""
+    client: Any = getattr(source, "_client", None) or getattr(source, "client", None)
+    weights = next(iter(client.parameters()), None) if hasattr(client, "parameters") else None
+    return None if weights is None else str(weights.dtype).removeprefix("torch.")
 
 
 def _the_one(values: Iterable[Any], name: str) -> Any:

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
 
 from langchain_twinvec.base import TwinVecSparseModel
+from langchain_twinvec.columns import AT_ONCE, as_columns, as_documents, in_batches
 from langchain_twinvec.embeddings import TwinVecEmbeddings
-from langchain_twinvec.filters import FilterForm, as_filter
 from langchain_twinvec.joining import embedder_of
+from langchain_twinvec.managing import ManagedStore, refuse
+from langchain_twinvec.peers import CONSTRUCTOR, refuse_names_of_peers
 from langchain_twinvec.retrievers import HybridRetriever
-from langchain_twinvec.searching import SearchableStore, need_both_halves, to_document
-from twinvec.errors import ConfigurationError, InvalidRecordError
+from langchain_twinvec.searching import need_both_halves
+from twinvec.errors import ConfigurationError
 from twinvec.flows import block, call, wait
 from twinvec.overriding import changed_alone, overridden, twin_of
 from twinvec.workers import in_thread
 from twinvec_stores import (
-    And,
-    Filter,
     Fusion,
     HybridIndex,
     HybridStore,
+    IngestReport,
     MemoryStore,
-    Result,
     SearchOptions,
     StoreConfig,
+    aingest,
+    ingest,
     open_store,
 )
 from twinvec_stores.config import FieldType, Quantization
 from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
 
-_AT_ONCE = 4096  # documents embedded before they are written
 
-
-class TwinVecVectorStore(SearchableStore):
+class TwinVecVectorStore(ManagedStore):
     """Documents with dense and sparse vectors, found by both halves or by one.
 
     Every text costs one forward pass for both halves. Documents whose ids are known are replaced. The async methods
@@ -51,10 +50,12 @@ class TwinVecVectorStore(SearchableStore):
 
     Search methods take these keyword arguments besides LangChain's: ``filter`` (a dict as LangChain's stores share it,
     ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``), ``task`` (instead of the embeddings' own), and the
-    fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``, ``score_threshold``, ``mmr``,
-    ``explain``, ``exact``. With ``explain=True``, ``document.metadata["_twinvec"]`` says why a document was found:
-    ``score``, ``dense_score``, ``sparse_score``, ``dense_rank``, ``sparse_rank`` and ``terms`` (see
-    ``twinvec_stores.Explanation``), and ``provenance`` where it came from a file.
+    fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``, ``dense_k``, ``sparse_k``,
+    ``score_threshold``, ``min_dense``, ``min_sparse``, ``group_by``, ``group_size``, ``expand``, ``mmr``, ``explain``,
+    ``exact``. With ``expand=1``, a document's text is the chunk with its neighbours. With ``scores=True``,
+    ``document.metadata["_twinvec"]["score"]`` is the score. With ``explain=True``, ``document.metadata["_twinvec"]``
+    says why a document was found: ``score``, ``dense_score``, ``sparse_score``, ``dense_rank``, ``sparse_rank`` and
+    ``terms`` (see ``twinvec_stores.Explanation``), and ``provenance`` where it came from a file.
 
     Attributes:
         index: the HybridIndex below; ``index.store`` is the store.
@@ -101,6 +102,7 @@ class TwinVecVectorStore(SearchableStore):
             FingerprintMismatchError: the store holds another model's vectors.
             StoreError: it cannot be opened.
         """
+        refuse_names_of_peers(options, CONSTRUCTOR)
         embedder = embedder_of(embedding, sparse)
         task = embedding.task if isinstance(embedding, TwinVecEmbeddings) else None
         self._embeddings = embedding
@@ -136,6 +138,7 @@ class TwinVecVectorStore(SearchableStore):
         Raises:
             StoreNotFoundError: nothing is there.
         """
+        refuse_names_of_peers(options, CONSTRUCTOR)
         if path is None and url is None:
             raise ConfigurationError("from_existing needs path= or url=")
         store = _open(path, url, None, collection, options)
@@ -193,7 +196,7 @@ class TwinVecVectorStore(SearchableStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
-        batch_size: int = _AT_ONCE,
+        batch_size: int = AT_ONCE,
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts and store them, one forward pass for both halves.
@@ -208,9 +211,9 @@ class TwinVecVectorStore(SearchableStore):
         Returns:
             The ids.
         """
-        _refuse(kwargs)
+        refuse(kwargs)
         if _only(self, "add_documents", "add_texts"):
-            return self.add_documents(_as_documents(texts, metadatas, ids), batch_size=batch_size)
+            return self.add_documents(as_documents(texts, metadatas, ids), batch_size=batch_size)
         return block(self._add(texts, metadatas, ids, batch_size))
 
     @twin_of("add_texts")
@@ -220,13 +223,13 @@ class TwinVecVectorStore(SearchableStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
-        batch_size: int = _AT_ONCE,
+        batch_size: int = AT_ONCE,
         **kwargs: Any,
     ) -> list[str]:
-        """See ``add_texts``; draws no progress bar."""
-        _refuse(kwargs)
+        """See ``add_texts``."""
+        refuse(kwargs)
         if _only(self, "aadd_documents", "aadd_texts") or _only(self, "add_documents", "add_texts"):
-            return await self.aadd_documents(_as_documents(texts, metadatas, ids), batch_size=batch_size)
+            return await self.aadd_documents(as_documents(texts, metadatas, ids), batch_size=batch_size)
         return await wait(self._add(texts, metadatas, ids, batch_size))
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -238,14 +241,14 @@ class TwinVecVectorStore(SearchableStore):
         """
         if _only(self, "add_texts", "add_documents"):
             return super().add_documents(documents, **kwargs)
-        return block(self._add(**_columns(documents, **kwargs)))
+        return block(self._add(**as_columns(documents, **kwargs)))
 
     @twin_of("add_documents")
     async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """See ``add_documents``."""
         if _only(self, "aadd_texts", "aadd_documents") or _only(self, "add_texts", "add_documents"):
             return await super().aadd_documents(documents, **kwargs)
-        return await wait(self._add(**_columns(documents, **kwargs)))
+        return await wait(self._add(**as_columns(documents, **kwargs)))
 
     async def _add(
         self,
@@ -255,32 +258,38 @@ class TwinVecVectorStore(SearchableStore):
         batch_size: int,
     ) -> list[str]:
         added: list[str] = []
-        add = functools.partial(self.index.add, show_progress=getattr(self._embeddings, "show_progress", False))
-        for batch in _batches(texts, metadatas, ids, batch_size):
-            added += await call(add, self.index.aadd, **batch)
+        progress = getattr(self._embeddings, "show_progress", False)
+        for batch in in_batches(texts, metadatas, ids, batch_size):
+            added += await call(self.index.add, self.index.aadd, **batch, show_progress=progress)
         return added
 
-    def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
-        """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
-        _refuse(kwargs)
-        self.index.store.delete(ids, filter=_doomed(ids, filter))
-        return True
+    def ingest(self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any) -> IngestReport:
+        """Bring the store up to date with a source: what it has already, unchanged, is not embedded again.
 
-    @twin_of("delete")
-    async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
-        """See ``delete``."""
-        _refuse(kwargs)
-        await self.index.store.adelete(ids, filter=_doomed(ids, filter))
-        return True
+        Memory stays bounded however large the source is, and the same call goes on where a run was killed. A document
+        is known by its id, else by metadata["id"], else by its content.
 
-    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
-        return [to_document(Result(record, 0.0)) for record in self.index.store.get(ids)]
+        Args:
+            source: a loader of LangChain, which is read lazily; Documents; or a file or folder.
+            options: of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, prune, on_error, batch_size,
+                show_progress ...
 
-    @twin_of("get_by_ids")
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """See ``get_by_ids``."""
-        return [to_document(Result(record, 0.0)) for record in await self.index.store.aget(ids)]
+        Returns:
+            Counts and failures.
+        """
+        return ingest(_read(source), self.index.embedder, self.index.store, **self._ingesting(options))
+
+    @twin_of("ingest")
+    async def aingest(
+        self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any
+    ) -> IngestReport:
+        """See ``ingest``; cancelling the task stops the run, which the next one resumes."""
+        return await aingest(_read(source), self.index.embedder, self.index.store, **self._ingesting(options))
+
+    def _ingesting(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        if overridden(self, TwinVecVectorStore, "add_texts", "aadd_texts", "add_documents", "aadd_documents"):
+            raise ConfigurationError("ingest would go around this store's own add_texts: pass documents to that")
+        return {"show_progress": getattr(self._embeddings, "show_progress", False), **options}
 
     def as_retriever(self, **kwargs: Any) -> HybridRetriever:
         """Return a retriever; ``kwargs`` are its fields: ``k``, ``fusion``, ``filter`` ..., or LangChain's
@@ -345,56 +354,10 @@ def _open(
     return open_store(where, config, collection=collection, **options)
 
 
-def _batches(
-    texts: Iterable[str],
-    metadatas: Sequence[Mapping[str, Any] | None] | None,
-    ids: Sequence[str | None] | None,
-    size: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield arguments of ``HybridIndex.add``."""
-    if isinstance(texts, str):
-        raise TypeError("texts must be a list of strings, not one string: pass [text]")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigurationError(f"batch_size={size!r} must be a whole number of at least 1")
-    rows = list(texts)
-    for name, column in (("metadatas", metadatas), ("ids", ids)):
-        if column is not None and len(column) != len(rows):
-            raise InvalidRecordError(f"{len(rows)} texts but {len(column)} {name}")
-    names = [str(uuid.uuid4()) if id is None else id for id in ids or [None] * len(rows)]
-    data = [each or {} for each in metadatas or [None] * len(rows)]
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        yield {"texts": rows[part], "ids": names[part], "metadata": data[part]}
-
-
-def _as_documents(
-    texts: Iterable[str], metadatas: Sequence[Mapping[str, Any] | None] | None, ids: Sequence[str | None] | None
-) -> list[Document]:
-    rows = [row for batch in _batches(texts, metadatas, ids, _AT_ONCE) for row in zip(*batch.values(), strict=True)]
-    return [Document(id=id, page_content=text, metadata=dict(metadata)) for text, id, metadata in rows]
-
-
-def _columns(
-    documents: Sequence[Document], ids: Sequence[str | None] | None = None, batch_size: int = _AT_ONCE
-) -> dict[str, Any]:
-    """Return the arguments of ``_add`` for documents."""
-    return {
-        "texts": [document.page_content for document in documents],
-        "metadatas": [document.metadata for document in documents],
-        "ids": [document.id for document in documents] if ids is None else ids,
-        "batch_size": batch_size,
-    }
-
-
 def _only(store: TwinVecVectorStore, name: str, other: str) -> bool:
     """Return whether a subclass has a say in the one of two methods that do the same, and not in the other."""
     return overridden(store, TwinVecVectorStore, name) and not overridden(store, TwinVecVectorStore, other)
 
 
-def _doomed(ids: Sequence[str] | None, form: FilterForm) -> Filter | None:
-    return And() if ids is None and form is None else as_filter(form)
-
-
-def _refuse(unknown: Mapping[str, Any]) -> None:
-    if unknown:
-        raise TypeError(f"unknown argument {next(iter(unknown))!r}")
+def _read(source: Any) -> Any:
+    return source.lazy_load() if isinstance(source, BaseLoader) else source

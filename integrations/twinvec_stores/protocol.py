@@ -351,14 +351,14 @@ class HybridStore(ABC):
         await self.aclose()
 
 
-def check_limit(limit: int, most: int | None = None) -> int:
+def check_limit(limit: int, most: int | None = None, name: str = "limit") -> int:
     """Return a limit if it is a whole number of at least 1.
 
     Raises:
         ConfigurationError: it is not.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1 or (most is not None and limit > most):
-        raise ConfigurationError(f"limit={limit!r} must be a whole number from 1{f' to {most}' if most else ''}")
+        raise ConfigurationError(f"{name}={limit!r} must be a whole number from 1{f' to {most}' if most else ''}")
     return limit
 
 

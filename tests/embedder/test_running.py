@@ -193,11 +193,16 @@ def test_a_closed_embedder_says_so(own_folder: Path) -> None:
         embedder.embed_documents(["a"])
 
 
-def test_progress_counts_every_text(gte: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
-    gte.embed_documents(["x", "y", "x", *TEXTS], show_progress=True)
+@pytest.mark.parametrize("awaited", [False, True])
+def test_progress_counts_every_text(awaited: bool, gte: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["x", "y", "x", *TEXTS]
+    if awaited:
+        asyncio.run(gte.aembed_documents(texts, show_progress=True))
+    else:
+        gte.embed_documents(texts, show_progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert f"{len(TEXTS) + 3}/{len(TEXTS) + 3}" in shown.err
+    assert f"{len(texts)}/{len(texts)}" in shown.err
 
 
 # --- spec, pickling, fork

@@ -106,6 +106,8 @@ def test_progress_is_drawn_where_asked_for(gte: TwinVecEmbeddings, capsys: pytes
     assert capsys.readouterr().err == ""
     TwinVecEmbeddings(embedder=gte.embedder, show_progress=True).embed_documents(["loud"])
     assert "Embedding documents" in capsys.readouterr().err
+    asyncio.run(TwinVecEmbeddings(embedder=gte.embedder, show_progress=True).aembed_documents(["loud, too"]))
+    assert "Embedding documents" in capsys.readouterr().err
 
 
 def test_unknown_and_wrong_arguments_fail(gte_folder: str, gte: TwinVecEmbeddings) -> None:

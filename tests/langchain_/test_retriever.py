@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,8 +17,8 @@ from pydantic import ValidationError
 
 from langchain_.gate import Gate, turns_while_held
 from langchain_twinvec import HybridRetriever, TwinVecEmbeddings, TwinVecVectorStore
-from twinvec.errors import InvalidTextError, StoreClosedError
-from twinvec_stores import Eq, Fusion
+from twinvec.errors import ConfigurationError, InvalidTextError, StoreClosedError
+from twinvec_stores import Eq, Fusion, SearchOptions
 
 TEXTS = [f"{verb} {what}" for verb in ("sort", "find", "delete", "Москва") for what in ("a list", "files", "北京")]
 IDS = [f"doc-{i:02}" for i in range(len(TEXTS))]
@@ -136,12 +137,13 @@ def test_it_is_what_existing_code_expects(filled: TwinVecVectorStore) -> None:
     ("fields", "message"),
     [
         ({"top_k": 3}, "Extra inputs are not permitted"),
-        ({"search_kwargs": {"top_k": 3}}, "search_kwargs: 'top_k' is not one of k, fetch_k"),
+        ({"search_kwargs": {"top_k": 3}}, "top_k= is an argument of another store; here it is k="),
+        ({"search_kwargs": {"kk": 3}}, "search_kwargs: 'kk' is not one of k, fetch_k"),
         ({"search_type": "hybrid"}, "search_type='hybrid' is not one of"),
         ({"search_type": "similarity_score_threshold"}, "needs score_threshold from 0 to 1, not None"),
         ({"search_type": "similarity_score_threshold", "score_threshold": 3.0}, "from 0 to 1, not 3.0"),
         ({"fusion": "sum"}, "fusion 'sum' is not one of"),
-        ({"k": 0}, "limit=0"),
+        ({"k": 0}, "k=0 must be a whole number from 1"),
         ({"fetch_k": 1}, "fetch_k=1 is less than k=4"),
         ({"mmr": 2.0}, "mmr=2.0 must be"),
         ({"mode": "both"}, "Input should be 'hybrid', 'dense' or 'sparse'"),
@@ -154,10 +156,16 @@ def test_wrong_fields_fail_when_made(filled: TwinVecVectorStore, fields: dict[st
         filled.as_retriever(**fields)
 
 
+def test_every_option_of_a_search_is_one_of_the_retriever() -> None:
+    assert {each.name for each in fields(SearchOptions)} <= HybridRetriever.model_fields.keys()
+
+
 def test_wrong_arguments_of_a_call_fail(filled: TwinVecVectorStore) -> None:
     retriever = filled.as_retriever()
     for call in (retriever.invoke, lambda query, **given: retriever.batch([query], **given)):
-        with pytest.raises(TypeError, match="unknown search argument 'top_k'"):
+        with pytest.raises(TypeError, match="unknown search argument 'kk'"):
+            call("a", kk=3)
+        with pytest.raises(ConfigurationError, match="here it is k="):
             call("a", top_k=3)
     with pytest.raises(ValidationError, match="must be a TwinVecVectorStore, not str"):
         HybridRetriever(vectorstore="a name")  # type: ignore[arg-type]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from langchain_huggingface import HuggingFaceEmbeddings
+from tokenizers import Tokenizer
 
 from langchain_twinvec import DifferenceWarning, TwinVecEmbeddings
-from twinvec.errors import ConfigurationError
+from reference.giga_original import build_giga_original
+from twinvec.errors import ConfigurationError, RemoteCodeRequiredError
 
 LINES = "line breaks reach the model"
 
@@ -26,10 +31,8 @@ def taken(source: Any, **options: Any) -> tuple[TwinVecEmbeddings, list[str]]:
 
 
 def only(said: list[str]) -> str:
-    """The one thing said besides the line breaks."""
-    assert said[0].startswith(LINES)
-    assert len(said) == 2, said
-    return said[1]
+    assert len(said) == 1, said
+    return said[0]
 
 
 def test_an_object_and_its_arguments_give_the_same_documents(bert_folder: str) -> None:
@@ -39,7 +42,7 @@ def test_an_object_and_its_arguments_give_the_same_documents(bert_folder: str) -
         made, said = taken(source)
         np.testing.assert_allclose(made.embed_documents(texts), theirs.embed_documents(texts), atol=1e-5)
         np.testing.assert_allclose(made.embed_query(texts[0]), theirs.embed_query(texts[0]), atol=1e-5)
-        assert [each[: len(LINES)] for each in said] == [LINES]
+        assert said == []
         made.embedder.close()
 
 
@@ -78,10 +81,9 @@ def test_every_argument_is_translated(bert_folder: str) -> None:
 
 
 def test_dtypes_of_torch_are_understood(bert_folder: str) -> None:
-    with pytest.warns(DifferenceWarning):
-        made = TwinVecEmbeddings.from_huggingface(
-            {"model_name": bert_folder, "model_kwargs": {"model_kwargs": {"dtype": torch.bfloat16}}}
-        )
+    made = TwinVecEmbeddings.from_huggingface(
+        {"model_name": bert_folder, "model_kwargs": {"model_kwargs": {"dtype": torch.bfloat16}}}
+    )
     assert made.embedder.spec.dtype == "bfloat16"
     made.embedder.close()
 
@@ -91,7 +93,7 @@ def test_query_encode_kwargs_become_the_query_prompt(bert_folder: str) -> None:
     made, said = taken(theirs)
     np.testing.assert_allclose(made.embed_query("a b"), theirs.embed_query("a b"), atol=1e-5)
     np.testing.assert_allclose(made.embed_documents(["a b"]), theirs.embed_documents(["a b"]), atol=1e-5)
-    assert len(said) == 1
+    assert said == []
     made.embedder.close()
 
 
@@ -104,13 +106,13 @@ def test_a_prompt_by_name_is_looked_up(e5_folder: str) -> None:
     made, said = taken(theirs)
     np.testing.assert_allclose(made.embed_query("a b"), theirs.embed_query("a b"), atol=1e-5)
     np.testing.assert_allclose(made.embed_documents(["a b"]), theirs.embed_documents(["a b"]), atol=1e-5)
-    assert len(said) == 1
+    assert said == []
     made.embedder.close()
 
 
 def test_own_prompts_that_were_never_applied_are_said(e5_folder: str) -> None:
     made, said = taken({"model_name": e5_folder})
-    assert said[1:] == [
+    assert said == [
         "the model's prompt 'query: ' goes before each query: HuggingFaceEmbeddings never applies it by itself",
         "the model's prompt 'passage: ' goes before each document: HuggingFaceEmbeddings never applies it by itself",
     ]
@@ -150,7 +152,7 @@ def test_a_prompt_of_no_role_goes_before_both_as_it_did(bert_folder: str) -> Non
 def test_prompts_of_the_arguments_are_used_by_role(bert_folder: str) -> None:
     made, said = taken({"model_name": bert_folder, "model_kwargs": {"prompts": {"query": "q: ", "passage": "p: "}}})
     assert [made.embedder.prompt_for(role) for role in ("query", "document")] == ["q: ", "p: "]
-    assert len(said) == 3
+    assert len(said) == 2
     made.embedder.close()
     made, said = taken({"model_name": bert_folder}, prompts={"query": "mine: "})
     assert made.embedder.prompt_for("query") == "mine: "
@@ -160,8 +162,8 @@ def test_prompts_of_the_arguments_are_used_by_role(bert_folder: str) -> None:
 def test_lengths_and_processes_are_said(bert_folder: str) -> None:
     arguments = {"model_name": bert_folder, "multi_process": True, "encode_kwargs": {"normalize_embeddings": False}}
     made, said = taken(arguments)
-    assert "all vectors have length 1, whatever normalize_embeddings says" in said[1]
-    assert "started processes for each call and ignored normalize_embeddings" in said[2]
+    assert "all vectors have length 1, whatever normalize_embeddings says" in said[0]
+    assert "started processes for each call and ignored normalize_embeddings" in said[1]
     made.embedder.close()
 
 
@@ -172,18 +174,21 @@ def test_fewer_dims_are_said_where_they_were_shorter(gte_folder: str) -> None:
     made.embedder.close()
     arguments = {"model_kwargs": {"truncate_dim": 16}, "encode_kwargs": {"normalize_embeddings": True}}
     made, said = taken({"model_name": gte_folder, **arguments})
-    assert len(said) == 1
+    assert said == []
     made.embedder.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "m", "query_instruction": "x"}, "HuggingFaceEmbeddings: query_instruction has no counterpart"),
-        ({"model": "m", "model_kwargs": {"config_kwargs": {}}}, "model_kwargs: config_kwargs has no counterpart"),
+        ({"model": "m", "instruction": "x"}, "HuggingFaceEmbeddings: instruction has no counterpart"),
+        (
+            {"model": "m", "model_kwargs": {"config_kwargs": {"rope_theta": 1}}},
+            "config_kwargs: rope_theta has no",
+        ),
         ({"model": "m", "model_kwargs": {"backend": "onnx"}}, "backend='onnx' has no counterpart"),
         ({"model": "m", "model_kwargs": {"model_kwargs": {"quantization_config": 1}}}, "quantization_config has no"),
-        ({"model": "m", "model_kwargs": {"tokenizer_kwargs": {"padding_side": "left"}}}, "padding_side has no"),
+        ({"model": "m", "model_kwargs": {"tokenizer_kwargs": {"do_lower_case": True}}}, "do_lower_case has no"),
         ({"model": "m", "encode_kwargs": {"precision": "int8"}}, "encode_kwargs: precision='int8' has no counterpart"),
         ({"model": "m", "query_encode_kwargs": {"nonsense": 1}}, "query_encode_kwargs: nonsense has no counterpart"),
         (
@@ -195,6 +200,81 @@ def test_fewer_dims_are_said_where_they_were_shorter(gte_folder: str) -> None:
 def test_what_has_no_counterpart_fails(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TwinVecEmbeddings.from_huggingface(arguments)
+
+
+HARMLESS = {
+    "model_kwargs": {
+        "device": "cpu",
+        "trust_remote_code": True,
+        "model_kwargs": {"attn_implementation": "flash_attention_2", "low_cpu_mem_usage": True, "unpad_inputs": True},
+        "config_kwargs": {"use_memory_efficient_attention": False, "unpad_inputs": False},
+        "tokenizer_kwargs": {"padding_side": "left", "use_fast": True},
+    },
+    "encode_kwargs": {"show_progress_bar": True, "num_workers": 2, "batch_size": 4},
+}
+
+
+def test_a_card_is_taken_over_whole_and_no_code_of_it_runs(gte_folder: str) -> None:
+    made, said = taken({"model_name": gte_folder, **HARMLESS})
+    assert "trust_remote_code=True is left out" in only(said)
+    assert not made.trust_remote_code
+    assert made.show_progress
+    plain = TwinVecEmbeddings(model=gte_folder, dtype="float32")
+    assert made.embed_documents(["a b"]) == plain.embed_documents(["a b"])
+    plain.embedder.close()
+    made.embedder.close()
+
+
+def test_code_that_is_needed_is_still_asked_for(tmp_path: Path) -> None:
+    folder = build_giga_original(tmp_path / "model", remote_code=True)
+    config = folder / "config.json"
+    unknown = {"model_type": "gigarembed_next", "hidden_size": 64, "max_position_embeddings": 4096}
+    config.write_text(json.dumps(json.loads(config.read_text()) | unknown))
+    made, said = taken({"model_name": str(folder), "model_kwargs": {"trust_remote_code": True}})
+    assert made.trust_remote_code
+    assert not any("trust_remote_code" in each for each in said)
+    made.embedder.close()
+    with pytest.raises(RemoteCodeRequiredError):
+        taken({"model_name": str(folder)})
+
+
+def test_the_keywords_alone_do(bert_folder: str) -> None:
+    theirs = {"model_name": bert_folder, "model_kwargs": {"device": "cpu"}, "encode_kwargs": {"batch_size": 2}}
+    made = TwinVecEmbeddings.from_huggingface(**theirs, dtype="float32", sparse="bm25")
+    assert made.embedder.has_sparse
+    np.testing.assert_allclose(made.embed_query("a b"), HuggingFaceEmbeddings(**theirs).embed_query("a b"), atol=1e-5)
+    made.embedder.close()
+    with pytest.raises(ConfigurationError, match="model_name="):
+        TwinVecEmbeddings.from_huggingface(dtype="float32")
+
+
+def test_objects_of_the_community_class_have_fewer_attributes(bert_folder: str) -> None:
+    common: dict[str, Any] = {"cache_folder": None, "model_kwargs": {}, "encode_kwargs": {}, "show_progress": False}
+    old = SimpleNamespace(client=None, model_name=bert_folder, multi_process=False, **common)
+    made, said = taken(old)
+    assert said == []
+    made.embedder.close()
+    bge = SimpleNamespace(model_name=bert_folder, query_instruction="find: ", embed_instruction="", **common)
+    made, said = taken(bge)
+    assert said == []
+    assert [made.embedder.prompt_for(role) for role in ("query", "document")] == ["find: ", ""]
+    made.embedder.close()
+
+
+def test_line_breaks_are_said_where_they_are_other_tokens(giga_folder: str, gte_folder: str) -> None:
+    for folder in (giga_folder, gte_folder):
+        made, said = taken({"model_name": folder})
+        tokens = Tokenizer.from_file(f"{folder}/tokenizer.json")
+        differs = tokens.encode("a\nb").ids != tokens.encode("a b").ids
+        assert any(each.startswith(LINES) for each in said) == differs
+        made.embedder.close()
+
+
+def test_another_dtype_is_said(bert_folder: str) -> None:
+    theirs = HuggingFaceEmbeddings(model=bert_folder, model_kwargs={"model_kwargs": {"dtype": torch.bfloat16}})
+    made, said = taken(theirs)
+    assert "computed in float32, where that object computes in bfloat16" in only(said)
+    made.embedder.close()
 
 
 def test_other_objects_fail() -> None:

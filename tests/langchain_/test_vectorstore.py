@@ -289,7 +289,7 @@ def test_arguments_that_do_not_fit_fail(gte: TwinVecEmbeddings, tmp_path: Path) 
 def test_unknown_arguments_of_calls_fail(store: TwinVecVectorStore, gte: TwinVecEmbeddings) -> None:
     row = gte.embed_query("a")
     calls: list[Callable[[], Any]] = [
-        lambda: store.similarity_search("a", top_k=3),
+        lambda: store.similarity_search("a", topk=3),
         lambda: store.similarity_search_by_vector(row, mode="sparse"),
         lambda: store.add_texts(["a"], namespace="x"),
         lambda: store.delete(["a"], namespace="x"),
@@ -297,7 +297,7 @@ def test_unknown_arguments_of_calls_fail(store: TwinVecVectorStore, gte: TwinVec
         lambda: asyncio.run(store.adelete(namespace="x")),
     ]
     for call in calls:
-        with pytest.raises(TypeError, match=r"unknown (search )?argument '(top_k|mode|namespace)'"):
+        with pytest.raises(TypeError, match=r"unknown (search )?argument '(topk|mode|namespace)'"):
             call()
     with pytest.raises(ConfigurationError, match="fetch_k=2 is less than k=4"):
         store.similarity_search("a", fetch_k=2)

@@ -55,6 +55,10 @@ class Bm25Job:
             else:
                 self.future.set_result(None)
 
+    def figures(self) -> dict[str, float]:
+        """Return that no model had anything to do."""
+        return {}
+
     def batch(self) -> EmbeddingBatch:
         """Return the rows."""
         rows, counts = zip(*self._parts, strict=True)

@@ -98,6 +98,7 @@ class Dispatcher:
 
     def submitted(self, job: Job) -> None:
         """A caller wants a job done."""
+        job.submitted = self._now
         if self.error is not None:
             self._answer(job, _copy(self.error))
         elif job.request.fail_on_overload and not self._has_room(job):
@@ -123,6 +124,7 @@ class Dispatcher:
                 self._forget(entry)
                 for job, number in entry.waiters:
                     if got.has(**job.halves):
+                        job.cache_hits += 1
                         self._deliver(job, number, got)
                     else:  # who joined wants a half that the row does not have
                         self._ask(job, [number])
@@ -262,6 +264,7 @@ class Dispatcher:
         for number in numbers:
             key = Key(request.prompt, job.texts[number], request.max_length)
             if request.memo and (row := self.memo.get(key)) is not None:
+                job.memo_hits += 1
                 self._deliver(job, number, row)
             elif (entry := self._entries.get((key, request.urgent))) is not None:
                 entry.waiters.append((job, number))
@@ -292,6 +295,7 @@ class Dispatcher:
 
     def _answer(self, job: Job, error: BaseException | None) -> None:
         if job.live:
+            job.ended = self._now
             self._end(job)
             self._commands.append(Answer(job, error))
 
@@ -347,6 +351,8 @@ class Dispatcher:
             if len(device.running) < 2 and self._ready(device) and (batch := self._next(device.budget)):
                 batch.device, batch.budget, device.wake = device, device.budget, None
                 self.queue_seconds += sum(self._now - entry.queued for entry in batch.entries)
+                for job in {job for entry in batch.entries for job, _ in entry.waiters}:
+                    job.began = self._now if job.began is None else job.began
                 self.filled += batch.n_tokens
                 self.offered += max(device.budget, batch.n_tokens)
                 device.running.append(batch)

@@ -60,6 +60,9 @@ class Job:
         fed, finished: how many of them are on their way or have their row, and how many have it.
         admitted: whether it counts as pending; else it waits until others have ended.
         live: whether its caller still waits.
+        memo_hits, cache_hits: texts whose row was there already.
+        submitted, began, ended: when it came, when a device began with the first of its texts (None: it had nothing to
+            do, or did it for others already), and when it was resolved.
     """
 
     given: Sequence[str]
@@ -70,6 +73,11 @@ class Job:
     finished: int = 0
     admitted: bool = False
     live: bool = True
+    memo_hits: int = 0
+    cache_hits: int = 0
+    submitted: float = 0.0
+    began: float | None = None
+    ended: float = 0.0
 
     def __post_init__(self) -> None:
         self._numbers = {text: number for number, text in enumerate(dict.fromkeys(self.given))}
@@ -88,6 +96,16 @@ class Job:
     def done(self) -> float:
         """Return the share of the texts that have their row."""
         return self.finished / max(len(self.texts), 1)
+
+    def figures(self) -> dict[str, float]:
+        """Return what there was to do, for traces: seconds until a device began, and from then on; known rows."""
+        began = self.ended if self.began is None else self.began
+        return {
+            "wait_seconds": began - self.submitted,
+            "compute_seconds": self.ended - began,
+            "memo_hits": self.memo_hits,
+            "cache_hits": self.cache_hits,
+        }
 
     @property
     def halves(self) -> dict[str, bool]:

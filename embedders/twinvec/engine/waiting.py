@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -43,6 +43,9 @@ class Part(Protocol):
     def batch(self) -> EmbeddingBatch:
         """Return the rows, once the future is resolved."""
 
+    def figures(self) -> Mapping[str, float]:
+        """Return what there was to do, once the future is resolved; see ``Job``."""
+
 
 class Call:
     """The parts of one call; the first has the token counts.
@@ -67,28 +70,44 @@ class Call:
                     if left is not None and left <= 0:
                         break
                     wait(self._futures, left if bar is None else min(left or _REFRESH, _REFRESH), FIRST_EXCEPTION)
-                    if bar is not None:
-                        bar.update(int(self._texts * min(part.done for part in self._parts)) - bar.n)
+                    self._show(bar)
             return self._answer()
         except BaseException:
             self._cancel()
             raise
 
-    async def wait_async(self) -> EmbeddingBatch:
+    async def wait_async(self, title: str | None = None) -> EmbeddingBatch:
         """Do the same without blocking the event loop."""
+        end = None if self._timeout is None else time.monotonic() + self._timeout
         try:
-            self._start()
-            waiting = [_quiet(asyncio.wrap_future(future)) for future in self._futures]
-            await asyncio.wait(waiting, timeout=self._timeout, return_when=FIRST_EXCEPTION)
-            del waiting
+            with _bar(title, self._texts) as bar:
+                self._start()
+                waiting = [_quiet(asyncio.wrap_future(future)) for future in self._futures]
+                left = self._timeout
+                while left is None or left > 0:
+                    pause = left if bar is None else min(left or _REFRESH, _REFRESH)
+                    await asyncio.wait(waiting, timeout=pause, return_when=FIRST_EXCEPTION)
+                    self._show(bar)
+                    if self._over():
+                        break
+                    left = None if end is None else end - time.monotonic()
+                del waiting
             return self._answer() if self._texts <= _SMALL else await in_thread(self._answer)
         except BaseException:
             self._cancel()
             raise
 
+    def figures(self) -> Mapping[str, float]:
+        """Return what the first model had to do, once the answer is there."""
+        return self._parts[0].figures()
+
     def _start(self) -> None:
         for part in self._parts:
             part.start()
+
+    def _show(self, bar: tqdm[NoReturn] | None) -> None:
+        if bar is not None:
+            bar.update(int(self._texts * min(part.done for part in self._parts)) - bar.n)
 
     def _cancel(self) -> None:
         for part in self._parts:

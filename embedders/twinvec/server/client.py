@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import os
 import weakref
@@ -35,6 +36,7 @@ from twinvec.server.wire import (
 )
 from twinvec.text.prompts import Role, Task
 from twinvec.text.unicode import check_texts
+from twinvec.tracing import trace_headers
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
 # One request: enough to fill a device, little enough for progress, timeouts and the server's memory.
@@ -177,22 +179,17 @@ class RemoteEmbedder(BaseEmbedder):
         self.options = EmbedderOptions(task=known.task, prompts=known.prompts or None)
         self._max_texts = min(_TEXTS, known.max_texts)
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        call = self._check(role, texts, wanted)
-        if not show_progress:
-            return self._wait(self._batch(call, wanted.timeout))
-        from tqdm.auto import tqdm
+    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        with _progress(asked, show_progress) as progress:
+            return self._wait(self._batch(asked, wanted.timeout, progress))
 
-        with tqdm(total=len(call.texts), unit="text", desc=f"Embedding {role.value}s") as bar:
-            return self._wait(self._batch(call, wanted.timeout, bar.update))
-
-    async def _aembed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
-        call = self._check(role, texts, wanted)
-        try:
-            return await asyncio.wrap_future(self._submit(self._batch(call, wanted.timeout)))
-        except asyncio.CancelledError:
-            self._check_open()
-            raise
+    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+        with _progress(asked, show_progress) as progress:
+            try:
+                return await asyncio.wrap_future(self._submit(self._batch(asked, wanted.timeout, progress)))
+            except asyncio.CancelledError:
+                self._check_open()
+                raise
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = self._submit(work)
@@ -326,7 +323,7 @@ class RemoteEmbedder(BaseEmbedder):
         return answer
 
     async def _ask(self, method: str, route: str, largest: int, body: bytes | None = None) -> Answer:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = trace_headers() | ({"Content-Type": "application/json"} if body is not None else {})
         return await self._line.ask(method, f"/v1/twinvec/{route}", largest, self._error, content=body, headers=headers)
 
     def _error(self, response: httpx.Response, content: bytes) -> TwinVecError:
@@ -346,6 +343,17 @@ class RemoteEmbedder(BaseEmbedder):
         except (ValueError, KeyError, TypeError, RecursionError):
             detail = content[:200].decode(errors="replace").strip()
             return RemoteError(f"{self.url} answered with status {response.status_code}: {detail or 'nothing more'}")
+
+
+@contextlib.contextmanager
+def _progress(asked: CheckedCall, show: bool) -> Iterator[Callable[[int], object] | None]:
+    if not show:
+        yield None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=len(asked.texts), unit="text", desc=f"Embedding {asked.role.value}s") as bar:
+        yield bar.update
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from twinvec.errors import ConfigurationError
 from twinvec.server.errors import RefusedError
 from twinvec.server.refusals import refused
 from twinvec.server.service import Serving
+from twinvec.tracing import joined_trace
 
 access = logging.getLogger("twinvec.server.access")
 
@@ -111,7 +112,8 @@ class Front:
 
         tenant, refusal = self._judge(scope, headers)
         try:
-            await (self._app if refusal is None else refused(scope["path"], refusal))(scope, receive, note)
+            with joined_trace(headers):
+                await (self._app if refusal is None else refused(scope["path"], refusal))(scope, receive, note)
         except asyncio.CancelledError:
             if not self._serving.draining or status != _UNANSWERED:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from twinvec.flows import Call, block, call, on_thread, wait
 from twinvec.vectors import Float32
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
+from twinvec_stores.metadata import plain_id
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch, check_rows
 from twinvec_stores.scoped import ScopedStore
@@ -77,9 +79,10 @@ class HybridIndex:
         *,
         ids: Sequence[Any] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        show_progress: bool = False,
     ) -> list[str]:
         """See ``add``."""
-        return await wait(self._add(texts, ids, metadata, False))
+        return await wait(self._add(texts, ids, metadata, show_progress))
 
     async def _add(
         self,
@@ -93,11 +96,31 @@ class HybridIndex:
         embedder, store = self.embedder, self.store
         batch = await Call(
             lambda: embedder.embed_documents(rows.texts, task=self.task, show_progress=show_progress),
-            lambda: embedder.aembed_documents(rows.texts, task=self.task),
+            lambda: embedder.aembed_documents(rows.texts, task=self.task, show_progress=show_progress),
         )
         records = RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata)
         await call(store.upsert, store.aupsert, records)
         return rows.ids
+
+    def update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
+        """Lay changes over the metadata of records, without embedding them again; missing ids are left out.
+
+        Returns:
+            The ids of those that were there.
+        """
+        return block(self._update_metadata(ids, changes))
+
+    async def aupdate_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
+        """See ``update_metadata``."""
+        return await wait(self._update_metadata(ids, changes))
+
+    async def _update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
+        store, names = self.store, [plain_id(id) for id in ids]
+        records = await call(store.get, store.aget, names, with_vectors=True)
+        changed = [replace(record, metadata={**record.metadata, **changes}) for record in records]
+        if changed:
+            await call(store.upsert, store.aupsert, RecordBatch.of(changed))
+        return [record.id for record in changed]
 
     def search(self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]) -> list[Result]:
         """Return the best records for a query, best first, ties by id.

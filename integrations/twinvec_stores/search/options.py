@@ -61,10 +61,10 @@ class SearchOptions:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        for limit in (self.k, self.dense_k, self.sparse_k):
-            if limit is not None:
-                check_limit(limit)
-        if self.fetch_k is not None and check_limit(self.fetch_k) < self.k:
+        for name in ("k", "dense_k", "sparse_k", "fetch_k"):
+            if (limit := getattr(self, name)) is not None:
+                check_limit(limit, name=name)
+        if self.fetch_k is not None and self.fetch_k < self.k:
             raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
         for name in ("score_threshold", "min_dense", "min_sparse"):
             value = getattr(self, name)
@@ -72,7 +72,7 @@ class SearchOptions:
                 isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
             ):
                 raise ConfigurationError(f"{name}={value!r} must be a finite number")
-        check_limit(self.group_size)
+        check_limit(self.group_size, name="group_size")
         if isinstance(self.expand, bool) or not isinstance(self.expand, int) or self.expand < 0:
             raise ConfigurationError(f"expand={self.expand!r} must be a whole number of chunks")
         if self.group_by is not None:

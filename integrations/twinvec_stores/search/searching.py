@@ -10,6 +10,7 @@ import numpy as np
 from twinvec import BaseEmbedder, SparseBatch, Task
 from twinvec.errors import ConfigurationError
 from twinvec.flows import call
+from twinvec.tracing import traced_search
 from twinvec.vectors import Float32
 from twinvec_stores.filters.conditions import HasId
 from twinvec_stores.protocol import HybridStore
@@ -61,8 +62,11 @@ class Searching:
         if not queries:
             return []
         embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
-        batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
-        return await self.vectors(batch.dense, batch.sparse)
+        with traced_search(queries) as found:
+            batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
+            results = await self.vectors(batch.dense, batch.sparse)
+            found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
+            return results
 
     async def vectors(self, dense: Float32 | None, sparse: SparseBatch | None) -> list[list[Result]]:
         """Search for vectors: float32 [n, dim], n rows, or both."""

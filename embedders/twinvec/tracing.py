@@ -1,0 +1,174 @@
+"""Traces: OpenTelemetry spans of embedding and retrieval, by OpenInference's conventions.
+
+Off until the program itself imports OpenTelemetry: then a call without a tracer provider costs some microseconds, and
+one without the package a look into a dict. Names: https://arize-ai.github.io/openinference/spec/. Vectors are not
+recorded; of many texts or documents, the first 24 are, as a span holds 128 attributes.
+
+OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide the texts that are embedded (and the queries
+of a search, the first two), OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT the documents that are found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from twinvec._version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from twinvec.base import CheckedCall
+    from twinvec.spec import ModelSpec
+    from twinvec.vectors import EmbeddingBatch
+
+Attributes: TypeAlias = "dict[str, str | int | float]"
+FoundDocument: TypeAlias = "tuple[str, float, str, Mapping[str, Any]]"  # id, score, text, metadata
+
+_MOST = 24
+_HIDDEN = "__REDACTED__"
+_OF_CALLERS = ("session.id", "user.id", "metadata", "tag.tags")  # what OpenInference keeps in the context
+_SUPPRESSED = "suppress_instrumentation"
+_CARRIED = ("traceparent", "tracestate")
+
+
+@contextmanager
+def traced_embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[EmbeddingBatch], EmbeddingBatch]]:
+    """Trace one call; what it yields takes the answer, and gives it back."""
+    with _span("CreateEmbeddings", "EMBEDDING", lambda: _asked(spec, asked)) as span:
+
+        def answered(batch: EmbeddingBatch) -> EmbeddingBatch:
+            if span is not None and (tokens := int(batch.token_counts.sum())):  # 0: somebody else's model, who knows
+                span.set_attribute("llm.token_count.prompt", tokens)
+                span.set_attribute("llm.token_count.total", tokens)
+                span.set_attribute("twinvec.truncated", int(batch.truncated.sum()))
+            return batch
+
+        yield answered
+
+
+@contextmanager
+def traced_search(queries: Sequence[str]) -> Iterator[Callable[[Iterable[FoundDocument]], None]]:
+    """Trace one search; what it yields takes what was found, of all queries one after the other."""
+    with _span("Retrieve", "RETRIEVER", lambda: _wanted(queries)) as span:
+
+        def found(documents: Iterable[FoundDocument]) -> None:
+            if span is not None:
+                for i, document in enumerate(islice(documents, _MOST)):
+                    span.set_attributes(_document(f"retrieval.documents.{i}.document", *document))
+
+        yield found
+
+
+def trace_work(figures: Callable[[], Mapping[str, float]]) -> None:
+    """Say in the span of the present call what the engine had to do."""
+    if (span := _recording()) is not None:
+        span.set_attributes({f"twinvec.{name}": value for name, value in figures().items()})
+
+
+def trace_headers() -> dict[str, str]:
+    """Return the headers that let a server go on with the present trace."""
+    headers: dict[str, str] = {}
+    if _recording() is not None:
+        from opentelemetry.propagate import inject
+
+        inject(headers)
+    return headers
+
+
+def joined_trace(headers: Mapping[bytes, bytes]) -> AbstractContextManager[object]:
+    """Let spans be part of the trace that a request belongs to."""
+    if "opentelemetry.trace" not in sys.modules or b"traceparent" not in headers:
+        return nullcontext()
+    return _continued({name: headers[name.encode()].decode("latin-1") for name in _CARRIED if name.encode() in headers})
+
+
+@contextmanager
+def _continued(carrier: dict[str, str]) -> Iterator[None]:
+    from opentelemetry import context
+    from opentelemetry.propagate import extract
+
+    token = context.attach(extract(carrier))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+@contextmanager
+def _span(name: str, kind: str, describe: Callable[[], Attributes]) -> Iterator[Span | None]:
+    if "opentelemetry.trace" not in sys.modules:
+        yield None
+        return
+    from opentelemetry import context, trace
+
+    if context.get_value(_SUPPRESSED):
+        yield None
+        return
+    with trace.get_tracer("twinvec", __version__).start_as_current_span(name) as span:
+        if not span.is_recording():
+            yield None
+            return
+        span.set_attribute("openinference.span.kind", kind)
+        for key in _OF_CALLERS:
+            if (value := context.get_value(key)) is not None:
+                span.set_attribute(key, value)  # type: ignore[arg-type]
+        span.set_attributes(describe())
+        yield span
+        span.set_status(trace.StatusCode.OK)
+
+
+def _recording() -> Span | None:
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry import trace
+
+    span = trace.get_current_span()
+    return span if span.is_recording() else None
+
+
+def _asked(spec: ModelSpec, asked: CheckedCall) -> Attributes:
+    hidden = _hides("INPUTS", "INPUT_TEXT", "EMBEDDINGS_TEXT")
+    halves = {"role": asked.role.value, "dense": asked.dense, "sparse": asked.sparse}
+    given = asked.texts[:_MOST]
+    return {
+        "embedding.model_name": spec.model,
+        "embedding.invocation_parameters": json.dumps({**halves, "dim": spec.dim, "max_length": spec.max_length}),
+        "input.value": _HIDDEN if hidden else json.dumps(given, ensure_ascii=False),
+        "input.mime_type": "application/json",
+        "twinvec.texts": len(asked.texts),
+        "twinvec.prompt": _HIDDEN if hidden else asked.prompt,
+        **{
+            f"embedding.embeddings.{i}.embedding.text": _HIDDEN if hidden else asked.prompt + text
+            for i, text in enumerate(given)
+        },
+    }
+
+
+def _wanted(queries: Sequence[str]) -> Attributes:
+    one = len(queries) == 1
+    value = queries[0] if one else json.dumps(list(queries)[:_MOST], ensure_ascii=False)
+    return {
+        "input.value": _HIDDEN if _hides("INPUTS", "INPUT_TEXT") else value,
+        "input.mime_type": "text/plain" if one else "application/json",
+        "twinvec.queries": len(queries),
+    }
+
+
+def _document(name: str, id: str, score: float, text: str, metadata: Mapping[str, Any]) -> Attributes:
+    hidden = _hides("OUTPUTS", "OUTPUT_TEXT")
+    return {
+        f"{name}.id": id,
+        f"{name}.score": score,
+        f"{name}.content": _HIDDEN if hidden else text,
+        f"{name}.metadata": _HIDDEN if hidden else json.dumps(dict(metadata), ensure_ascii=False),
+    }
+
+
+def _hides(*what: str) -> bool:
+    return any(os.environ.get(f"OPENINFERENCE_HIDE_{name}", "").lower() in ("true", "1") for name in what)

@@ -1,0 +1,109 @@
+"""What is done with stored documents besides adding and searching: getting, listing, changing, deleting, scopes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from langchain_core.documents import Document
+from typing_extensions import Self
+
+from langchain_twinvec.filters import FilterForm, as_filter
+from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
+from langchain_twinvec.searching import SearchableStore, to_document
+from twinvec.errors import ConfigurationError
+from twinvec.overriding import twin_of
+from twinvec_stores import And, Filter, Result
+
+
+class ManagedStore(SearchableStore):
+    """What TwinVecVectorStore, which has the documentation, does with stored documents."""
+
+    def scoped(self, filter: FilterForm) -> Self:
+        """Return this store as one tenant sees it: every search, listing, count, write and deletion is within a filter.
+
+        A document that contradicts the filter is refused, and so is one with an id that a document outside has;
+        documents without the filter's fields get them. The view closes with its store.
+
+        Args:
+            filter: as for searches: ``{"tenant": "a"}``.
+        """
+        condition = as_filter(filter)
+        if condition is None:
+            raise ConfigurationError('scoped() needs a filter, as {"tenant": "a"}')
+        view = copy.copy(self)
+        view.index = self.index.scoped(condition)
+        return view
+
+    def list_documents(self, filter: FilterForm = None, *, limit: int | None = None) -> Iterator[Document]:
+        """Yield the documents that match, page by page, in an order of the store's own.
+
+        Args:
+            filter: as for searches; None: all.
+            limit: at most so many.
+        """
+        pages = self.index.store.scroll_all(filter=as_filter(filter))
+        return islice((to_document(Result(record, 0.0)) for page in pages for record in page), limit)
+
+    async def alist_documents(self, filter: FilterForm = None, *, limit: int | None = None) -> AsyncIterator[Document]:
+        """See ``list_documents``."""
+        given = 0
+        async for page in self.index.store.ascroll_all(filter=as_filter(filter)):
+            for record in page:
+                if limit is not None and given >= limit:
+                    return
+                given += 1
+                yield to_document(Result(record, 0.0))
+
+    def update_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
+        """Lay changes over the metadata of documents, without embedding them again; missing ids are left out.
+
+        Returns:
+            The ids of those that were there.
+        """
+        return self.index.update_metadata(ids, changes)
+
+    @twin_of("update_metadata")
+    async def aupdate_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
+        """See ``update_metadata``."""
+        return await self.index.aupdate_metadata(ids, changes)
+
+    def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
+        """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
+        refuse(kwargs)
+        self.index.store.delete(ids, filter=_doomed(ids, filter))
+        return True
+
+    @twin_of("delete")
+    async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
+        """See ``delete``."""
+        refuse(kwargs)
+        await self.index.store.adelete(ids, filter=_doomed(ids, filter))
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
+        return [to_document(Result(record, 0.0)) for record in self.index.store.get(ids)]
+
+    @twin_of("get_by_ids")
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """See ``get_by_ids``."""
+        return [to_document(Result(record, 0.0)) for record in await self.index.store.aget(ids)]
+
+
+def refuse(unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that are none.
+
+    Raises:
+        ConfigurationError: one that other stores have.
+        TypeError: any other.
+    """
+    refuse_names_of_peers(unknown, SEARCH)
+    if unknown:
+        raise TypeError(f"unknown argument {next(iter(unknown))!r}")
+
+
+def _doomed(ids: Sequence[str] | None, form: FilterForm) -> Filter | None:
+    return And() if ids is None and form is None else as_filter(form)

@@ -1,0 +1,99 @@
+"""From the structured queries that a language model writes to filters of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import date, timedelta
+from typing import Any
+
+from langchain_core.structured_query import (
+    Comparator,
+    Comparison,
+    FilterDirective,
+    Operation,
+    Operator,
+    StructuredQuery,
+    Visitor,
+)
+
+from twinvec.errors import FilterError
+from twinvec_stores import And, Filter, Not, Or, parse_filter
+
+_JOINS: Mapping[Operator, Callable[..., Filter]] = {Operator.AND: And, Operator.OR: Or}
+
+
+class TwinVecTranslator(Visitor):
+    """For ``SelfQueryRetriever.from_llm(..., structured_query_translator=TwinVecTranslator())``.
+
+    LangChain's own table of translators knows no packages but its own, so it has to be passed. CONTAIN finds an item of
+    a list, or a part of a string; LIKE a part of a string, or with "abc%" its start, in any case. A date equals all of
+    its day.
+    """
+
+    allowed_comparators = tuple(Comparator)
+    allowed_operators = tuple(Operator)
+
+    def visit_operation(self, operation: Operation) -> Filter:
+        """Return the conditions of an operation, joined."""
+        self._validate_func(operation.operator)
+        parts = [self._filter(argument) for argument in operation.arguments]
+        if operation.operator is Operator.NOT:
+            return Not(And(*parts)) if len(parts) > 1 else Not(*parts)
+        return _JOINS[operation.operator](*parts)
+
+    def visit_comparison(self, comparison: Comparison) -> Filter:
+        """Return the condition of a comparison.
+
+        Raises:
+            FilterError: a value that cannot be compared with.
+        """
+        self._validate_func(comparison.comparator)
+        field, value = comparison.attribute, _plain(comparison.value)
+        match comparison.comparator:
+            case Comparator.CONTAIN if isinstance(value, str):
+                return Or(parse_filter({field: value}), parse_filter({field: {"$contains": value}}))
+            case Comparator.CONTAIN:
+                return parse_filter({field: value})
+            case Comparator.LIKE:
+                return parse_filter({field: _like(field, value)})
+            case Comparator.EQ | Comparator.NE if _is_day(comparison.value):
+                day = parse_filter({field: {"$gte": value, "$lt": _day_after(value)}})
+                return day if comparison.comparator is Comparator.EQ else Not(day)
+            case Comparator.IN | Comparator.NIN if not isinstance(value, list):
+                value = [value]
+        return parse_filter({field: {f"${comparison.comparator.value}": value}})
+
+    def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
+        """Return the query, and the filter as arguments of a search."""
+        if structured_query.filter is None:
+            return structured_query.query, {}
+        return structured_query.query, {"filter": self._filter(structured_query.filter)}
+
+    def _filter(self, directive: FilterDirective) -> Filter:
+        made: Filter = directive.accept(self)
+        return made
+
+
+def _like(field: str, pattern: Any) -> dict[str, Any]:
+    """Return what a pattern of SQL means, as far as a store can tell."""
+    text = pattern.rstrip("%") if isinstance(pattern, str) else pattern
+    starts = isinstance(pattern, str) and pattern.endswith("%") and not pattern.startswith("%")
+    text = text.lstrip("%") if isinstance(text, str) else text
+    if isinstance(text, str) and ("%" in text or (pattern.startswith("%") and not pattern.endswith("%"))):
+        raise FilterError(f"{field}: like {pattern!r:.60} is neither a part of a string nor its start")
+    return {"$istartswith" if starts else "$icontains": text}
+
+
+def _is_day(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "date"
+
+
+def _day_after(day: str) -> str:
+    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the form in which query constructors write dates."""
+    if isinstance(value, dict) and value.get("type") in ("date", "datetime"):
+        return value[value["type"]]
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
