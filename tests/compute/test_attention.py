@@ -146,6 +146,20 @@ def test_texts_of_the_batch_never_see_each_other() -> None:
     torch.testing.assert_close(after[:, 6:], before[:, 6:], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("lengths", [(7,), (1,), (3, 3, 4)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 2, 7])
+def test_rows_of_no_text_are_seen_by_none(lengths: tuple[int, ...], causal: bool, window: int | None) -> None:
+    """A batch is filled up with them to a size that products have a plan for."""
+    inputs = make_inputs(lengths, Shape(heads=4, kv_heads=2))
+    query, key, value = (torch.cat([x, torch.full_like(x[:, :, :1], 1e3).expand(-1, -1, 5, -1)], 2) for x in inputs[:3])
+    out = run(attention.sdpa, Inputs(query, key, value, inputs.packed), sliding_window=window, is_causal=causal)
+    assert out.shape[1] == sum(lengths) + 5
+    assert out.isfinite().all()
+    wanted = expected(inputs, causal=causal, window=window, scaling=None)
+    torch.testing.assert_close(out[:, : sum(lengths)], wanted, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize(("attribute", "argument", "causal"), [
     (None, None, False), (True, None, True), (False, None, False), (True, False, False), (False, True, True),
 ])  # fmt: skip
@@ -169,6 +183,21 @@ def test_the_dtype_stays(dtype: torch.dtype) -> None:
     wanted = expected(inputs, causal=False, window=None, scaling=None)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(out.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("lengths", [(1, 40, 40, 130), (40,), (5,)])
+@pytest.mark.parametrize("shape", [Shape(), Shape(heads=6, kv_heads=2, dim_v=12)], ids=str)
+def test_bfloat16_with_and_without_amx(
+    amx: bool, lengths: tuple[int, ...], shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_has_amx", lambda: amx)
+    inputs = make_inputs(lengths, shape, torch.bfloat16)
+    inputs = inputs._replace(query=inputs.query / 4, key=inputs.key / 4)
+    out = run(attention.sdpa, inputs)
+    torch.testing.assert_close(
+        out.double(), expected(inputs, causal=False, window=None, scaling=None), atol=3e-2, rtol=3e-2
+    )
 
 
 def flash_semantics(

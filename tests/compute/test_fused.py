@@ -203,6 +203,20 @@ def test_positions_do_not_count_a_pad_token_inside_a_text(name: str) -> None:
 
 
 @LAYOUTS
+@pytest.mark.parametrize("name", ["bert", "electra"])
+def test_token_types_are_those_of_the_caller(name: str, device: torch.device) -> None:
+    family, batch = FAMILIES[name], make_batch((9,))
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    backbone = family.wrap(family.build())
+    assert isinstance(backbone, PackedTransformer)
+    backbone.fuse(device)
+    options = {"input_ids": batch.input_ids[None], "token_type_ids": types}
+    found = backbone.model(position_ids=batch.position_ids[None], packed=batch, **options).last_hidden_state
+    wanted = family.build()(**options).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("name", FAMILIES)
 def test_joining_keeps_the_number_of_weights_and_gives_the_single_ones_up(name: str, device: torch.device) -> None:
     family = FAMILIES[name]
@@ -269,6 +283,6 @@ def test_every_class_that_is_known_was_met(monkeypatch: pytest.MonkeyPatch) -> N
         family.wrap(family.build()).fuse(CPU)
     known = set().union(
         fused._ROTARY, fused._ABSOLUTE, fused._GATED, fused._PLAIN, fused._POST_NORM, fused._PRE_NORM, fused._SUMS,
-        fused._RMS, fused._LAYERS, fused._MODELS,
+        fused._RMS, fused._MODELS,
     )  # fmt: skip
     assert known - met == NO_SUCH_STEP

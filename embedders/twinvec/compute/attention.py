@@ -24,6 +24,7 @@ from twinvec.errors import ConfigurationError
 PREFIX = "twinvec_"
 _HALF = (torch.float16, torch.bfloat16)
 _SCORE_BYTES = 2**22
+_SHORT = 32  # tokens of texts whose products are nothing beside the calls
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
@@ -54,6 +55,10 @@ class _Options:
     scaling: float | None
     sliding_window: int | None
     causal: bool
+
+    def window(self, length: int) -> int | None:
+        """Return the window where it hides anything of a text."""
+        return self.sliding_window if self.sliding_window is not None and self.sliding_window < length else None
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TokenBatch, _Options], torch.Tensor]
@@ -88,31 +93,45 @@ def sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: TokenBatch, options: _Options
 ) -> torch.Tensor:
     """Run one call per run of texts of equal length."""
-    heads, dim_v = query.shape[1], value.shape[-1]
+    n, heads, dim_v = packed.n_tokens, query.shape[1], value.shape[-1]
+    if len(packed.lengths) == 1 and options.window(n) is None and not _in_products(query, n, options):
+        # rows of no text look at the only one as well: nothing has to be copied
+        return _fused(query, key[:, :, :n], value[:, :, :n], options).transpose(1, 2)
     out = query.new_empty(1, query.shape[2], heads, dim_v)
-    out[0, packed.n_tokens :] = 0  # rows of no text (``filled``)
+    out[0, n:] = 0  # rows of no text (``filled``)
     for start, count, length in packed.runs:
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
         to = out[0, start:stop].view(count, length, heads, dim_v).transpose(1, 2)
-        window = options.sliding_window
-        if window is not None and window >= length:
-            window = None
-        if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not options.causal and window is None:
+        if _in_products(query, length, options):
             _products(q, k, v, options.scaling, to)
-            continue
-        to.copy_(
-            F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if window is None else _window_mask(length, window, options.causal, query.device),
-                is_causal=options.causal and window is None and length > 1,
-                scale=options.scaling,
-                enable_gqa=key.shape[1] != heads,
-            )
-        )
+        else:
+            to.copy_(_fused(q, k, v, options))
     return out
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: _Options) -> torch.Tensor:
+    """Return torch's attention; all are [texts, heads, length, dim]."""
+    window = options.window(key.shape[2])
+    return F.scaled_dot_product_attention(
+        query, key, value,
+        attn_mask=None if window is None else _window_mask(key.shape[2], window, options.causal, query.device),
+        is_causal=options.causal and window is None and key.shape[2] > 1,
+        scale=options.scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )  # fmt: skip
+
+
+def _in_products(query: torch.Tensor, length: int, options: _Options) -> bool:
+    """Return whether ``_products`` is faster: of bfloat16 instructions the fused kernel reaches AMX alone."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length <= _SHORT:
+        return False
+    return not options.causal and options.window(length) is None and not _has_amx()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @_register
@@ -169,8 +188,7 @@ def _ragged(
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor) -> None:
     """Attend without a mask by two matrix products per block of queries; all are [texts, heads, length, dim].
 
-    The CPU's fused kernel does not reach its bfloat16 instructions: these products are about twice as fast. Scores are
-    rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
+    Scores are rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:

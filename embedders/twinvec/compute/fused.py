@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import AttentionInterface
@@ -28,7 +29,6 @@ _ROTARY = {f"{name}Attention" for name in _NAMES}
 _ABSOLUTE = {f"{name}SelfAttention" for name in _BERTS}
 _GATED = {f"{name}MLP" for name in (*_NAMES, "Gemma3", "DeepseekV3")}  # not all of them are gated
 _PLAIN = {f"{name}Intermediate" for name in (*_BERTS, "MPNet")}
-_LAYERS = {f"{name}Layer" for name in _BERTS}
 _MODELS = {f"{name}Model" for name in _BERTS}
 _POST_NORM = {f"{name}Layer" for name in ("Gte", "NomicBert", "JinaEmbeddingsV3")}
 _PRE_NORM = {f"{name}DecoderLayer" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "Qwen3")}
@@ -67,8 +67,8 @@ def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:  # n
     on_cpu = device.type == "cpu"
     if packed and (name in _POST_NORM or name in _PRE_NORM):
         return _post_norm if name in _POST_NORM else _pre_norm
-    if packed and on_cpu and (name in _LAYERS or name in _MODELS):
-        return _bert_layer if name in _LAYERS else _bert_model
+    if packed and on_cpu and name in _MODELS:
+        return _bert_model
     if name in _GATED and hasattr(module, "gate_proj") and type(module.act_fn).__name__ in _ACTIVATIONS:
         if not on_cpu:
             _join(module, "gate_up_proj", ("gate_proj", "up_proj"))
@@ -106,7 +106,7 @@ def _post_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = No
         hidden = add_norm(attended, hidden, _norm(self.post_attention_layernorm))
         return add_norm(self.mlp(hidden), hidden, _norm(self.post_mlp_layernorm))
 
-    return _in_slices(rest, hidden_states, attended)
+    return _in_slices(rest, hidden_states[0], attended[0])[None]
 
 
 def _pre_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = None, **options: Any) -> torch.Tensor:
@@ -116,38 +116,49 @@ def _pre_norm(self: Any, hidden_states: torch.Tensor, attention_mask: None = Non
         normed = add_norm(attended, hidden, _norm(self.post_attention_layernorm), keep_sum=True)
         return hidden.add_(self.mlp(normed))
 
-    return _in_slices(rest, hidden_states, attended)
-
-
-def _bert_layer(self: Any, hidden_states: torch.Tensor, *unused: None, **options: Any) -> torch.Tensor:
-    attended, _ = self.attention.self(hidden_states, **options)
-
-    def rest(hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden = self.attention.output(attended, hidden)
-        return cast(torch.Tensor, self.output(self.intermediate(hidden), hidden))
-
-    return _in_slices(rest, hidden_states, attended)
+    return _in_slices(rest, hidden_states[0], attended[0])[None]
 
 
 def _bert_model(
-    self: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, packed: TokenBatch, **unused: Any
-) -> BaseModelOutput:
-    """Layer after layer: what the class does around them for training and masks takes as long as a query's layer."""
-    hidden = self.embeddings(input_ids=input_ids, position_ids=position_ids)
+    self: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, packed: TokenBatch,
+    token_type_ids: torch.Tensor | None = None, **unused: Any,
+) -> BaseModelOutput:  # fmt: skip
+    """All layers without a call of a module: with what classes do for training and masks those take a query's time."""
+    embeddings = self.embeddings
+    rows = F.embedding(input_ids[0], embeddings.word_embeddings.weight)
+    types = embeddings.token_type_embeddings.weight
+    rows.add_(types[0] if token_type_ids is None else F.embedding(token_type_ids[0], types))
+    rows.add_(F.embedding(position_ids[0], embeddings.position_embeddings.weight))
+    rows = apply_norm(rows, _norm(embeddings.LayerNorm))
     if hasattr(self, "embeddings_project"):
-        hidden = self.embeddings_project(hidden)
+        rows = product(self.embeddings_project, rows)
     for layer in self.encoder.layer:
-        hidden = layer.forward(hidden, packed=packed)
-    return BaseModelOutput(last_hidden_state=hidden)
+        rows = _bert_layer(layer, rows, packed)
+    return BaseModelOutput(last_hidden_state=rows[None])
+
+
+def _bert_layer(layer: Any, rows: torch.Tensor, packed: TokenBatch) -> torch.Tensor:
+    attention, inner, output = layer.attention.self, layer.intermediate, layer.output
+    out, first, second = layer.attention.output.dense, *(_norm(p.LayerNorm) for p in (layer.attention.output, output))
+    activation = _ACTIVATIONS.get(type(inner.intermediate_act_fn).__name__)
+    heads = product(attention.qkv_proj, rows).unflatten(-1, (3, -1, attention.attention_head_size))
+    attended = _attend(attention, *heads.unbind(1), packed=packed)[0]
+
+    def rest(hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden = apply_norm(product(out, attended, plus=hidden), first)
+        wide = inner(hidden) if activation is None else product(inner.dense, hidden, activation)
+        return apply_norm(product(output.dense, wide, plus=hidden), second)
+
+    return _in_slices(rest, rows, attended)
 
 
 def _in_slices(rest: Callable[..., torch.Tensor], hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Run what follows attention; both are [1, tokens, width], ``hidden`` may be overwritten."""
-    parts = list(slices(hidden.shape[1])) if hidden.device.type == "cpu" else []
+    """Run what follows attention; both are [tokens, width], ``hidden`` may be overwritten."""
+    parts = list(slices(len(hidden))) if hidden.device.type == "cpu" else []
     if len(parts) < 2:
         return rest(hidden, attended)
     for part in parts:
-        hidden[:, part] = rest(hidden[:, part], attended[:, part])
+        hidden[part] = rest(hidden[part], attended[part])
     return hidden
 
 

@@ -103,16 +103,15 @@ class PackedLinear(nn.Module):
     def _slice(
         self, rows: torch.Tensor, activation: Activation | None, plus: torch.Tensor | None, times: torch.Tensor | None
     ) -> torch.Tensor:
-        n = len(rows)
-        other = plus if times is None else times
-        rows, filled = _fill(rows), None if other is None else _fill(other)
+        n, other = len(rows), plus if times is None else times
         ops: Any = torch.ops.mkldnn._linear_pointwise
-        if filled is not None:
-            out = ops.binary(rows, filled, self._weight, self.bias, "add" if times is None else "mul")
+        if other is not None:
+            how = "add" if times is None else "mul"
+            out: torch.Tensor = ops.binary(_fill(rows), _fill(other), self._weight, self.bias, how)
         else:
             name, algorithm = ("none", "") if activation is None else _POST_OPS[activation]
-            out = ops(rows, self._weight, self.bias, name, [], algorithm)
-        return out[:n]  # type: ignore[no-any-return]
+            out = ops(_fill(rows), self._weight, self.bias, name, [], algorithm)
+        return out if len(out) == n else out[:n]
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows."""
@@ -170,8 +169,8 @@ def filled_rows(rows: int) -> int:
 
 def _fill(rows: torch.Tensor) -> torch.Tensor:
     """Return rows with as many of zeros behind them as the next size takes."""
-    size = filled_rows(len(rows))
-    return rows.contiguous() if size == len(rows) else nn.functional.pad(rows, (0, 0, 0, size - len(rows)))
+    more = filled_rows(len(rows)) - len(rows)
+    return nn.functional.pad(rows, (0, 0, 0, more)) if more else rows.contiguous()
 
 
 def pack(model: nn.Module) -> None:
