@@ -112,7 +112,7 @@ def test_sdpa_is_the_softmax_of_each_text(
     torch.testing.assert_close(out, wanted, atol=1e-12, rtol=1e-10)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=8),
     causal=st.booleans(),
