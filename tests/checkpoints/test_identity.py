@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from checkpoints.digests import digest_of, digests_of_copies
 from reference.gte import build_gte
 from reference.sentence_layouts import build_sentence_transformer
 from support import TEXTS, dense_of, sparse_of
@@ -40,10 +41,6 @@ def file(content: bytes, tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     return path
-
-
-def digest_of(file: Path, memory: Path) -> str:
-    return identify({"weights": file}, memory).digest
 
 
 def expected(content: bytes) -> str:
@@ -145,10 +142,6 @@ def test_the_memory_stays_small(file: Path, tmp_path: Path, monkeypatch: pytest.
     for number in range(30):
         digest_of(Path(shutil.copy(file, tmp_path / f"{number}")), tmp_path / "memory")
     assert 5 <= len(list((tmp_path / "memory").iterdir())) <= 10
-
-
-def digests_of_copies(folder: Path, memory: Path) -> list[str]:
-    return [digest_of(folder / f"{number}", memory) for number in [*range(8)] * 3]
 
 
 def test_processes_share_a_memory(content: bytes, tmp_path: Path) -> None:
