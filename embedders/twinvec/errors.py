@@ -22,6 +22,7 @@ TwinVecError
     ├── StoreNotFoundError       the store does not exist, and creating it was not asked for
     ├── StoreLockedError         another process has the folder open
     ├── StoreClosedError         used after close()
+    ├── StoreReadOnlyError       a write to a store that was opened with read_only=True
     ├── StoreMismatchError       a store made with other settings or by another version
     │   └── FingerprintMismatchError  made with another model: .stored, .given
     ├── StoreEngineError         the engine failed, or the server cannot be reached
@@ -31,6 +32,7 @@ TwinVecError
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
 DoublePromptWarning              texts begin with the prompt that goes before them (a UserWarning, once per call)
+FusionWarning                    fusion="weighted" where scores have another scale than its weights (a UserWarning)
 """
 
 from __future__ import annotations
@@ -183,6 +185,10 @@ class StoreClosedError(StoreError):
     """The store has been closed."""
 
 
+class StoreReadOnlyError(StoreError):
+    """The store was opened for reading only."""
+
+
 class StoreMismatchError(StoreError):
     """A store that was made with other settings, or by a version that cannot be read."""
 
@@ -244,6 +250,10 @@ class FilterError(StoreError, ValueError):
 
 class IngestError(StoreError):
     """A source that cannot be read, or a bad row with ``on_error="stop"``."""
+
+
+class FusionWarning(UserWarning):
+    """A fusion of raw scores whose weights were made for the scores of another model."""
 
 
 class TruncationWarning(UserWarning):

@@ -32,11 +32,19 @@ class OnError(str, Enum):
     STOP = "stop"
 
 
-_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md) or folders of texts."
+class Context(str, Enum):
+    """What stands before a chunk when it is embedded."""
+
+    HEADINGS = "headings"
+
+
+_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz) or folders of texts."
 _MODEL = "Folder or hub id; only needed where the store is new."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
+_CONTEXT = "headings: embed each chunk with its document's title and headings before it."
+_METADATA = "Fields to keep as metadata, with commas between; the others are left out."
 _PRUNE = "Delete what the store has and the source does not."
 
 
@@ -53,8 +61,13 @@ def ingest(
     ] = None,
     text_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the text.")] = "text",
     id_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the id; _id will do for id.")] = "id",
+    delimiter: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="Between the cells of tables. Default: seen.", show_default=False)
+    ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help=_CHUNK)] = None,
     overlap_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens that chunks share.")] = 0,
+    chunk_context: Annotated[Context | None, typer.Option(metavar="HOW", help=_CONTEXT, show_default=False)] = None,
+    metadata_fields: Annotated[str | None, typer.Option(metavar="NAMES", help=_METADATA, show_default=False)] = None,
     field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
     on_error: Annotated[OnError, typer.Option(metavar="HOW", help="skip or stop, at a bad row.")] = OnError.SKIP,
@@ -103,8 +116,13 @@ def ingest(
             store,
             text_field=text_field,
             id_field=id_field,
+            delimiter={"\\t": "\t"}.get(delimiter or "", delimiter),
             chunk_tokens=chunk_tokens,
             overlap_tokens=overlap_tokens,
+            chunk_context=chunk_context.value if chunk_context is not None else None,
+            metadata_fields=None
+            if metadata_fields is None
+            else [n.strip() for n in metadata_fields.split(",") if n.strip()],
             prune=prune,
             on_error=on_error.value,
             batch_size=batch_size,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinvec.errors import ConfigurationError, FilterError
+from twinvec.errors import ConfigurationError, FilterError, StoreLockedError
 from twinvec_cli.console import note
 from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from twinvec_stores import Result
+    from twinvec_stores import HybridStore, Result
 
 
 class Mode(str, Enum):
@@ -84,7 +84,7 @@ def search(
 
     [bold]twinvec search http://localhost:6333 - --json < questions.txt > found.jsonl[/bold]
     """
-    from twinvec_stores import HybridIndex, load_embedder, open_store
+    from twinvec_stores import HybridIndex, load_embedder
 
     options: dict[str, Any] = {
         "k": k,
@@ -101,7 +101,7 @@ def search(
     if (chosen := _fusion(fusion, dense_weight, sparse_weight)) is not None:
         options["fusion"] = chosen
     queries = _queries(query)
-    with open_store(location, collection=collection) as store:
+    with _opened(location, collection) as store:
         note(f"Loading {store.config.model} ...")
         with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
             found = HybridIndex(embedder, store).search_many(queries, task=task, **options)
@@ -110,6 +110,16 @@ def search(
             typer.echo(json.dumps({"query": text, "results": [_facts(r) for r in results]}, ensure_ascii=False))
         else:
             _print(text, results, explain=explain)
+
+
+def _opened(location: str, collection: str | None) -> HybridStore:
+    """Open a store; where a process writes into it, say an ingest, what it has by now."""
+    from twinvec_stores import open_store
+
+    try:
+        return open_store(location, collection=collection)
+    except StoreLockedError:
+        return open_store(location, collection=collection, read_only=True)
 
 
 def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weight: float | None) -> Any:

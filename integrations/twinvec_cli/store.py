@@ -14,7 +14,7 @@ from twinvec_cli.options import Collection, Store
 if TYPE_CHECKING:
     from twinvec_stores import StoreInfo
 
-store = typer.Typer(no_args_is_help=True, help="Look at a store, optimize it, export and import it.")
+store = typer.Typer(no_args_is_help=True, help="Look at a store, verify and optimize it, export and import it.")
 
 _FILE = "FILE.jsonl, or FILE.jsonl.gz for a compressed one."
 
@@ -71,6 +71,40 @@ def reset_search(location: Store, collection: Collection = None) -> None:
     with open_store(location, collection=collection) as opened:
         opened.set_search({})
     typer.echo(f"{location}: searched with the defaults")
+
+
+@store.command()
+def verify(
+    location: Store,
+    collection: Collection = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Read only N records, drawn at random.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for damage: records against their checksums, and the indexes against the records.
+
+    Ends with status 1 where something was found.
+    """
+    from dataclasses import asdict
+
+    from twinvec_stores import open_store, verify_store
+
+    with open_store(location, collection=collection) as opened:
+        total = opened.count()
+        with progress_line() as show:
+            found = verify_store(opened, sample=sample, progress=lambda done: show(f"Verifying: {done} of {total}"))
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "intact": found.intact}, indent=2))
+    else:
+        for damage in found.damages:
+            warn(damage.reason if damage.id is None else f"{damage.id}: {damage.reason}")
+        if found.unsigned:
+            warn(f"{found.unsigned} records have no checksum, being of an earlier version: export and import the store")
+        state = "intact" if found.intact else f"{len(found.damages)} findings"
+        typer.echo(f"{found.records} of {found.total} records read: {state}")
+    if not found.intact:
+        raise typer.Exit(1)
 
 
 @store.command()

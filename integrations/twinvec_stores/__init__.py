@@ -1,5 +1,6 @@
 """Hybrid stores: dense and sparse vectors with text and metadata, from a laptop's folder to a cluster."""
 
+from twinvec_stores.checking import Damage, Verification, verify_store
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
@@ -35,6 +36,7 @@ from twinvec_stores.transfer import copy_store, export_store, import_store, read
 __all__ = [
     "And",
     "Contains",
+    "Damage",
     "DenseQuery",
     "Document",
     "EmbeddedStore",
@@ -66,6 +68,7 @@ __all__ = [
     "StartsWith",
     "StoreConfig",
     "StoreInfo",
+    "Verification",
     "aingest",
     "copy_store",
     "export_store",
@@ -77,4 +80,5 @@ __all__ = [
     "plain_id",
     "plain_metadata",
     "read_export",
+    "verify_store",
 ]

@@ -126,6 +126,10 @@ class StoreConfig:
             )
         if {*data, "search"} != {f.name for f in fields(cls)}:  # stores from before "search" lack it
             raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
+        kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("fingerprint", "model", "document_prompt"), str)
+        kinds |= {"recipe": dict, "fields": dict, "sparse": bool, "idf": bool}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(data[name], kind)]:
+            raise StoreMismatchError(f"{where}: its configuration is damaged ({wrong[0]} is {data[wrong[0]]!r:.60})")
         try:
             return cls(**data)
         except (AttributeError, TypeError, ValueError) as error:

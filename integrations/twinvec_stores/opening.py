@@ -20,6 +20,7 @@ def open_store(
     config: StoreConfig | None = None,
     *,
     collection: str | None = None,
+    read_only: bool = False,
     **options: Any,
 ) -> HybridStore:
     """Open a store, or make it.
@@ -28,6 +29,7 @@ def open_store(
         location: a folder; the url of a Qdrant server (http:// or https://); or ":memory:".
         config: what it holds; see ``EmbeddedStore``. ":memory:" needs it.
         collection: name on the server; default "twinvec".
+        read_only: of a folder: read a copy, whoever else has it open; see ``EmbeddedStore``.
         options: more arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
             collection_options ...
 
@@ -36,7 +38,10 @@ def open_store(
         StoreError: see ``EmbeddedStore`` and ``QdrantStore``.
     """
     where = os.fspath(location)
-    if where.startswith(("http://", "https://")):
+    is_server = where.startswith(("http://", "https://"))
+    if read_only and (is_server or where == ":memory:"):
+        raise ConfigurationError("read_only is for a folder: a server takes several clients, memory has one")
+    if is_server:
         options.setdefault("api_key", Settings.from_env().qdrant_api_key)
         return QdrantStore(where, collection or "twinvec", config, **options)
     given = [*(["collection"] if collection is not None else []), *options]
@@ -46,7 +51,7 @@ def open_store(
         if config is None:
             raise ConfigurationError('":memory:" is always a new store: it needs a StoreConfig')
         return MemoryStore(config)
-    return EmbeddedStore(where, config)
+    return EmbeddedStore(where, config, read_only=read_only)
 
 
 def load_embedder(store: HybridStore, *, trust_remote_code: bool = False, **options: Any) -> Embedder:

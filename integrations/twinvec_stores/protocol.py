@@ -18,11 +18,21 @@ from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Filter, HasId, Not, Or, check_filter, leaves
 from twinvec_stores.filters.matching import matches
-from twinvec_stores.records import Hit, Record, RecordBatch, StoreQuery, check_batch, check_ids, check_query
+from twinvec_stores.records import (
+    Hit,
+    Record,
+    RecordBatch,
+    StoreQuery,
+    check_batch,
+    check_ids,
+    check_query,
+    is_point_id,
+)
 
 _Store = TypeVar("_Store", bound="HybridStore")
 Progress: TypeAlias = Callable[[float, int], None]
 MAX_SCROLL = 10_000
+MAX_LIMIT = 2**31 - 1
 _SPARE = 16  # hits asked for beyond the limit, to see whether a tie goes across it
 
 
@@ -54,9 +64,14 @@ class HybridStore(ABC):
 
     Thread safe. Every method has an async twin with the same name after an ``a``. Use as a context manager, or call
     ``close``.
+
+    Attributes:
+        config: what the store was made with.
+        has_indexes: it keeps something beside the records that could differ from them.
     """
 
     config: StoreConfig
+    has_indexes: bool = True
 
     def upsert(self, batch: RecordBatch) -> None:
         """Write records; those with known ids are replaced.
@@ -281,6 +296,8 @@ class HybridStore(ABC):
         self, cursor: str | None, limit: int, filter: Filter | None, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
         condition, most = everything(filter), check_limit(limit, MAX_SCROLL)
+        if cursor is not None and not (isinstance(cursor, str) and self._is_cursor(cursor)):
+            raise ConfigurationError(f"cursor={cursor!r:.60} is none that a page of this store came with")
         if not self._hard(condition):
             return await self._scroll(cursor, most, condition, with_vectors)
         page, following = await self._scroll(cursor, most, self._easy(condition), with_vectors)
@@ -291,7 +308,10 @@ class HybridStore(ABC):
     ) -> list[list[Hit]]:
         """Ask for more hits than wanted until no tie goes across the last one: engines break ties in their own ways."""
         checked = [check_query(query, self.config) for query in queries]
-        wanted, condition = check_limit(limit) + _SPARE, await self._condition(filter)
+        limit, condition = check_limit(limit), await self._condition(filter)
+        if limit > MAX_SCROLL:  # engines make room for as many as they are asked for
+            limit = min(limit, max(await self._count(condition), 1))
+        wanted = limit + _SPARE
         rankings: list[list[Hit]] = [[] for _ in checked]
         rows = list(range(len(checked)))
         while rows:
@@ -307,6 +327,10 @@ class HybridStore(ABC):
     def _answers(self, condition: Filter) -> bool:
         """Return whether the engine can be asked for a condition on one field; else all records are compared here."""
         return True
+
+    def _is_cursor(self, cursor: str) -> bool:
+        """Return whether a page of this engine may have come with a cursor."""
+        return is_point_id(cursor)
 
     async def _condition(self, filter: Filter | None) -> Filter:
         """Return a filter that the engine can be asked for: what it cannot is replaced by the ids that match."""
@@ -351,14 +375,14 @@ class HybridStore(ABC):
         await self.aclose()
 
 
-def check_limit(limit: int, most: int | None = None, name: str = "limit") -> int:
+def check_limit(limit: int, most: int = MAX_LIMIT, name: str = "limit") -> int:
     """Return a limit if it is a whole number of at least 1.
 
     Raises:
         ConfigurationError: it is not.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1 or (most is not None and limit > most):
-        raise ConfigurationError(f"{name}={limit!r} must be a whole number from 1{f' to {most}' if most else ''}")
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
+        raise ConfigurationError(f"{name}={limit!r} must be a whole number from 1 to {most}")
     return limit
 
 

@@ -6,7 +6,9 @@ that it cannot read again. So everything is checked here, once, for every engine
 
 from __future__ import annotations
 
+import json
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -38,6 +40,7 @@ class Record:
         provenance: JSON object of the ingestion: the document and the part of it that the text is, its hash.
         dense: float32 [dim], where asked for and kept.
         sparse: sparse row, where asked for and kept.
+        checksum: what ``checksum`` gave when it was written; only where it was read with its vectors.
     """
 
     id: str
@@ -46,6 +49,7 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     dense: Float32 | None = None
     sparse: SparseVector | None = None
+    checksum: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +135,25 @@ StoreQuery: TypeAlias = "DenseQuery | SparseQuery"
 def point_id(id: str) -> str:
     """Return the engine's id of a record: uuid5 of the caller's."""
     return str(uuid.uuid5(_NAMESPACE, id))
+
+
+def is_point_id(text: str) -> bool:
+    """Return whether a text may be an engine's id."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def checksum(record: Record) -> int:
+    """Return the CRC-32 of all that a record is, vectors included; any single flipped bit changes it."""
+    content = json.dumps([record.id, record.text, record.metadata, record.provenance], sort_keys=True)
+    found = zlib.crc32(content.encode())
+    if record.dense is not None:
+        found = zlib.crc32(record.dense.tobytes(), found)
+    if record.sparse is not None:
+        found = zlib.crc32(record.sparse.values.tobytes(), zlib.crc32(record.sparse.indices.tobytes(), found))
+    return found
 
 
 def check_ids(ids: Sequence[Any]) -> list[str]:

@@ -28,6 +28,7 @@ class ScopedStore(HybridStore):
         """Make a view; see ``HybridIndex.scoped``."""
         self._store, self._scope = store, check_filter(scope)
         self.config = store.config
+        self.has_indexes = store.has_indexes
         self._defaults: dict[str, Any] = {}
         for part in scope.filters if isinstance(scope, And) else (scope,):
             if isinstance(part, Eq) and len(keys := parse_field(part.field)) == 1:
@@ -48,6 +49,9 @@ class ScopedStore(HybridStore):
 
     def _answers(self, condition: Filter) -> bool:
         return self._store._answers(condition)
+
+    def _is_cursor(self, cursor: str) -> bool:
+        return self._store._is_cursor(cursor)
 
     async def _within(self, filter: Filter) -> Filter:
         return await self._store._condition(self._scope if filter == And() else And(self._scope, filter))

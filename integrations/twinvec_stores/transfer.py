@@ -23,6 +23,7 @@ import numpy as np
 
 from twinvec.errors import StoreMismatchError
 from twinvec.vectors import SparseVector
+from twinvec_stores.checking import undamaged
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
@@ -46,10 +47,13 @@ def copy_store(source: HybridStore, target: HybridStore, progress: Progress | No
 
     Raises:
         FingerprintMismatchError: the target holds another model's vectors.
+        StoreEngineError: a record is damaged; those before it are written.
     """
     target.config.check(_without_settings(source.config), repr(target))
     return _write(
-        target, (record for page in source.scroll_all(limit=_PAGE, with_vectors=True) for record in page), progress
+        target,
+        (undamaged(record) for page in source.scroll_all(limit=_PAGE, with_vectors=True) for record in page),
+        progress,
     )
 
 
@@ -58,6 +62,9 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
 
     Returns:
         The number of records.
+
+    Raises:
+        StoreEngineError: a record is damaged; nothing is written.
     """
     final = Path(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.new")
@@ -74,7 +81,7 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
             write({"format": _FORMAT, "config": store.config.to_dict()})
             for page in store.scroll_all(limit=_PAGE, with_vectors=True):
                 for record in page:
-                    write(_to_json(record))
+                    write(_to_json(undamaged(record)))
                 n += len(page)
                 if progress is not None:
                     progress(n)

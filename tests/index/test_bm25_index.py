@@ -5,6 +5,7 @@ The weights themselves are checked against the bm25s library in tests/text/test_
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from reference.giga import build_giga_0826
 from twinvec import Embedder
-from twinvec_stores import EmbeddedStore, HybridIndex, HybridStore, MemoryStore, StoreConfig
+from twinvec.errors import FusionWarning
+from twinvec_stores import EmbeddedStore, Fusion, HybridIndex, HybridStore, MemoryStore, StoreConfig
 
 TEXTS = {
     "a": "Столица России — Москва",
@@ -95,3 +97,15 @@ def test_inflected_words_are_found_and_explained(store: HybridStore, embedder: E
     assert why is not None
     assert [term for term, _, _ in why.terms] == ["столиц"]
     assert why.sparse_score == pytest.approx(best[0].score)
+
+
+def test_raw_scores_of_another_sparse_half_are_warned_of(store: HybridStore, embedder: Embedder) -> None:
+    index = HybridIndex(embedder, store)
+    index.add(["столица", "Python"], ids=["a", "b"])
+    with pytest.warns(FusionWarning, match="another scale"):
+        index.search("столица", k=1, fusion="weighted")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FusionWarning)
+        index.search("столица", k=1, fusion=Fusion("weighted", dense_weight=1, sparse_weight=0.02))
+        index.search("столица", k=1, fusion="weighted", mode="dense")
+        index.search("столица", k=1)

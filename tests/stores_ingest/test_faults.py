@@ -27,6 +27,7 @@ from twinvec.errors import (
 )
 from twinvec_stores import HybridStore, MemoryStore
 from twinvec_stores.ingestion import Document, aingest, ingest, sources
+from twinvec_stores.ingestion.readers import Reading
 
 ROWS = [Document(str(i), f"the capital {i}") for i in range(100)]
 Failing = Callable[[Any, str, BaseException, int], None]
@@ -49,6 +50,14 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
         monkeypatch.setattr(owner, name, method)
 
     return fail
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where a shell started these tests in the background, with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_main() -> None:
@@ -144,7 +153,7 @@ def test_a_file_that_cannot_be_read_further(
     embedder: Embedder, memory: MemoryStore, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lines("rows.jsonl", [{"id": document.id, "text": document.text} for document in ROWS])
-    source = sources.open_source(path, {})
+    source = sources.open_source(path, Reading({}))
 
     def rows() -> Any:
         for number, row in enumerate(source.rows()):

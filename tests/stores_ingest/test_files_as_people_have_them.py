@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import gzip
+import json
 import os
+import sys
+import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import Document as LlamaIndexDocument
+from typer.testing import CliRunner
 
 from twinvec import Embedder
-from twinvec.errors import IngestError
-from twinvec_stores import MemoryStore, ingest
+from twinvec.errors import ConfigurationError, IngestError
+from twinvec_cli.main import app
+from twinvec_stores import EmbeddedStore, MemoryStore, ingest
 from twinvec_stores.ingestion.chunking import Chunker
 
 
@@ -111,3 +119,202 @@ def test_why_it_did_not_prune_is_told(embedder: Embedder, memory: MemoryStore) -
     assert not report.pruned
     assert "nobody knows whose they were" in str(report)
     assert memory.count() == 2
+
+
+def pdf(*pages: str) -> bytes:
+    """A small PDF, written from the format's specification."""
+    kids = " ".join(f"{3 + 2 * i} 0 R" for i in range(len(pages)))
+    bodies = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>"]
+    font = "<< /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >>"
+    for i, text in enumerate(pages):
+        drawn = f"BT /F 12 Tf 20 100 Td ({text}) Tj ET"
+        bodies.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents {4 + 2 * i} 0 R /Resources {font} >>"
+        )
+        bodies.append(f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream")
+    content, places = b"%PDF-1.4\n", []
+    for number, body in enumerate(bodies, 1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    size = len(bodies) + 1
+    ending = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R >>\n"
+    ending += f"startxref\n{len(content)}\n%%EOF"
+    return content + ending.encode()
+
+
+PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>The
+ page</title><style>p {}</style></head><body><nav>Home</nav><h1>Fruit</h1><p>Apples &amp; pears.</p>
+<h2>Figs</h2><ul><li>one</li></ul><script>alert(1)</script></body></html>"""
+
+
+def test_pages_become_text_with_headings_and_a_title(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(PAGE)
+    (tmp_path / "b.HTM").write_bytes("<meta charset=windows-1251><p>Москва</p>".encode("windows-1251"))
+    (tmp_path / "c.rst").write_text("Fruit\n=====\n\nApples.\n")
+    (tmp_path / "d.pdf").write_bytes(pdf("Apples are red", "Pears are green"))
+    report = ingest(tmp_path, embedder, memory)
+    assert report.failed == 0
+    found = stored(memory)
+    assert found["a.html"][1] == {"title": "The page", "source": "a.html"}
+    assert found["a.html"][0].split("\n\n") == ["# Fruit", "Apples & pears.", "## Figs", "* one\n"]
+    assert found["b.HTM"][0].strip() == "Москва"
+    assert found["c.rst"] == ("Fruit\n=====\n\nApples.\n", {"source": "c.rst"})
+    assert found["d.pdf"][0].split("\n\n") == ["Apples are red", "Pears are green"]
+
+
+@pytest.mark.parametrize("content", [b"no", pdf("Apples")[:200], pdf("x")[:-40], pdf(" ")])
+def test_a_pdf_that_cannot_be_read_is_told(
+    embedder: Embedder, memory: MemoryStore, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.pdf").write_bytes(content)
+    report = ingest(tmp_path, embedder, memory)
+    assert report.new + report.failed == 1
+    assert all("PDF" in failure.reason or "OCR" in failure.reason for failure in report.failures)
+
+
+@pytest.mark.parametrize(("name", "module", "extra"), [("a.pdf", "pypdf", "pdf"), ("a.html", "bs4", "html")])
+def test_the_extra_that_is_missing_is_named(
+    embedder: Embedder,
+    memory: MemoryStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    module: str,
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("x")
+    report = ingest(tmp_path, embedder, memory)
+    assert f"twinvec[{extra}]" in report.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", '{"id": "1", "text": "apple"}\n'),
+        ("a.csv.gz", "id;text\n1;apple\n"),
+        ("a.tsv.GZ", "id\ttext\n1\tapple\n"),
+        ("1.txt.gz", "apple"),
+        ("1.md.gz", "apple"),
+        ("1.html.gz", "<p>apple</p>"),
+    ],
+)
+def test_compressed_files(embedder: Embedder, memory: MemoryStore, tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()))
+    report = ingest(path, embedder, memory)
+    assert (report.new, report.failed) == (1, 0)
+    assert [text.strip() for text, _ in stored(memory).values()] == ["apple"]
+    path.write_bytes(path.read_bytes()[:-9])
+    if "txt" in name or "html" in name or "md" in name:  # one document of a folder, perhaps
+        assert "damaged or cut off" in ingest(path, embedder, memory).failures[0].reason
+    else:
+        with pytest.raises(IngestError, match="damaged or cut off"):
+            ingest(path, embedder, memory)
+
+
+def test_quotes_are_letters_in_a_tsv_unless_they_are_around_cells(
+    embedder: Embedder, memory: MemoryStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('id\ttext\n1\t"Stop" he said\n2\t5" nails\n3\t"open\n4\tlast\n')
+    assert ingest(path, embedder, memory).new == 4
+    assert {id: text for id, (text, _) in stored(memory).items()} == {
+        "1": '"Stop" he said',
+        "2": '5" nails',
+        "3": '"open',
+        "4": "last",
+    }
+    path.write_text('id\ttext\n1\t"a ""word"" and\ta tab"\n')
+    other = MemoryStore(memory.config)
+    assert ingest(path, embedder, other).failed == 1  # a cell with a tab looks like two, of which one is not closed
+    path.write_text('"id"\t"text"\n"1"\t"a ""word"" here"\n')
+    ingest(path, embedder, other)
+    assert stored(other)["1"][0] == 'a "word" here'
+
+
+def test_a_given_delimiter(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,x~text\n1~apple, red\n")
+    ingest(path, embedder, memory, delimiter="~", id_field="id,x")
+    assert stored(memory) == {"1": ("apple, red", {})}
+    for wrong in ("", ";;", 7):
+        with pytest.raises(ConfigurationError, match="delimiter="):
+            ingest(path, embedder, memory, delimiter=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_newcomers_folder_with_one_command(gte_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text("apple")
+    (folder / "b.md").write_text("---\ntitle: Figs\n---\n# Figs\n\nSweet.\n")
+    (folder / "more" / "c.pdf").write_bytes(pdf("Pears are green"))
+    (folder / "more" / "d.html").write_text(PAGE)
+    (folder / "more" / "e.txt").write_bytes("Fübar".encode("latin-1"))
+    (folder / "empty.md").write_text("\n")
+    (folder / "f.png").write_bytes(b"x")
+    os.mkfifo(folder / "g.txt")
+    table = folder / "h.csv"
+    table.write_text("id;text;price\n1;plum;1,5\n2;lime;2\n3;too;many;cells\n")
+    arguments = ["ingest", str(folder), str(table), "-s", str(tmp_path / "s"), "-m", str(gte_folder), "--json"]
+    ended = CliRunner().invoke(app, [*arguments, "--chunk-tokens", "50", "--chunk-context", "headings"])
+    assert ended.exit_code == 1, ended.stderr
+    report = json.loads(ended.stdout)
+    assert report["new"] == 6  # a, b, c, d, and two rows
+    assert {Path(failure["where"].split(",")[0]).name for failure in report["failures"]} == {
+        "e.txt",
+        "empty.md",
+        "h.csv",
+    }
+    assert report["failed"] == 3
+    assert report["passed_over"] == {".png": 1, "no regular file": 1, ".csv": 1}
+    with EmbeddedStore(tmp_path / "s") as store:
+        records = [record for page in store.scroll_all() for record in page]
+    assert {record.provenance["document"] for record in records} == {
+        "a.txt",
+        "b.md",
+        "more/c.pdf",
+        "more/d.html",
+        "1",
+        "2",
+    }
+    assert len(records) == report["records"]
+
+
+def test_rows_of_a_data_frame(embedder: Embedder, memory: MemoryStore) -> None:
+    """What ``df.to_dict("records")`` gives: numpy's scalars, NaN, NaT, Timestamps."""
+
+    class Timestamp(datetime.datetime):
+        pass
+
+    class NaTType(datetime.datetime):
+        def __eq__(self, other: object) -> bool:
+            return False
+
+        def __ne__(self, other: object) -> bool:
+            return True
+
+        __hash__ = datetime.datetime.__hash__
+
+    nat = NaTType(2000, 1, 1)
+    name = uuid.uuid4()
+    rows = [
+        {
+            "id": np.int64(7),
+            "text": "apple",
+            "n": np.float64("nan"),
+            "day": Timestamp(2025, 1, 2),
+            "ok": np.bool_(True),
+        },
+        {"id": name, "text": "fig", "n": np.float32(0.5), "day": nat, "tags": {"b", "a"}, "many": np.array([1, 2])},
+        {"id": 3, "text": "left out", "n": 1, "day": None},
+    ]
+    assert ingest(rows, embedder, memory).failed == 0
+    found = {id: metadata for id, (_, metadata) in stored(memory).items()}
+    assert found["7"] == {"n": None, "day": "2025-01-02T00:00:00", "ok": True}
+    assert found[str(name)] == {"n": 0.5, "day": None, "tags": ["a", "b"], "many": [1, 2]}
+    other = MemoryStore(memory.config)
+    ingest(rows, embedder, other, metadata_fields=["day"])
+    assert {id: set(metadata) for id, (_, metadata) in stored(other).items()} == {id: {"day"} for id in found}

@@ -15,7 +15,8 @@ from stores_ingest.holding import held, texts
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores import MemoryStore, StoreConfig
-from twinvec_stores.ingestion import Document, IngestReport, ingest, readers
+from twinvec_stores.ingestion import Document, IngestReport, ingest, readers, tables
+from twinvec_stores.ingestion.readers import NOT_UTF8
 
 pa: Any = importlib.import_module("pyarrow")  # it has no types
 pq: Any = importlib.import_module("pyarrow.parquet")
@@ -77,7 +78,7 @@ def test_bad_json_lines(embedder: Embedder, memory: MemoryStore, lines: Lines) -
     found = failures(report)
     expected = [
         ("rows.jsonl, line 2", None, "not JSON ("),
-        ("rows.jsonl, line 3", None, "not UTF-8 (byte 21)"),
+        ("rows.jsonl, line 3", None, "byte 21 is not UTF-8"),
         ("rows.jsonl, line 4", None, "not a JSON object but a list"),
         ("rows.jsonl, line 5", "no text", "no field 'text' (its fields: id, body, other); see text_field"),
         ("rows.jsonl, line 6", "number", "the text must be a string, not int"),
@@ -133,7 +134,8 @@ def test_declared_fields_are_checked(embedder: Embedder, lines: Lines) -> None:
 def test_lines_without_end_are_given_up(
     embedder: Embedder, memory: MemoryStore, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_MAX_BYTES", 2**20)
+    for module in (readers, tables):
+        monkeypatch.setattr(module, "MAX_BYTES", 2**20)
     long = {"id": "long", "text": "x" * 2**22}
     path = lines("rows.jsonl", [{"id": "a", "text": "the"}, long, {"id": "b", "text": "query"}])
     report = ingest(path, embedder, memory)
@@ -180,7 +182,7 @@ def test_csv(embedder: Embedder, tmp_path: Path) -> None:
     assert records["b"].metadata == {"open": False, "lang": "", "other": ""}
     assert failures(report) == [
         ("rows.csv, line 6", None, "3 cells, the header has 7"),
-        ("rows.csv, line 7", None, "not UTF-8"),
+        ("rows.csv, line 7", None, NOT_UTF8),
         ("rows.csv, line 8", "e", "metadata field year is declared as integer, but holds 'old'"),
         ("rows.csv, line 9", None, "not readable as a table (',' expected after '\"')"),
     ]
@@ -267,7 +269,7 @@ def test_folder(embedder: Embedder, memory: MemoryStore, tmp_path: Path, monkeyp
         "z/e.txt": b"four",
         "b/.hidden/f.txt": b"no",
         ".g.txt": b"no",
-        "h.pdf": b"no",
+        "h.png": b"no",
         "z/bad.txt": b"\xff",
         "z/empty.txt": b"\n",
     }
@@ -277,7 +279,7 @@ def test_folder(embedder: Embedder, memory: MemoryStore, tmp_path: Path, monkeyp
     (root / "z" / "link.txt").symlink_to(root / "a.txt")
     (root / "z" / "gone.txt").symlink_to(root / "nothing.txt")
     (root / os.fsdecode(b"\xfe.txt")).write_bytes(b"x")
-    monkeypatch.setattr(readers, "_MAX_BYTES", 100)
+    monkeypatch.setattr("twinvec_stores.ingestion.texts.MAX_BYTES", 100)
     (root / "z" / "long.txt").write_bytes(b"x" * 101)
     report = ingest(root, embedder, memory)
     assert texts(memory) == {

@@ -6,7 +6,7 @@ import bisect
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,11 +17,15 @@ from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Filter
 from twinvec_stores.filters.matching import matches
 from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
-from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, checksum
+
+_CURSOR = "id:"
 
 
 class MemoryStore(HybridStore):
     """Records in this process only, searched exactly."""
+
+    has_indexes = False
 
     def __init__(self, config: StoreConfig) -> None:
         """Make an empty store."""
@@ -46,7 +50,7 @@ class MemoryStore(HybridStore):
     @threaded
     def _upsert(self, batch: RecordBatch) -> None:
         with self._lock:
-            self._all().update((record.id, _copied(record, with_vectors=True)) for record in batch)
+            self._all().update((record.id, _signed(record)) for record in batch)
             self._columns = None
 
     @threaded
@@ -81,9 +85,12 @@ class MemoryStore(HybridStore):
     ) -> tuple[list[Record], str | None]:
         with self._lock:
             ids = sorted(record.id for record in self._matching(filter))
-            start = 0 if cursor is None else bisect.bisect_left(ids, cursor)
+            start = 0 if cursor is None else bisect.bisect_left(ids, cursor.removeprefix(_CURSOR))
             page = [_copied(self._all()[id], with_vectors=with_vectors) for id in ids[start : start + limit]]
-            return page, ids[start + limit] if start + limit < len(ids) else None
+            return page, f"{_CURSOR}{ids[start + limit]}" if start + limit < len(ids) else None
+
+    def _is_cursor(self, cursor: str) -> bool:
+        return cursor.startswith(_CURSOR)
 
     @threaded
     def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
@@ -157,6 +164,10 @@ class _Columns:
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:limit]
 
 
+def _signed(record: Record) -> Record:
+    return replace(_copied(record, with_vectors=True), checksum=checksum(record))
+
+
 def _copied(record: Record, *, with_vectors: bool) -> Record:
     return Record(
         id=record.id,
@@ -165,4 +176,5 @@ def _copied(record: Record, *, with_vectors: bool) -> Record:
         provenance=copy.deepcopy(record.provenance),
         dense=record.dense.copy() if with_vectors and record.dense is not None else None,
         sparse=record.sparse.copy() if with_vectors and record.sparse is not None else None,
+        checksum=record.checksum if with_vectors else None,
     )

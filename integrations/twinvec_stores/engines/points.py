@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from twinvec.errors import StoreEngineError
 from twinvec.vectors import Float32, SparseVector
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import (
@@ -35,10 +36,10 @@ from twinvec_stores.filters.fields import field_values, parse_field, readings
 from twinvec_stores.filters.matching import words
 from twinvec_stores.filters.moments import moment
 from twinvec_stores.filters.numbers import Interval, comparable
-from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
+from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, checksum, point_id
 
 DENSE, SPARSE = "dense", "sparse"
-_EXACT = "exact"
+_EXACT, _CHECKSUM = "exact", "crc32"
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
 _SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # where engines read a float of 15 digits as another: see _payload
 _DERIVED_FIELDS = "derived"
@@ -110,7 +111,7 @@ class Dialect:
         points = []
         for i, record in enumerate(batch):
             vector: dict[str, Any] = {}
-            payload = _payload(record)
+            payload = {**_payload(record), _CHECKSUM: checksum(record)}
             if derived := _derived(record.metadata, self._config):
                 payload[_DERIVED_FIELDS] = derived
             if dense is not None:
@@ -316,25 +317,33 @@ def _shortened(value: Any) -> Any:
 
 
 def to_record(point: Any, config: StoreConfig) -> Record:
-    """Return a point that was read, as a record, with the vectors that came along."""
-    payload = point.payload
-    own = json.loads(payload[_EXACT]) if _EXACT in payload else payload
-    vectors = point.vector if isinstance(point.vector, dict) else {}
-    sparse = vectors.get(SPARSE)
-    with_vectors = bool(vectors)
-    return Record(
-        id=payload["id"],
-        text=payload["text"],
-        metadata=own["metadata"],
-        provenance=own.get("provenance", {}),
-        dense=np.array(vectors[DENSE], dtype=np.float32) if DENSE in vectors else None,
-        sparse=_row(sparse) if with_vectors and config.sparse else None,
-    )
+    """Return a point that was read, as a record, with the vectors that came along.
+
+    Raises:
+        StoreEngineError: it is no record of ours: it was damaged.
+    """
+    payload, vectors = point.payload, point.vector if isinstance(point.vector, dict) else {}
+    try:
+        own = json.loads(payload[_EXACT]) if _EXACT in payload else payload
+        return Record(
+            id=payload["id"],
+            text=payload["text"],
+            metadata=own["metadata"],
+            provenance=own.get("provenance", {}),
+            dense=np.array(vectors[DENSE], dtype=np.float32) if DENSE in vectors else None,
+            sparse=_row(vectors.get(SPARSE)) if vectors and config.sparse else None,
+            checksum=payload.get(_CHECKSUM) if vectors else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreEngineError(f"the record of the point {point.id} is damaged ({error!r}): ingest it again") from None
 
 
 def to_hits(points: Sequence[Any]) -> list[Hit]:
     """Return scored points as hits."""
-    return [Hit(point.payload["id"], point.score) for point in points]
+    try:
+        return [Hit(point.payload["id"], point.score) for point in points]
+    except (KeyError, TypeError) as error:
+        raise StoreEngineError(f"a record is damaged ({error!r}); see twinvec store verify") from None
 
 
 def _row(sparse: Any) -> SparseVector:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import TruncationWarning
 from twinvec.workers import in_thread
+from twinvec_stores.ingestion.chunking import ChunkContext
 from twinvec_stores.ingestion.pipeline import OnError, Options, Run
 from twinvec_stores.ingestion.reports import IngestReport
 from twinvec_stores.protocol import HybridStore
@@ -27,8 +28,10 @@ def ingest(
     id_field: str = "id",
     metadata_fields: Sequence[str] | None = None,
     document_field: str | None = None,
+    delimiter: str | None = None,
     chunk_tokens: int | None = None,
     overlap_tokens: int = 0,
+    chunk_context: ChunkContext | None = None,
     prune: bool = False,
     on_error: OnError = "skip",
     batch_size: int = 256,
@@ -40,11 +43,12 @@ def ingest(
     killed is resumed by the same call: the source is read again, and what the store has of it is skipped.
 
     Args:
-        source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown); a folder, whose
-            texts (.txt, .md, .markdown, in all folders below it that are not hidden; links to folders are not
-            followed) have their relative path as id; a list of Path objects; or any iterable of Documents
-            (LangChain's and LlamaIndex's, too, as their loaders give them), dicts and strings. The YAML front matter
-            of Markdown is metadata; tables may be separated by semicolons.
+        source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown, .rst, .html, .htm,
+            .pdf; all but .parquet also with .gz behind); a folder, whose texts (all from .txt on, in all folders below
+            it that are not hidden; links to folders are not followed) have their relative path as id; a list of Path
+            objects; or any iterable of Documents (LangChain's and LlamaIndex's, too, as their loaders give them), dicts
+            and strings. The YAML front matter of Markdown and the titles of pages are metadata; HTML becomes Markdown
+            (``twinvec[html]``), PDF its text (``twinvec[pdf]``).
         embedder: the model, an Embedder or a RemoteEmbedder.
         store: made for that model. One ingest into it at a time.
         text_field: field of each row that is embedded.
@@ -53,10 +57,14 @@ def ingest(
         metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells
             become the type that the store declares for their column, and strings elsewhere.
         document_field: metadata field that gets the document's id on all its chunks, to filter or delete by.
+        delimiter: one character between the cells of tables; None: seen from their first line.
         chunk_tokens: split texts into chunks of at most so many tokens of their own; records get the ids ``id#0``,
             ``id#1`` ... None: one record a document, cut at the model's limit. 200 to 500 suit most questions.
         overlap_tokens: how many tokens a chunk repeats, at most, from the one before. A tenth of ``chunk_tokens``
             keeps sentences together that a cut would part.
+        chunk_context: "headings" puts the document's title (metadata) and the Markdown headings that a chunk is under
+            before it when it is embedded, at most 64 tokens: a chunk keeps its subject. The stored text is without
+            them, the provenance has them as "context". None: nothing.
         prune: delete the documents, ingested at any time, that the source does not have. Nothing is deleted where a
             row could not be read.
         on_error: "skip" reports bad rows and continues; "stop" raises at the first one, with all before it stored.
@@ -78,8 +86,10 @@ def ingest(
         id_field=id_field,
         metadata_fields=metadata_fields,
         document_field=document_field,
+        delimiter=delimiter,
         chunk_tokens=chunk_tokens,
         overlap_tokens=overlap_tokens,
+        chunk_context=chunk_context,
         prune=prune,
         on_error=on_error,
         batch_size=batch_size,
@@ -97,8 +107,10 @@ async def aingest(
     id_field: str = "id",
     metadata_fields: Sequence[str] | None = None,
     document_field: str | None = None,
+    delimiter: str | None = None,
     chunk_tokens: int | None = None,
     overlap_tokens: int = 0,
+    chunk_context: ChunkContext | None = None,
     prune: bool = False,
     on_error: OnError = "skip",
     batch_size: int = 256,
@@ -110,8 +122,10 @@ async def aingest(
         id_field=id_field,
         metadata_fields=metadata_fields,
         document_field=document_field,
+        delimiter=delimiter,
         chunk_tokens=chunk_tokens,
         overlap_tokens=overlap_tokens,
+        chunk_context=chunk_context,
         prune=prune,
         on_error=on_error,
         batch_size=batch_size,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Int64
+from twinvec_stores.ingestion.headings import Outline, before, headings
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
@@ -26,6 +27,11 @@ _EXTENDING = _JOINER + "".join(map(chr, range(0x1F3FB, 0x1F400)))  # and the ski
 _FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
+_CONTEXT_TOKENS = 64  # of the headings before a chunk
+
+ChunkContext = Literal["headings"]
+
+
 class Span(NamedTuple):
     """A part of a text: ``text[start:end]``."""
 
@@ -36,17 +42,25 @@ class Span(NamedTuple):
 class Chunker:
     """Splits texts into chunks of at most ``chunk_tokens`` tokens.
 
-    A chunk ends at a paragraph, else a sentence, a line or a word, where one ends within its last quarter. It never
-    splits a character: a single one with more tokens than allowed is a chunk of its own.
+    A chunk ends before a heading of Markdown in its second half, else at a paragraph, a sentence, a line or a word,
+    where one ends within its last quarter. It never splits a character: a single one with more tokens than allowed is a
+    chunk of its own.
     """
 
-    def __init__(self, embedder: BaseEmbedder, chunk_tokens: int, overlap_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        embedder: BaseEmbedder,
+        chunk_tokens: int,
+        overlap_tokens: int = 0,
+        context: ChunkContext | None = None,
+    ) -> None:
         """Check the numbers.
 
         Args:
             embedder: whose tokens count.
             chunk_tokens: tokens of a chunk's own text, without prompt and special tokens.
             overlap_tokens: how many of them, at most, a chunk repeats from the one before.
+            context: what stands before each chunk when it is embedded; see ``ingest``.
 
         Raises:
             ConfigurationError: numbers that make no sense, or chunks that the model would cut.
@@ -55,15 +69,18 @@ class Chunker:
         for name, value, least in (("chunk_tokens", chunk_tokens, 1), ("overlap_tokens", overlap_tokens, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+        if context not in (None, *get_args(ChunkContext)):
+            raise ConfigurationError(f'chunk_context={context!r} is neither "headings" nor None')
+        room -= _CONTEXT_TOKENS if context else 0
         if chunk_tokens > room:
             raise ConfigurationError(
-                f"chunk_tokens={chunk_tokens}: the model takes {embedder.max_length} tokens, and {room} of them are "
-                "left beside the prompt and the special tokens"
+                f"chunk_tokens={chunk_tokens}: the model takes {embedder.max_length} tokens, and {max(room, 0)} of "
+                f"them are left beside the prompt, the special tokens{' and the headings' if context else ''}"
             )
         if overlap_tokens >= chunk_tokens:
             raise ConfigurationError(f"overlap_tokens={overlap_tokens} must be less than chunk_tokens={chunk_tokens}")
         self._embedder = embedder
-        self._limit, self._overlap = chunk_tokens, overlap_tokens
+        self._limit, self._overlap, self._context = chunk_tokens, overlap_tokens, context
         self._prompt = embedder.prompt_for("document")
         self._prompt_tokens = len(embedder.token_offsets([self._prompt])[0])
 
@@ -81,6 +98,23 @@ class Chunker:
             whole = cuts.tokens[-1] <= self._limit and len(spans) == 1 and not self._prompt
             found.append([Span(0, len(text))] if whole else self._split(cuts))
         return found
+
+    def contexts(self, text: str, metadata: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
+        """Return what stands before each chunk of a document when it is embedded; empty strings where nothing does.
+
+        The longest of ``headings.before`` that takes at most 64 tokens.
+        """
+        if self._context is None:
+            return []
+        outline = Outline(text, metadata)
+        known: dict[str, str] = {}
+        for span in spans:
+            names = outline.context(span.start)
+            if (key := repr(names)) not in known:
+                tried = list(before(names))
+                counts = [len(tokens) for tokens in self._embedder.token_offsets(tried)]
+                known[key] = next(t for t, n in zip(tried, counts, strict=True) if n <= _CONTEXT_TOKENS)
+        return [known[repr(outline.context(span.start))] for span in spans]
 
     def _split(self, cuts: _Cuts) -> list[Span]:
         """Propose chunks, and keep those with as few tokens by themselves as they have within the text.
@@ -130,6 +164,8 @@ class _Cuts:
         self.chars: Int64 = np.concatenate([[0], chars[distinct], [len(text)]])
         self.tokens: Int64 = np.concatenate([[0], between[distinct] + 1, [len(offsets)]])
         self.last = len(self.chars) - 1
+        places = [(bisect_right(self.chars, heading.start) - 1, heading.start) for heading in headings(text)]
+        self._headings = [cut for cut, place in places if cut > 0 and not text[self.chars[cut] : place].strip()]
 
     def text_of(self, chunk: tuple[int, int]) -> str:
         """Return the text between two cuts."""
@@ -142,6 +178,9 @@ class _Cuts:
         most = max(self._before(self.tokens[start] + limit), least)
         if most == self.last:
             return start, most
+        half = max(self._after(self.tokens[start] + limit // 2), least)
+        if (i := bisect_right(self._headings, most)) and self._headings[i - 1] >= half:
+            return start, self._headings[i - 1]
         return start, self._end(least, max(self._after(self.tokens[start] + limit - limit // 4), least), most)
 
     def _start(self, previous: tuple[int, int], limit: int, overlap: int) -> int:

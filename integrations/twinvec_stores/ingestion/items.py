@@ -28,6 +28,7 @@ class Item:
         metadata: the document's metadata.
         hash: of everything that decides its records.
         spans: the text's parts, a record each.
+        contexts: what stands before each part when it is embedded; none where nothing does.
         chunked: records have ids with numbers.
         known_chunks: how many records the store has under ids of the same kind; more than that are never there.
         stale: records under ids of the other kind.
@@ -44,6 +45,7 @@ class Item:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     hash: str = ""
     spans: Sequence[Span] = ()
+    contexts: Sequence[str] = ()
     chunked: bool = False
     known_chunks: int = 0
     stale: list[str] = field(default_factory=list)
@@ -56,8 +58,9 @@ class Item:
 
     @property
     def parts(self) -> list[str]:
-        """Return the texts of its records."""
-        return [self.text[span.start : span.end] for span in self.spans]
+        """Return what is embedded for its records."""
+        contexts = self.contexts or [""] * len(self.spans)
+        return [before + self.text[s.start : s.end] for before, s in zip(contexts, self.spans, strict=True)]
 
     def fail(self, reason: str) -> None:
         """Give it up."""

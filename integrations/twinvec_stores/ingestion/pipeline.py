@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
-from twinvec_stores.ingestion.chunking import Chunker
+from twinvec_stores.ingestion.chunking import ChunkContext, Chunker
 from twinvec_stores.ingestion.documents import Parser
 from twinvec_stores.ingestion.embedding import EmbeddingThread
 from twinvec_stores.ingestion.items import Embedded, Item
+from twinvec_stores.ingestion.readers import Reading
 from twinvec_stores.ingestion.reports import Failure, IngestReport, Tally
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.sources import open_source
@@ -51,8 +52,10 @@ class Options:
     id_field: str
     metadata_fields: Sequence[str] | None
     document_field: str | None
+    delimiter: str | None
     chunk_tokens: int | None
     overlap_tokens: int
+    chunk_context: ChunkContext | None
     prune: bool
     on_error: OnError
     batch_size: int
@@ -61,10 +64,20 @@ class Options:
     def __post_init__(self) -> None:
         if self.on_error not in ("skip", "stop"):
             raise ConfigurationError(f'on_error={self.on_error!r} is neither "skip" nor "stop"')
+        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
+            raise ConfigurationError(f"delimiter={self.delimiter!r} must be one character, or None")
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ConfigurationError(f"batch_size={self.batch_size!r} must be a whole number of at least 1")
         if self.chunk_tokens is None and self.overlap_tokens:
             raise ConfigurationError("overlap_tokens needs chunk_tokens")
+        if self.chunk_tokens is None and self.chunk_context is not None:
+            raise ConfigurationError("chunk_context needs chunk_tokens")
+
+    @property
+    def recipe(self) -> list[Any]:
+        """Return what decides records besides their text and metadata."""
+        context = [] if self.chunk_context is None else [self.chunk_context]
+        return [self.chunk_tokens, self.overlap_tokens, *context]
 
 
 class Window(NamedTuple):
@@ -88,10 +101,12 @@ class Run:
         store.config.check(StoreConfig.for_embedder(embedder), repr(store))
         self._store, self._options = store, options
         chunks = options.chunk_tokens
-        self._chunker = None if chunks is None else Chunker(embedder, chunks, options.overlap_tokens)
+        self._chunker = (
+            None if chunks is None else Chunker(embedder, chunks, options.overlap_tokens, options.chunk_context)
+        )
         columns = (options.text_field, options.id_field, options.metadata_fields, options.document_field)
         self._parser = Parser(*columns, store.config)
-        self._source = open_source(source, store.config.fields)
+        self._source = open_source(source, Reading(store.config.fields, options.delimiter))
         self._embedding = EmbeddingThread(embedder)
         self._cancelled = False
         self._tally = Tally()
@@ -158,7 +173,7 @@ class Run:
             self._store,
             seen,
             chunker=self._chunker,
-            recipe=[self._options.chunk_tokens, self._options.overlap_tokens],
+            recipe=self._options.recipe,
             batch_size=self._options.batch_size,
             stop=self._options.on_error == "stop",
         )

@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.ingestion.documents import Document
-from twinvec_stores.ingestion.readers import READERS, Kinds, Row, read_folder, require_pyarrow, walk
+from twinvec_stores.ingestion.readers import Reading, Row, json_lines, suffix_of
+from twinvec_stores.ingestion.tables import parquet, require_pyarrow, table
+from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, read_folder, text_file, walk
+
+READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".csv": table,
+    ".tsv": table,
+    ".parquet": parquet,
+    **dict.fromkeys(TEXT_SUFFIXES, text_file),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,12 @@ class _File(NamedTuple):
     size: int
 
 
-def open_source(source: Any, kinds: Kinds) -> Source:
+def open_source(source: Any, reading: Reading) -> Source:
     """Return a path, a list of paths or an iterable as a source.
 
     Args:
         source: see ``ingest``.
-        kinds: types of columns that a file without types (CSV) is to be read with.
+        reading: how tables are read.
 
     Raises:
         IngestError: a file that is not there or of no known kind.
@@ -55,7 +66,7 @@ def open_source(source: Any, kinds: Kinds) -> Source:
     if paths is not None:
         try:
             passed_over: Counter[str] = Counter()
-            return _of_files([_open(path, kinds, passed_over) for path in paths], passed_over)
+            return _of_files([_open(path, reading, passed_over) for path in paths], passed_over)
         except OSError as error:
             raise IngestError(f"cannot read {error.filename}: {error.strerror}") from error
     is_one = isinstance(source, (bytes, Mapping, Document)) or not isinstance(source, Iterable)
@@ -75,7 +86,7 @@ def _paths(source: Any) -> list[Path] | None:
     if any(isinstance(item, os.PathLike) for item in source):
         return [Path(item) for item in source]
     for item in source:
-        if isinstance(item, str) and item.lower().endswith(tuple(READERS)) and os.path.exists(item):
+        if isinstance(item, str) and suffix_of(Path(item)) in READERS and os.path.exists(item):
             raise ConfigurationError(f"strings in a list are texts, but {item!r} is a file: pass pathlib.Path objects")
     return None
 
@@ -108,20 +119,20 @@ def _given(item: Any) -> Any:
     return item
 
 
-def _open(path: Path, kinds: Kinds, passed_over: Counter[str]) -> _File:
+def _open(path: Path, reading: Reading, passed_over: Counter[str]) -> _File:
     path = path.expanduser()
     if not path.exists():
         raise IngestError(f"there is no file or folder {path}")
     if path.is_dir():
         return _open_folder(path, passed_over)
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise IngestError(f"{path}: cannot tell what it is; known are folders and {', '.join(READERS)}")
+    suffix = suffix_of(path)
+    if suffix not in READERS or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
+        raise IngestError(f"{path}: cannot tell what it is; known are folders and {', '.join(READERS)}, also with .gz")
     if suffix == ".parquet":
         require_pyarrow()
     if not path.is_file():
         raise IngestError(f"{path} is not a regular file but a pipe, a socket or a device: read it yourself")
-    return _File(functools.partial(READERS[suffix], path, kinds), path.stat().st_size)
+    return _File(functools.partial(READERS[suffix], path, reading), path.stat().st_size)
 
 
 def _open_folder(folder: Path, passed_over: Counter[str]) -> _File:

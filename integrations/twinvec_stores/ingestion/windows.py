@@ -105,7 +105,7 @@ class Reader:
                 item.spans = [Span(0, len(item.text))]
             return
         for item, spans in zip(items, self._chunker.split([item.text for item in items]), strict=True):
-            item.spans = spans
+            item.spans, item.contexts = spans, self._chunker.contexts(item.text, item.metadata, spans)
 
     def _compare(self, items: list[Item]) -> None:
         """Find out what the store has of each document: the head of its records tells, which is written last."""

@@ -74,6 +74,8 @@ def _provenance(item: Item, chunk: int, certain: bool) -> dict[str, Any]:
     if item.chunked:
         chunks = len(item.spans) if certain else max(len(item.spans), item.known_chunks)
         origin |= {"chunk": chunk, "chunks": chunks, **item.spans[chunk]._asdict()}
+        if item.contexts and item.contexts[chunk]:
+            origin["context"] = item.contexts[chunk]
     return origin
 
 

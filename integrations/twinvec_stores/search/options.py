@@ -11,7 +11,7 @@ from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
 from twinvec_stores.filters.fields import parse_field
-from twinvec_stores.protocol import check_limit
+from twinvec_stores.protocol import MAX_LIMIT, check_limit
 from twinvec_stores.search.fusion import Fusion, Method
 
 Mode = Literal["hybrid", "dense", "sparse"]
@@ -62,7 +62,7 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         for name in ("k", "dense_k", "sparse_k", "fetch_k"):
-            if (limit := getattr(self, name)) is not None:
+            if (limit := getattr(self, name)) is not None or name == "k":
                 check_limit(limit, name=name)
         if self.fetch_k is not None and self.fetch_k < self.k:
             raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
@@ -91,7 +91,7 @@ class SearchOptions:
     @property
     def candidates(self) -> int:
         """Return how many candidates each half has where nothing else is said of it."""
-        return self.fetch_k if self.fetch_k is not None else max(100, 10 * self.k)
+        return self.fetch_k if self.fetch_k is not None else max(100, min(10 * self.k, MAX_LIMIT))
 
     @property
     def halves(self) -> tuple[int, int]:

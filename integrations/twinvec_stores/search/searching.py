@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from twinvec import BaseEmbedder, SparseBatch, Task
-from twinvec.errors import ConfigurationError
+from twinvec.errors import ConfigurationError, FusionWarning
 from twinvec.flows import call
 from twinvec.tracing import traced_search
 from twinvec.vectors import Float32
@@ -20,6 +21,7 @@ from twinvec_stores.search.fusion import Fusion, diversify, ranked
 from twinvec_stores.search.grouping import Groups, joined, neighbours
 from twinvec_stores.search.options import SearchOptions
 
+_GTE_HEAD = ("gte", "head")
 _AT_ONCE = 64  # queries in one call of the store
 _PAGE = 256  # candidates whose groups are looked up at once
 
@@ -61,12 +63,24 @@ class Searching:
         dense, sparse = self.options.parts(self.store.config)
         if not queries:
             return []
+        if dense and sparse:
+            self._warn_of_scales()
         embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
         with traced_search(queries) as found:
             batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
             results = await self.vectors(batch.dense, batch.sparse)
             found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
             return results
+
+    def _warn_of_scales(self) -> None:
+        """Say that weights of raw scores are GTE's: with another sparse half they may lose to either half."""
+        if self.options.fusion == Fusion("weighted") and (self.embedder.family, self.embedder.spec.sparse) != _GTE_HEAD:
+            warnings.warn(
+                'fusion="weighted" adds raw scores with weights made for GTE\'s sparse half, and this one has another '
+                'scale: use fusion="relative", or give dense_weight and sparse_weight of your own (twinvec tune)',
+                FusionWarning,
+                stacklevel=2,
+            )
 
     async def vectors(self, dense: Float32 | None, sparse: SparseBatch | None) -> list[list[Result]]:
         """Search for vectors: float32 [n, dim], n rows, or both."""

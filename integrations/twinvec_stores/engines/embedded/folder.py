@@ -3,6 +3,8 @@
 folder/store.json   the StoreConfig
 folder/shard/       Qdrant Edge's own files
 folder/lock         held while a process has the folder open
+folder/writing      held while the shard's files change; see ``snapshots``
+folder/readers/     copies for processes that only read
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -37,11 +40,12 @@ if TYPE_CHECKING:
     from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, UpdateOperation
 
 _T = TypeVar("_T")
-_CONFIG, _SHARD, _LOCK, _COUNT = "store.json", "shard", "lock", "count"
-_OWN_FILES = {_CONFIG, f"{_CONFIG}.new", _SHARD, f"{_SHARD}.new", _LOCK, _COUNT, "ingest"}
+CONFIG, SHARD, LOCK, COUNT, WRITING, READERS = "store.json", "shard", "lock", "count", "writing", "readers"
+_OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"}
 _STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # of file managers and file systems
+_SUM = "crc32"  # of the rest of store.json
 _POLL_SECONDS = 0.2
-_MAX_LOG = 64 * 2**20  # bytes after which the log is emptied: opening a folder replays it
+_MAX_LOG, _MAX_LOG_OF_READERS = 2**26, 2**23  # bytes after which the log is emptied: opening a folder replays it
 _MAX_COUNTS = 100_000
 _RESERVE = 64 * 2**20  # free bytes below which nothing is written: log segments and pages grow in steps
 _CHILD = """
@@ -74,8 +78,9 @@ class Folder:
         self._counts: dict[int | None, int] = {}  # records with a sparse key, all for None, as of the last write
         with self._typed_errors():
             self._lock = _lock(path, create=config is not None)
+        self._one_writer, self._writing_lock = threading.Lock(), FileLock(path / WRITING, thread_local=False)
         try:
-            with self._typed_errors():
+            with self._typed_errors(), self._writing():
                 self.config = _read_or_make(path, config)
             self._shard: EdgeShard | None = self._load()
         except BaseException:
@@ -102,23 +107,24 @@ class Folder:
             folder.users += 1
             return folder
 
-    def release(self) -> None:
-        """Give one use back; the last one flushes and closes."""
+    def release(self) -> bool:
+        """Give one use back; the last one flushes, closes and returns True."""
         if self._pid != os.getpid():
-            return
+            return False
         if self.users == 1:  # what still runs may take long, and must not keep other folders from being opened
             with self._alone():
                 pass
         with _opening:
             self.users -= 1
             if self.users:
-                return
+                return False
             _open.pop(self.path, None)
             try:
                 with self._alone():
                     self._close()
             finally:
                 self._lock.release()
+            return True
 
     def run(self, operation: Callable[[EdgeShard], _T]) -> _T:
         """Run one operation of the engine.
@@ -144,13 +150,14 @@ class Folder:
         Raises:
             StoreEngineError: the disk has no room for it; nothing was written.
         """
-        _need_room(self.path, size)
+        need_room(self.path, size)
 
         def apply(shard: EdgeShard) -> None:
-            if (self.path / _COUNT).exists():
-                (self.path / _COUNT).unlink(missing_ok=True)
+            if (self.path / COUNT).exists():
+                (self.path / COUNT).unlink(missing_ok=True)
                 _sync(self.path)
-            shard.update(operation)
+            with self._writing():
+                shard.update(operation)
 
         try:
             self.run(apply)
@@ -159,7 +166,7 @@ class Folder:
                 self._writes += 1
                 self._counts.clear()
                 self._unflushed += size
-                full = self._unflushed > _MAX_LOG
+                full = self._unflushed > (_MAX_LOG_OF_READERS if self._has_readers() else _MAX_LOG)
         if full:
             self.flush()
 
@@ -167,7 +174,12 @@ class Folder:
         """Bring everything to the disk; see ``run``."""
         with self._idle:
             self._unflushed = 0
-        self.run(lambda shard: shard.flush())
+
+        def apply(shard: EdgeShard) -> None:
+            with self._writing():
+                shard.flush()
+
+        self.run(apply)
 
     def count(self, term: int | None, request: Callable[[], CountRequest]) -> int:
         """Return how many records have a sparse key, or there are: counted once between two writes; see ``run``."""
@@ -191,26 +203,27 @@ class Folder:
         """
         with self._alone():
             self._usable()
-            _need_room(self.path, 0)  # before anything is closed
+            need_room(self.path, 0)  # before anything is closed
             try:
                 self._close()
-                _run_child(self.path / _SHARD, self._lock, progress)
+                with self._writing():
+                    _run_child(self.path / SHARD, self._lock, progress)
             finally:
                 self._shard = self._load()
 
     def configure(self, config: StoreConfig) -> None:
         """Write another configuration."""
-        with self._idle:
+        with self._idle, self._writing():
             _write(self.path, config)
             self.config = config
 
     def has_graph(self) -> bool:
         """Return whether a segment has an HNSW graph."""
-        return any((self.path / _SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
+        return any((self.path / SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
 
     def size(self) -> int:
         """Return the bytes on disk."""
-        return _size(self.path)
+        return folder_size(self.path)
 
     @property
     def _idle(self) -> threading.Condition:
@@ -218,10 +231,21 @@ class Folder:
             raise StoreEngineError(f"{self.path} was opened before this process was forked: open it again in the child")
         return self._condition
 
+    def _has_readers(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return any(name != LOCK for name in os.listdir(self.path / READERS))
+        return False
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0)
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep those who copy the files waiting; the lock of a file is the process's, so threads go one by one."""
+        with self._one_writer, self._writing_lock:
             yield
 
     def _usable(self) -> EdgeShard:
@@ -235,25 +259,25 @@ class Folder:
 
     def _close(self) -> None:
         shard, self._shard = self._shard, None
-        if shard is not None and not (self.path / _SHARD).exists():
+        if shard is not None and not (self.path / SHARD).exists():
             with contextlib.suppress(StoreEngineError), self._typed_errors():  # deleted while open: nothing is left
                 shard.close()
         elif shard is not None:
-            with self._typed_errors():
+            with self._typed_errors(), self._writing():
                 n = None if self._failure else shard.count(_everything())
                 shard.close()
                 if n is not None:
-                    (self.path / _COUNT).write_text(str(n), encoding="ascii")
+                    (self.path / COUNT).write_text(str(n), encoding="ascii")
 
     def _load(self) -> EdgeShard:
         from qdrant_edge import EdgeShard
 
-        _need_room(self.path, 0)
-        with self._typed_errors():
-            shard = EdgeShard.load(str(self.path / _SHARD))
+        need_room(self.path, 0)
+        with self._typed_errors(), self._writing():
+            shard = EdgeShard.load(str(self.path / SHARD))
             _check_count(self.path, shard)
         # of an optimizer that was killed; not before the engine's own lock shows that none is at work any more
-        shutil.rmtree(self.path / _SHARD / "temp_segments", ignore_errors=True)
+        shutil.rmtree(self.path / SHARD / "temp_segments", ignore_errors=True)
         return shard
 
     @contextlib.contextmanager
@@ -277,18 +301,18 @@ class Folder:
 def _lock(path: Path, *, create: bool) -> FileLock:
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"{path} is a file, not a store's folder")
-    if not create and not (path / _CONFIG).exists():
+    if not create and not (path / CONFIG).exists():
         raise StoreNotFoundError(f"there is no store in {path}")
     if path.is_dir() and (strange := {entry.name for entry in path.iterdir()} - _OWN_FILES - _STRANGERS):
         raise ConfigurationError(f"{path} holds other files ({min(strange)}): choose an empty or a new folder")
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / _LOCK, thread_local=False)
+    lock = FileLock(path / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise StoreLockedError(
             f"{path} is open in another process, or still being optimized by one that was killed: close it there, or "
-            "wait. For several processes use a Qdrant server (url=)"
+            "wait. To read beside it: read_only=True; for several that write: a Qdrant server (url=)"
         ) from None
     return lock
 
@@ -296,7 +320,7 @@ def _lock(path: Path, *, create: bool) -> FileLock:
 def _check_count(path: Path, shard: EdgeShard) -> None:
     """Compare with the number of records at the last close: the engine does not notice a part that is gone."""
     try:
-        expected = int((path / _COUNT).read_text(encoding="ascii"))
+        expected = int((path / COUNT).read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):  # the last process was killed
         return
     found = shard.count(_everything())
@@ -304,7 +328,7 @@ def _check_count(path: Path, shard: EdgeShard) -> None:
         shard.close()
         raise StoreEngineError(
             f"{path} holds {found} of the {expected} records that it had when it was closed: files are missing or "
-            f"damaged. Restore them; or delete {path / _COUNT} to go on with what is left, and ingest again"
+            f"damaged. Restore them; or delete {path / COUNT} to go on with what is left, and ingest again"
         )
 
 
@@ -314,7 +338,7 @@ def _everything() -> CountRequest:
     return CountRequest(exact=True)
 
 
-def _need_room(path: Path, size: int) -> None:
+def need_room(path: Path, size: int) -> None:
     """Refuse before the engine does: on a full disk its memory-mapped files end the process with SIGBUS."""
     free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
     if free < needed:
@@ -325,30 +349,33 @@ def _need_room(path: Path, size: int) -> None:
 
 
 def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
-    if (path / _CONFIG).exists():
+    if (path / CONFIG).exists():
         try:
-            data = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StoreMismatchError(f"{path / _CONFIG} is damaged: {error}") from None
+            data = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise StoreMismatchError(f"{path / CONFIG} is damaged: {error}") from None
+        written = data.pop(_SUM, None) if isinstance(data, dict) else None  # older stores have none
         stored = StoreConfig.from_dict(data, str(path))
+        if written is not None and written != _sum(data):
+            raise StoreMismatchError(f"{path / CONFIG} was changed after the store was made: restore it")
         if config is not None:
             stored.check(config, str(path))
-        if not (path / _SHARD).is_dir():
+        if not (path / SHARD).is_dir():
             raise StoreMismatchError(
-                f"{path} lacks its folder {_SHARD}: restore it, or delete the folder and ingest again"
+                f"{path} lacks its folder {SHARD}: restore it, or delete the folder and ingest again"
             )
         return stored
     if config is None:
         raise StoreNotFoundError(f"there is no store in {path}")
-    if (path / _SHARD).exists():  # made, but its configuration was not written any more: nothing was promised yet
+    if (path / SHARD).exists():  # made, but its configuration was not written any more: nothing was promised yet
         _refuse_data(path)
     _make(path, config)
     return config
 
 
 def _make(path: Path, config: StoreConfig) -> None:
-    _need_room(path, 0)
-    new = path / f"{_SHARD}.new"
+    need_room(path, 0)
+    new = path / f"{SHARD}.new"
     shutil.rmtree(new, ignore_errors=True)
     from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
 
@@ -357,20 +384,25 @@ def _make(path: Path, config: StoreConfig) -> None:
         schema = getattr(PayloadSchemaType, kind.capitalize())
         shard.update(UpdateOperation.create_field_index(path_in_payload, schema))
     shard.close()
-    new.rename(path / _SHARD)
+    new.rename(path / SHARD)
     _write(path, config)
     _sync(path.parent)
 
 
 def _write(path: Path, config: StoreConfig) -> None:
     """Write the configuration, whole or not at all."""
-    temporary = path / f"{_CONFIG}.new"
+    temporary = path / f"{CONFIG}.new"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(config.to_dict(), file, indent=2)
+        data = config.to_dict()
+        json.dump({**data, _SUM: _sum(data)}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path / _CONFIG)
+    temporary.replace(path / CONFIG)
     _sync(path)
+
+
+def _sum(data: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())
 
 
 def _sync(folder: Path) -> None:
@@ -411,13 +443,13 @@ def _engine_config(config: StoreConfig) -> EdgeConfig:
 def _refuse_data(path: Path) -> None:
     from qdrant_edge import CountRequest, EdgeShard
 
-    shard = EdgeShard.load(str(path / _SHARD))
+    shard = EdgeShard.load(str(path / SHARD))
     try:
         if shard.count(CountRequest(exact=True)):
-            raise StoreMismatchError(f"{path} holds records but its {_CONFIG} is gone: restore that file")
+            raise StoreMismatchError(f"{path} holds records but its {CONFIG} is gone: restore that file")
     finally:
         shard.close()
-    shutil.rmtree(path / _SHARD)
+    shutil.rmtree(path / SHARD)
 
 
 def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], None] | None) -> None:
@@ -438,7 +470,7 @@ def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], Non
                 _, errors = child.communicate(timeout=_POLL_SECONDS)
                 break
             if progress is not None:
-                progress(time.monotonic() - start, _size(shard / "temp_segments"))
+                progress(time.monotonic() - start, folder_size(shard / "temp_segments"))
     except BaseException:
         child.kill()
         child.communicate()
@@ -450,7 +482,8 @@ def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], Non
         )
 
 
-def _size(path: Path) -> int:
+def folder_size(path: Path) -> int:
+    """Return the bytes on disk."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:

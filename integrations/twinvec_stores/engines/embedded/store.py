@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinvec.errors import ConfigurationError, StoreClosedError
-from twinvec.flows import threaded
+from twinvec.errors import ConfigurationError, StoreClosedError, StoreReadOnlyError
+from twinvec.flows import on_thread, threaded
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.points import Dialect, to_hits, to_record
@@ -29,21 +31,26 @@ _CHUNK = 512  # records in one operation of the engine
 class EmbeddedStore(HybridStore):
     """A store in a folder, on Qdrant Edge (``pip install 'twinvec[embedded]'``).
 
-    One process at a time; in it, every EmbeddedStore of the same folder shares one engine. What ``upsert`` and
-    ``delete`` have done survives a killed process at once, and a loss of power after ``flush``.
+    One process writes; in it, every EmbeddedStore of the same folder shares one engine. What ``upsert`` and ``delete``
+    have done survives a killed process at once, and a loss of power after ``flush``. Any number of processes read
+    beside it with ``read_only=True``: each has a copy of its own, as new as its opening or its last ``refresh``.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: StoreConfig | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config: StoreConfig | None = None, *, read_only: bool = False
+    ) -> None:
         """Open a store, or make one.
 
         Args:
             path: its folder.
             config: what it holds. Where there is a store, it must have been made with the same; where there is
                 none, it is made. None: open whatever is there.
+            read_only: read a copy of what is there, whoever else has it open. The copy lies in the folder and is
+                removed by ``close``, or by the next reader after this process was killed.
 
         Raises:
-            StoreNotFoundError: nothing is there and ``config`` is None.
-            StoreLockedError: another process has it open.
+            StoreNotFoundError: nothing is there and ``config`` is None, or it is for reading only.
+            StoreLockedError: another process has it open; to a reader: it is being optimized.
             FingerprintMismatchError: it holds another model's vectors.
             StoreMismatchError: it was made with other settings.
             StoreEngineError: it cannot be read.
@@ -52,26 +59,59 @@ class EmbeddedStore(HybridStore):
             import qdrant_edge
         except ModuleNotFoundError:
             raise ConfigurationError("stores in a folder need Qdrant Edge: pip install 'twinvec[embedded]'") from None
-        from twinvec_stores.engines.embedded.folder import Folder
-
-        self.path = Path(path)
+        self.path, self.read_only = Path(path), read_only
         self._edge: Any = qdrant_edge
-        self._folder = Folder.acquire(self.path, config)
-        self._release = weakref.finalize(self, self._folder.release)
-        self.config = self._folder.config
+        self._refreshing = threading.Lock()
+        self._hold(config)
         self._dialect = Dialect(qdrant_edge, self.config)
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
         self._release()
 
+    def refresh(self) -> None:
+        """Read what has been written since the store was opened or refreshed; nothing to do where it can write."""
+        if not self.read_only:
+            return
+        with self._refreshing:
+            self._open()
+            before = self._release
+            self._hold(self.config)
+            before()
+
+    async def arefresh(self) -> None:
+        """See ``refresh``."""
+        await on_thread(self.refresh).awaiting()
+
+    def _hold(self, config: StoreConfig | None) -> None:
+        from twinvec_stores.engines.embedded.folder import Folder
+        from twinvec_stores.engines.embedded.snapshots import close_snapshot, open_snapshot
+
+        folder = open_snapshot(self.path, config) if self.read_only else Folder.acquire(self.path, config)
+        give_back = functools.partial(close_snapshot, folder) if self.read_only else folder.release
+        self._folder, self._release, self.config = folder, weakref.finalize(self, give_back), folder.config
+
     def _run(self, operation: Callable[[Any], Any]) -> Any:
-        return self._open().run(operation)
+        return self._ask(lambda folder: folder.run(operation))
+
+    def _ask(self, question: Callable[[Folder], Any]) -> Any:
+        folder = self._open()
+        try:
+            return question(folder)
+        except StoreClosedError:
+            if folder is self._open():
+                raise
+            return self._ask(question)  # refreshed in between
 
     def _open(self) -> Folder:
         if not self._release.alive:
             raise StoreClosedError(f"the store {self.path} is closed")
         return self._folder
+
+    def _writable(self) -> Folder:
+        if self.read_only:
+            raise StoreReadOnlyError(f"{self.path} was opened with read_only=True: write with a store that was not")
+        return self._open()
 
     @threaded
     def _upsert(self, batch: RecordBatch) -> None:
@@ -79,15 +119,15 @@ class EmbeddedStore(HybridStore):
         sizes = [_size(record) for record in batch]
         for start in range(0, len(points), _CHUNK):
             chunk = slice(start, start + _CHUNK)
-            self._open().write(self._edge.UpdateOperation.upsert_points(points[chunk]), sum(sizes[chunk]))
+            self._writable().write(self._edge.UpdateOperation.upsert_points(points[chunk]), sum(sizes[chunk]))
 
     @threaded
     def _delete(self, ids: list[str]) -> None:
-        self._open().write(self._edge.UpdateOperation.delete_points([point_id(id) for id in ids]), 0)
+        self._writable().write(self._edge.UpdateOperation.delete_points([point_id(id) for id in ids]), 0)
 
     @threaded
     def _delete_where(self, filter: Filter) -> None:
-        self._open().write(self._edge.UpdateOperation.delete_points_by_filter(self._dialect.filter(filter)), 0)
+        self._writable().write(self._edge.UpdateOperation.delete_points_by_filter(self._dialect.filter(filter)), 0)
 
     @threaded
     def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
@@ -102,7 +142,7 @@ class EmbeddedStore(HybridStore):
     def _counted(self, filter: Filter) -> int:
         request = self._edge.CountRequest
         if filter == And():
-            return self._open().count(None, lambda: request(exact=True))
+            return int(self._ask(lambda folder: folder.count(None, lambda: request(exact=True))))
         return int(self._run(lambda shard: shard.count(request(exact=True, filter=self._dialect.filter(filter)))))
 
     @threaded
@@ -141,7 +181,7 @@ class EmbeddedStore(HybridStore):
         def count(key: int) -> int:
             request = self._edge.CountRequest(exact=True, filter=self._dialect.term(key, filter))
             if filter == And():
-                return self._open().count(key, lambda: request)
+                return int(self._ask(lambda folder: folder.count(key, lambda: request)))
             return int(self._run(lambda shard: shard.count(request)))
 
         return np.array([count(key) for key in keys.tolist()], dtype=np.int64)
@@ -151,7 +191,7 @@ class EmbeddedStore(HybridStore):
         info = self._run(lambda shard: shard.info())
         return StoreInfo(
             engine="embedded",
-            location=str(self._folder.path),
+            location=str(self.path.expanduser().resolve()),
             records=self._counted(And()),
             has_graph=self._folder.has_graph(),
             segments=info.segments_count,
@@ -161,16 +201,16 @@ class EmbeddedStore(HybridStore):
 
     @threaded
     def _flush(self) -> None:
-        self._open().flush()
+        self._ask(lambda folder: folder.flush())
 
     @threaded
     def _optimize(self, progress: Progress | None) -> None:
         # in a child process, for seconds to minutes, in which other calls wait; a crash in the middle loses nothing
-        self._open().optimize(progress)
+        self._writable().optimize(progress)
 
     @threaded
     def _configure(self, config: StoreConfig) -> None:
-        self._open().configure(config)
+        self._writable().configure(config)
         self.config = config
 
     def _answers(self, condition: Filter) -> bool:
@@ -180,10 +220,12 @@ class EmbeddedStore(HybridStore):
         return None if filter == And() else self._dialect.filter(filter)
 
     def __repr__(self) -> str:
-        return f"EmbeddedStore({str(self.path)!r}, model={self.config.model!r}, dim={self.config.dim})"
+        how = ", read_only=True" if self.read_only else ""
+        return f"EmbeddedStore({str(self.path)!r}, model={self.config.model!r}, dim={self.config.dim}{how})"
 
-    def __reduce__(self) -> tuple[type[EmbeddedStore], tuple[str]]:
-        return type(self), (str(self._folder.path),)
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        path = str(self.path.expanduser().resolve())
+        return functools.partial(type(self), path, read_only=self.read_only), ()
 
 
 def _size(record: Record) -> int:

@@ -1,0 +1,118 @@
+"""Snapshots: copies of a store's folder for processes that read while another one writes.
+
+Qdrant Edge locks its folder and writes into mapped files in place, so a link to them would change under its reader. A
+copy that is made between two writes is what a killed process leaves behind, and opens as that does: with every write
+that was acknowledged. A snapshot is a folder like any other, below the store's, and its own lock tells who is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from twinvec.errors import StoreEngineError, StoreLockedError, StoreNotFoundError
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded.folder import (
+    CONFIG,
+    COUNT,
+    LOCK,
+    READERS,
+    SHARD,
+    WRITING,
+    Folder,
+    folder_size,
+    need_room,
+)
+
+_PATIENCE = 60.0  # seconds to wait for the end of a write; an optimizer may take longer
+_POLL_SECONDS = 0.005
+_BLOCK = 2**20
+
+
+def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
+    """Copy the folder of a store, and open the copy.
+
+    Raises:
+        StoreNotFoundError: no store is there.
+        StoreLockedError: it is being optimized.
+        StoreMismatchError: it was made for other vectors.
+        StoreEngineError: it cannot be read, or there is no room for the copy.
+    """
+    path = path.expanduser().resolve()
+    if not (path / CONFIG).exists():
+        raise StoreNotFoundError(f"there is no store in {path}")
+    try:
+        (path / READERS).mkdir(exist_ok=True)
+        with FileLock(path / READERS / LOCK, timeout=_PATIENCE, thread_local=False):
+            _remove_dead(path / READERS)
+            need_room(path, folder_size(path / SHARD) // 3)
+            copy = path / READERS / uuid.uuid4().hex
+            try:
+                with FileLock(path / WRITING, timeout=_PATIENCE, poll_interval=_POLL_SECONDS, thread_local=False):
+                    _copy_folder(path, copy)
+                return Folder.acquire(copy, config)
+            except BaseException:
+                shutil.rmtree(copy, ignore_errors=True)
+                raise
+    except Timeout:
+        raise StoreLockedError(f"{path} is being optimized, or written to without a pause: try again later") from None
+    except OSError as error:
+        raise StoreEngineError(f"{path}: no snapshot could be made of it ({error})") from error
+
+
+def close_snapshot(folder: Folder) -> None:
+    """Close a copy and remove it."""
+    if folder.release():
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _remove_dead(readers: Path) -> None:
+    """Remove the copies of processes that have ended without doing so."""
+    for copy in readers.iterdir():
+        if copy.is_dir():
+            lock = FileLock(copy / LOCK, thread_local=False)
+            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+                shutil.rmtree(copy, ignore_errors=True)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    target.mkdir()
+    for name in (CONFIG, COUNT):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    for folder, names, files in os.walk(source / SHARD):
+        names[:] = [name for name in names if name != "temp_segments"]
+        made = target / Path(folder).relative_to(source)
+        made.mkdir()
+        for name in files:
+            _copy_file(os.path.join(folder, name), made / name)
+
+
+def _copy_file(source: str, target: Path) -> None:
+    """Copy a file without its holes, of which the engine's files are full."""
+    with open(source, "rb", buffering=0) as read, target.open("wb", buffering=0) as written:
+        written.truncate(os.fstat(read.fileno()).st_size)
+        for start, end in _parts(read.fileno()):
+            read.seek(start)
+            written.seek(start)
+            while block := read.read(min(_BLOCK, end - read.tell())):
+                written.write(block)
+
+
+def _parts(file: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has data."""
+    end, size = 0, os.fstat(file).st_size
+    if not hasattr(os, "SEEK_DATA"):
+        yield 0, size
+        return
+    with contextlib.suppress(OSError):  # behind the last part there is only a hole
+        while end < size:
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+            yield start, end

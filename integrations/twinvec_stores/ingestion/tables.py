@@ -1,0 +1,160 @@
+"""Tables: CSV in the dialects that people have, TSV, parquet."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from twinvec.errors import ConfigurationError, IngestError
+from twinvec.text.unicode import lone_surrogate
+from twinvec_stores.config import FieldType
+from twinvec_stores.ingestion.documents import BadRowError
+from twinvec_stores.ingestion.readers import (
+    MAX_BYTES,
+    NOT_UTF8,
+    Kinds,
+    Reading,
+    Row,
+    fail,
+    read_lines,
+    suffix_of,
+)
+from twinvec_stores.ingestion.reports import readable
+
+_PARQUET_ROWS = 128
+_SEEN = 200  # lines that tell whether a TSV file has quotes around its cells
+_BOOLEANS = {"true": True, "false": False}
+
+
+def table(path: Path, reading: Reading) -> Iterator[Row]:
+    """Yield the rows of a CSV or TSV file, of which the first line names the columns.
+
+    Raises:
+        IngestError: it does not, or a line is no table's.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))  # a limit of the whole process
+    name, end = readable(path), 0
+
+    def lines() -> Iterator[str]:
+        nonlocal end
+        for number, line, end in read_lines(path):  # noqa: B007
+            if line is None:
+                raise IngestError(f"{path}, line {number}: longer than {MAX_BYTES >> 20} MiB, this is no table")
+            yield line.decode(errors="surrogateescape")
+
+    rows = lines()
+    is_tsv = suffix_of(path) == ".tsv"
+    seen = list(itertools.islice(rows, _SEEN if is_tsv else 1))
+    delimiter = reading.delimiter or ("\t" if is_tsv else _delimiter("".join(seen)))
+    quoting = _quoting(seen, delimiter) if is_tsv else csv.QUOTE_MINIMAL
+    reader = csv.reader(itertools.chain(seen, rows), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise IngestError(f"{path}: its header cannot be read ({error}; delimiter {delimiter!r})") from None
+    named = [name for name in header if name]  # a column without a name has to be empty
+    if not named or len(set(named)) < len(named) or lone_surrogate("".join(header)):
+        raise IngestError(
+            f"{path}: the first line must name the columns, each with a name of its own, in UTF-8 (delimiter "
+            f"{delimiter!r})"
+        )
+    while True:
+        first = reader.line_num + 1
+        load: Callable[[], Any]
+        try:
+            cells = next(reader)
+            load = functools.partial(_parse_cells, header, cells, reading.kinds, reader.line_num - first)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = f"not readable as a table ({error})"
+            if reader.line_num > first:
+                reason += f": a quote is not closed, which took the lines {first} to {reader.line_num}"
+            load = functools.partial(fail, reason)
+        else:
+            if not cells:
+                continue
+        yield Row(f"{name}, line {first}", load, end)
+
+
+def _delimiter(header: str) -> str:
+    # spreadsheets of most of Europe write semicolons
+    return "," if "," in header or not any(c in header for c in ";\t|") else max(";\t|", key=header.count)
+
+
+def _quoting(lines: list[str], delimiter: str) -> Literal[0, 3]:
+    """Return whether quotes are letters, as TSV means them, or quote, as spreadsheets write them."""
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split(delimiter) if cell.startswith('"')]
+    closed = all(len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "") for cell in cells)
+    return csv.QUOTE_MINIMAL if closed else csv.QUOTE_NONE
+
+
+def _parse_cells(header: list[str], cells: list[str], kinds: Kinds, more_lines: int) -> dict[str, Any]:
+    if len(cells) != len(header):
+        hint = f"; it took {more_lines + 1} lines: is a quote not closed?" if more_lines else ""
+        raise BadRowError(f"{len(cells)} cells, the header has {len(header)}{hint}")
+    if any(cell for name, cell in zip(header, cells, strict=True) if not name):
+        raise BadRowError("a value in a column without a name: name it in the first line")
+    if lone_surrogate("".join(cells)):
+        raise BadRowError(NOT_UTF8)
+    row = {name: _typed(cell, kinds.get(name)) for name, cell in zip(header, cells, strict=True) if name}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _typed(cell: str, kind: FieldType | None) -> Any:
+    """Return the value of a cell in a column that the store has declared; None for an empty one."""
+    if kind in (None, "keyword", "text"):
+        return cell
+    if not cell or kind == "datetime":
+        return cell or None
+    convert = {"integer": int, "float": float}.get(kind, _BOOLEANS.__getitem__)
+    try:
+        return convert(cell.lower())
+    except (ValueError, KeyError):
+        return cell  # the store's own check says what is wrong with it
+
+
+def parquet(path: Path, reading: Reading) -> Iterator[Row]:
+    """Yield the rows of a parquet file, without its nulls."""
+    pyarrow = require_pyarrow()
+    size = path.stat().st_size
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            name, total, number = readable(path), file.metadata.num_rows, 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                rows = functools.cache(batch.to_pylist)
+                for i in range(batch.num_rows):
+                    number += 1
+                    load = functools.partial(_parquet_row, batch, rows, i)
+                    yield Row(f"{name}, row {number}", load, size * number // total)
+    except pyarrow.ArrowException as error:
+        raise IngestError(f"{path}: cannot be read as parquet ({error})") from error
+
+
+def _parquet_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -> dict[str, Any]:
+    try:
+        try:
+            row = rows()[i]
+        except ValueError:  # one value spoils the whole batch
+            row = batch.slice(i, 1).to_pylist()[0]
+    except ValueError as error:
+        raise BadRowError(f"a value cannot be read ({error})") from None
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def require_pyarrow() -> Any:
+    """Return the module.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    try:
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
+    except ModuleNotFoundError:
+        raise ConfigurationError("parquet files need pyarrow: pip install 'twinvec[parquet]'") from None

@@ -1,0 +1,166 @@
+"""Texts: files that are one document each, and folders of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from twinvec.errors import ConfigurationError, IngestError
+from twinvec.text.unicode import lone_surrogate
+from twinvec_stores.ingestion.documents import BadRowError, Document
+from twinvec_stores.ingestion.readers import (
+    BOM,
+    DAMAGED,
+    MAX_BYTES,
+    NOT_UTF8,
+    Reading,
+    Row,
+    fail,
+    open_bytes,
+    suffix_of,
+)
+from twinvec_stores.ingestion.reports import readable
+
+TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".pdf")
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_BLANK = re.compile(r"[ \t]*\n\s*\n")
+
+
+def read_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Row]:
+    """Yield the texts of a folder, and count what else is there.
+
+    Raises:
+        IngestError: there are files, but no text.
+    """
+    end, found = 0, False
+    passed_over.clear()
+    for path in walk(folder, passed_over):
+        with contextlib.suppress(OSError):  # loading it says so
+            end += path.stat().st_size
+        found = True
+        yield _text_row(path, path.relative_to(folder).as_posix(), end)
+    if passed_over and not found:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
+        raise IngestError(f"{folder}: none of its files is a text ({kinds}); known are {', '.join(TEXT_SUFFIXES)}")
+
+
+def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
+    """Yield text files by name, depth first; links to folders are not followed, so there is no way in circles.
+
+    Pipes, sockets and devices, which would be waited for, and files of other kinds are counted in ``passed_over``.
+    """
+    levels = [iter([folder])]
+    while levels:
+        for path in levels[-1]:
+            if path is not folder and path.name.startswith("."):
+                continue
+            if path.is_dir() and (path is folder or not path.is_symlink()):
+                levels.append(iter(sorted(path.iterdir())))
+                break
+            if suffix_of(path) in TEXT_SUFFIXES and not path.is_dir() and (path.is_file() or not path.exists()):
+                yield path
+            elif passed_over is not None and not path.is_dir():
+                passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "no regular file"] += 1
+        else:
+            levels.pop()
+
+
+def text_file(path: Path, reading: Reading) -> Iterator[Row]:
+    """Yield the one row of a text."""
+    yield _text_row(path, path.name, path.stat().st_size)
+
+
+def _text_row(path: Path, id: str, end: int) -> Row:
+    load: Callable[[], Any] = functools.partial(_read_text, path, id)
+    if lone_surrogate(id):
+        load = functools.partial(fail, "no Unicode name")
+    return Row(readable(path), load, end)
+
+
+def _read_text(path: Path, id: str) -> Document:
+    try:
+        with open_bytes(path) as (stream, _):
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise BadRowError(f"longer than {MAX_BYTES >> 20} MiB", id)
+        text, metadata = _FORMS.get(suffix_of(path), _plain)(content)
+        return Document(id, text, {**metadata, "source": id})
+    except UnicodeDecodeError as error:
+        raise BadRowError(f"byte {error.start} is {NOT_UTF8}", id) from None
+    except DAMAGED as error:
+        raise BadRowError(f"damaged or cut off: {error}", id) from None
+    except OSError as error:
+        raise BadRowError(error.strerror or str(error), id) from None
+    except ConfigurationError as error:
+        raise BadRowError(str(error), id) from None
+
+
+def _plain(content: bytes) -> tuple[str, Mapping[str, Any]]:
+    return content.removeprefix(BOM).decode(), {}
+
+
+def _markdown(content: bytes) -> tuple[str, Mapping[str, Any]]:
+    return _without_front_matter(_plain(content)[0])
+
+
+def _html(content: bytes) -> tuple[str, Mapping[str, Any]]:
+    """Return a page as Markdown, so that its headings are some; without scripts, styles and navigation."""
+    try:
+        bs4, markdownify = importlib.import_module("bs4"), importlib.import_module("markdownify")
+    except ModuleNotFoundError:
+        raise ConfigurationError("HTML files need Beautiful Soup: pip install 'twinvec[html]'") from None
+    page = bs4.BeautifulSoup(content, "html.parser")
+    title = page.title.get_text() if page.title is not None else ""
+    for part in page(["head", "script", "style", "noscript", "template", "nav", "svg"]):
+        part.decompose()
+    text = markdownify.MarkdownConverter(heading_style="ATX", strip=["img"]).convert_soup(page)
+    return _BLANK.sub("\n\n", text).strip() + "\n", {"title": " ".join(title.split())} if title.strip() else {}
+
+
+def _pdf(content: bytes) -> tuple[str, Mapping[str, Any]]:
+    """Return the text of the pages of a PDF, with an empty line between them."""
+    try:
+        pypdf = importlib.import_module("pypdf")
+    except ModuleNotFoundError:
+        raise ConfigurationError("PDF files need pypdf: pip install 'twinvec[pdf]'") from None
+    try:
+        file = pypdf.PdfReader(io.BytesIO(content))
+        pages = [page.extract_text() for page in file.pages]
+        title = file.metadata.title if file.metadata is not None else None
+    except Exception as error:  # a parser of anybody's bytes fails in all ways
+        raise BadRowError(f"cannot be read as PDF ({error})") from None
+    if not any(page.strip() for page in pages):
+        raise BadRowError("has no text: a scan needs OCR first")
+    return "\n\n".join(pages), {"title": title} if title else {}
+
+
+_FORMS: dict[str, Callable[[bytes], tuple[str, Mapping[str, Any]]]] = {
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": _pdf,
+}
+
+
+def _without_front_matter(text: str) -> tuple[str, Mapping[str, Any]]:
+    """Take the YAML between two lines of three dashes off the start of a text; what is no YAML object stays."""
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return text, {}
+    import yaml
+
+    try:
+        front = yaml.safe_load(match[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text, {}
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
+        return text, {}
+    return text[match.end() :], front

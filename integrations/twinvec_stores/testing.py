@@ -1,0 +1,203 @@
+"""The contract of an engine, as a state machine: subclass it, and pytest runs it against your own store.
+
+Examples:
+    >>> class MyStoreContract(StoreContract):
+    ...     def make_store(self):
+    ...         return MyStore(self.config)
+    >>> TestMyStore = MyStoreContract.TestCase
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from twinvec.vectors import SparseBatch, SparseVector
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.filters.matching import matches
+from twinvec_stores.protocol import HybridStore
+from twinvec_stores.records import DenseQuery, Record, RecordBatch, SparseQuery, StoreQuery
+
+_ALL_IDS = [*"abcdefgh", "a#0", "é", "1"]
+_IDS = st.sampled_from(_ALL_IDS)
+_UNITS = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)]
+_WEIGHTS = st.sampled_from([0.25, 0.5, 1.0, 2.0])  # their products and sums are exact in float32
+_VALUES = st.sampled_from([0, 1, 2, -1, 2**53 + 1]) | st.sampled_from(["x", "X", "é"]) | st.booleans()
+_METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "n": st.integers(-2, 3) | st.just(2**60),
+        "kw": st.sampled_from(["x", "y", ""]),
+        "free": _VALUES | st.none() | st.lists(_VALUES, max_size=2),
+        "deep": st.fixed_dictionaries({}, optional={"n": st.integers(0, 2)}),
+    },
+)
+_FIELDS = st.sampled_from(["n", "kw", "free", "deep.n", "nothing"])
+_LEAVES: st.SearchStrategy[Filter] = st.one_of(
+    st.builds(Eq, _FIELDS, _VALUES),
+    st.builds(Ne, _FIELDS, _VALUES),
+    st.builds(In, _FIELDS, st.lists(_VALUES, max_size=2)),
+    st.builds(Exists, _FIELDS),
+    st.builds(HasId, st.lists(_IDS, max_size=2)),
+    st.builds(lambda field, low: Range(field, gte=low), _FIELDS, st.integers(-2, 3)),
+    st.builds(lambda field, high: Range(field, lt=high), _FIELDS, st.integers(-2, 3)),
+)
+_FILTERS: st.SearchStrategy[Filter] = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.builds(lambda parts: And(*parts), st.lists(inner, max_size=2)),
+        st.builds(lambda parts: Or(*parts), st.lists(inner, max_size=2)),
+        st.builds(Not, inner),
+    ),
+    max_leaves=3,
+)
+_RECORDS = st.builds(
+    lambda id, text, metadata, dense, sparse: Record(
+        id, text, metadata, {"document": id}, np.array(dense, np.float32), _row(sparse)
+    ),
+    _IDS,
+    st.sampled_from(["", "text", "é\n"]),
+    _METADATA,
+    st.sampled_from(_UNITS),
+    st.dictionaries(st.integers(0, 5), _WEIGHTS, max_size=3),
+)
+
+
+def _row(weights: Mapping[int, float]) -> SparseVector:
+    return SparseBatch.from_dicts([weights])[0]
+
+
+class StoreContract(RuleBasedStateMachine):
+    """What every store does, compared with dictionaries after every step.
+
+    Attributes:
+        config: of the store that ``make_store`` is to make.
+        persistent: closing and making the store again keeps its records.
+    """
+
+    config: ClassVar[StoreConfig] = StoreConfig(
+        fingerprint="contract", dim=2, idf=True, fields={"n": "integer", "kw": "keyword"}
+    )
+    persistent: ClassVar[bool] = True
+    store: HybridStore
+
+    @abstractmethod
+    def make_store(self) -> HybridStore:
+        """Open the store, which is empty the first time."""
+
+    @initialize()
+    def open(self) -> None:
+        """Begin."""
+        self.store = self.make_store()
+        self.records: dict[str, Record] = {}
+
+    @rule(records=st.lists(_RECORDS, max_size=4))
+    def upsert(self, records: list[Record]) -> None:
+        """Write; of equal ids the last holds."""
+        if records:
+            self.store.upsert(RecordBatch.of(records))
+        self.records |= {record.id: record for record in records}
+
+    @rule(ids=st.lists(_IDS, max_size=3))
+    def delete(self, ids: list[str]) -> None:
+        """Delete by ids, of which some are missing."""
+        self.store.delete(ids)
+        for id in ids:
+            self.records.pop(id, None)
+
+    @rule(condition=_FILTERS)
+    def delete_where(self, condition: Filter) -> None:
+        """Delete by a filter."""
+        self.store.delete(filter=condition)
+        for id in self._matching(condition):
+            del self.records[id]
+
+    @rule()
+    def flush(self) -> None:
+        """Flush; nothing changes."""
+        self.store.flush()
+
+    @rule()
+    def reopen(self) -> None:
+        """Close, twice, and open again."""
+        if self.persistent:
+            self.store.close()
+            self.store.close()
+            self.store = self.make_store()
+
+    @rule(condition=_FILTERS, limit=st.integers(1, 4))
+    def count_and_scroll(self, condition: Filter, limit: int) -> None:
+        """Count, and read in pages, what matches."""
+        expected = self._matching(condition)
+        assert self.store.count(condition) == len(expected)
+        pages = list(self.store.scroll_all(limit=limit, filter=condition))
+        assert all(len(page) <= limit for page in pages)
+        assert sorted(record.id for page in pages for record in page) == sorted(expected)
+
+    @rule(dense=st.sampled_from(_UNITS), condition=_FILTERS, limit=st.integers(1, 5), exact=st.booleans())
+    def search_dense(self, dense: tuple[float, float], condition: Filter, limit: int, exact: bool) -> None:
+        """Rank by the dot product, ties by id."""
+        vector = np.array(dense, np.float32)
+        scores = {id: float(vector @ self.records[id].dense) for id in self._matching(condition)}  # type: ignore[operator]
+        self._check_ranking(DenseQuery(vector), scores, condition, limit, exact)
+
+    @rule(weights=st.dictionaries(st.integers(0, 6), _WEIGHTS, max_size=3), condition=_FILTERS, limit=st.integers(1, 5))
+    def search_sparse(self, weights: dict[int, float], condition: Filter, limit: int) -> None:
+        """Rank what shares a key by the sum of products, ties by id."""
+        scores = {}
+        for id in self._matching(condition):
+            row = self._sparse(id)
+            if common := weights.keys() & row.keys():
+                scores[id] = sum(weights[key] * row[key] for key in common)
+        self._check_ranking(SparseQuery(_row(weights)), scores, condition, limit, exact=False)
+
+    @rule(condition=_FILTERS)
+    def frequencies(self, condition: Filter) -> None:
+        """Count the records with each sparse key."""
+        found = self.store.document_frequencies(np.arange(7, dtype=np.int32), filter=condition).tolist()
+        rows = [self._sparse(id) for id in self._matching(condition)]
+        assert found == [sum(key in row for row in rows) for key in range(7)]
+
+    @invariant()
+    def records_are_those_written(self) -> None:
+        """Compare every record with what was written, vectors bit for bit."""
+        if not hasattr(self, "records"):
+            return
+        found = self.store.get(_ALL_IDS, with_vectors=True)
+        assert [record.id for record in found] == [id for id in _ALL_IDS if id in self.records]
+        assert self.store.count() == len(self.records)
+        for record in found:
+            written = self.records[record.id]
+            assert (record.text, record.metadata) == (written.text, written.metadata)
+            assert record.provenance == written.provenance
+            assert record.dense is not None
+            assert record.sparse is not None
+            np.testing.assert_array_equal(record.dense, written.dense)
+            assert record.sparse.to_dict() == self._sparse(record.id)
+
+    def teardown(self) -> None:
+        """Close what is open, and let ``make_store`` start with an empty store."""
+        if hasattr(self, "store"):
+            if self.persistent:
+                self.store.delete(filter=And())
+            self.store.close()
+
+    def _check_ranking(
+        self, query: StoreQuery, scores: Mapping[str, float], condition: Filter, limit: int, exact: bool
+    ) -> None:
+        (hits,) = self.store.search([query], limit=limit, filter=condition, exact=exact)
+        expected = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+        assert [(hit.id, hit.score) for hit in hits] == expected
+
+    def _matching(self, condition: Filter) -> Sequence[str]:
+        return [id for id, record in self.records.items() if matches(condition, id, dict(record.metadata))]
+
+    def _sparse(self, id: str) -> dict[int, Any]:
+        row = self.records[id].sparse
+        return {} if row is None else row.to_dict()
