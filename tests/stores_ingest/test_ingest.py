@@ -23,7 +23,7 @@ from twinvec.errors import (
     StoreMismatchError,
     TruncationWarning,
 )
-from twinvec_stores import HybridStore, MemoryStore, RecordBatch, StoreConfig
+from twinvec_stores import Eq, HybridStore, MemoryStore, RecordBatch, StoreConfig
 from twinvec_stores.ingestion import Document, Failure, IngestReport, aingest, ingest
 
 LONG = "The capital of Russia is Moscow. Gravity is a force. How to sort a list in python? " * 3
@@ -74,6 +74,26 @@ def test_only_what_has_changed_is_embedded(embedder: Embedder, store: HybridStor
     expected = fresh(embedder)
     ingest(second, embedder, expected)
     assert_equal(store, expected)
+
+
+def test_chunks_carry_their_documents_id(embedder: Embedder, store: HybridStore) -> None:
+    given = [Document("a", LONG, {"n": 1}), Document(None, "no name"), Document("c", "short")]
+    ingest(given, embedder, store, chunk_tokens=20, document_field="source")
+    for record in held(store).values():
+        assert record.metadata["source"] == record.provenance["document"]
+    assert store.count(Eq("source", "a")) > 1
+    store.delete(filter=Eq("source", "a"))
+    assert len(held(store)) == 2
+    assert counts(ingest(given, embedder, store, chunk_tokens=20)) == (1, 2, 0, 0, 0), "the field is metadata"
+
+
+def test_pruning_keeps_what_names_a_document_but_was_not_ingested(embedder: Embedder, store: HybridStore) -> None:
+    batch = embedder.embed_documents(["a node"])
+    own = RecordBatch(["x"], ["a node"], batch.dense, batch.sparse, [{}], [{"document": "elsewhere"}])
+    store.upsert(own)
+    ingest([Document("a", "one"), Document("b", "two")], embedder, store)
+    assert ingest([Document("a", "one")], embedder, store, prune=True).deleted == 1
+    assert set(held(store)) == {"a", "x"}
 
 
 @pytest.mark.parametrize("before", [None, 20, 40, 400])
