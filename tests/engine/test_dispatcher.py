@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from engine.texts import CACHE, TEXTS, request
-from engine.world import LIMITS, World
+from engine.texts import CACHE, LIAR, TEXTS, request
+from engine.world import LIMITS, SMALL, World
 from twinvec.engine import dispatcher, lanes
 from twinvec.engine.job import Request
 from twinvec.engine.work import Batch
@@ -26,7 +26,7 @@ HALVES = [(1, None), (None, "ids"), (1, "ids")]
 REQUESTS = [
     request(prompt=prompt, dim=dim, keys=keys, urgent=urgent, memo=memo, cache=cache)
     for prompt, (dim, keys), urgent, memo, cache in product(
-        ["", "p:"], HALVES, [False, True], [False, True], [None, CACHE]
+        ["", "p:"], HALVES, [False, True], [False, True], [None, CACHE, LIAR]
     )
 ]
 STRICT = [
@@ -70,7 +70,7 @@ class Interleavings(RuleBasedStateMachine):
     def submit(self, wanted: Request, given: list[str]) -> None:
         self.world.submit(wanted, given)
 
-    @rule(wanted=st.sampled_from(REQUESTS[:12]), start=st.integers(0, len(MANY)))
+    @rule(wanted=st.sampled_from(REQUESTS[:18]), start=st.integers(0, len(MANY)))
     def submit_many(self, wanted: Request, start: int) -> None:
         self.world.submit(wanted, MANY[start:] + MANY[:start])
 
@@ -167,4 +167,31 @@ def test_what_is_still_under_way_at_the_end_is_let_go_and_its_answer_comes_too_l
     assert world.stopped
     assert not world.dispatcher.expects(batch)
     world.answer_late(batch, 0)
+    world.end()
+
+
+def test_bulk_work_has_small_batches_while_queries_come_and_large_ones_again_when_they_stop() -> None:
+    world = World(1, ahead=False)
+
+    def sizes(runs: int) -> list[int]:
+        found = []
+        for _ in range(runs):
+            batch = next(batch for batch in world.work if batch in world.given)
+            found.append(batch.n_tokens)
+            world.run(batch)
+        return found
+
+    world.submit(request(), [f"{i:02}" for i in range(40)])
+    world.tokenise(world.work[0])
+    assert sizes(1) == [6]  # a window of three texts, in one batch
+    world.submit(request(urgent=True), ["q"])
+    for batch in [batch for batch in world.work if batch not in world.given]:
+        world.tokenise(batch)
+    found = []
+    while world.waiting:
+        for batch in [batch for batch in world.work if batch not in world.given]:
+            world.tokenise(batch)
+        found += sizes(1)
+    assert max(found[1:5]) <= SMALL
+    assert max(found[5:]) > SMALL
     world.end()

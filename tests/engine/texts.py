@@ -24,7 +24,8 @@ class Persistent:
     """A persistent cache: only its identity matters, the world answers for it."""
 
 
-CACHE = cast(Cache, Persistent())
+CACHE, LIAR = cast(Cache, Persistent()), cast(Cache, Persistent())
+WRONG = Key("", "wrong", 100)  # what a liar has for every text
 _numbers: dict[Key, int] = {}
 
 

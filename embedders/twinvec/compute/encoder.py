@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CPU_BUDGET = 1024  # a query that comes meanwhile waits for a shorter pass; see benchmarks/NOTES.md
+_CPU_SMALL = 256
 _CUDA_BUDGETS = (4096, 16384)  # the products are at full speed from the first, and queries wait too long from the last
 _CUDA_FLOPS = 2e13  # of a batch: some 40 ms on an H100; larger models get fewer tokens
 _PROBE = 2048  # tokens of the batch that tells how much memory a token takes
@@ -113,6 +114,11 @@ class Encoder:
     def asynchronous(self) -> bool:
         """Return whether ``start`` returns before the work is done."""
         return self.device.type == "cuda"
+
+    @property
+    def small_budget(self) -> int:
+        """Return the tokens of a pass that a query can wait for; on CUDA any pass is such."""
+        return min(self.token_budget, _CPU_SMALL) if self.device.type == "cpu" else self.token_budget
 
     @property
     def graphs(self) -> int:

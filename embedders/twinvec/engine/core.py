@@ -116,7 +116,7 @@ class InferenceCore:
 
     def _start_devices(self, model: Model) -> None:
         devices = {
-            Device(str(encoder.device), encoder.token_budget, encoder.asynchronous): encoder
+            Device(str(encoder.device), encoder.token_budget, encoder.small_budget, encoder.asynchronous): encoder
             for encoder in model.encoders
         }
         self._inboxes.update((device, SimpleQueue()) for device in devices)

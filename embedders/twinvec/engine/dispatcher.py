@@ -123,10 +123,10 @@ class Dispatcher:
                 self.cache_hits += 1
                 self._forget(entry)
                 for job, number in entry.waiters:
-                    if got.has(**job.halves):
+                    if job.request.cache is batch.cache and got.has(**job.halves):
                         job.cache_hits += 1
                         self._deliver(job, number, got)
-                    else:  # who joined wants a half that the row does not have
+                    else:  # who joined has another cache, or wants a half that the row does not have
                         self._ask(job, [number])
             else:
                 self.cache_misses += batch.cache is not None
@@ -348,7 +348,7 @@ class Dispatcher:
         if (free := self._free_thread) in self.devices and free is not None and free.ahead:
             rooms.append(free)
         for device in rooms:
-            if len(device.running) < 2 and self._ready(device) and (batch := self._next(device.budget)):
+            if len(device.running) < 2 and self._ready(device) and (batch := self._next(device)):
                 batch.device, batch.budget, device.wake = device, device.budget, None
                 self.queue_seconds += sum(self._now - entry.queued for entry in batch.entries)
                 for job in {job for entry in batch.entries for job, _ in entry.waiters}:
@@ -371,9 +371,9 @@ class Dispatcher:
             self._commands.append(Wake(device, start))
         return False
 
-    def _next(self, budget: int) -> Batch | None:
+    def _next(self, device: Device) -> Batch | None:
         """Return the next batch of entries that somebody waits for."""
-        while (batch := self.lanes.pop(budget)) is not None:
+        while (batch := self.lanes.pop(device.budget, min(device.small, device.budget))) is not None:
             for entry in batch.entries:
                 if not entry.live:
                     self._forget(entry)

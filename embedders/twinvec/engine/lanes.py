@@ -9,6 +9,7 @@ from twinvec.engine.work import Batch, Entry
 
 _PLAN_BATCHES = 16  # batches planned at once: enough to sort by length, few enough to stay fair
 _STREAK = 8  # batches of queries in a row while bulk work waits
+_QUIET = 32  # batches of bulk work after a query, until no other is expected soon
 
 
 class Lanes:
@@ -25,6 +26,7 @@ class Lanes:
         self.bulk: deque[Entry] = deque()
         self.planned: deque[Batch] = deque()
         self._tokens = self._streak = 0
+        self._since_query = _QUIET  # batches
 
     def __len__(self) -> int:
         return len(self.urgent) + len(self.bulk) + sum(len(batch.entries) for batch in self.planned)
@@ -40,6 +42,8 @@ class Lanes:
 
     def put(self, entry: Entry) -> None:
         """Queue a tokenised entry."""
+        if entry.urgent:
+            self._since_query = 0
         (self.urgent if entry.urgent else self.bulk).append(entry)
         self._tokens += entry.n_tokens
 
@@ -50,10 +54,11 @@ class Lanes:
         parts = plan(lengths, room) if sum(lengths) > room else [list(range(len(entries)))]
         self.planned.extendleft(Batch([entries[i] for i in part], alone) for part in reversed(parts))
 
-    def pop(self, budget: int) -> Batch | None:
+    def pop(self, budget: int, small: int) -> Batch | None:
         """Return the next batch: at most ``budget`` tokens of live entries, or one longer entry.
 
-        Entries that nobody waits for any more come along and are not counted.
+        Bulk work has ``small`` batches while queries come, which wait for the end of one. Entries that nobody waits for
+        any more come along and are not counted.
         """
         if self.urgent and (self._streak < _STREAK or not (self.bulk or self.planned)):
             self._streak += 1
@@ -63,8 +68,9 @@ class Lanes:
             self.again(self._take(self.bulk, _PLAN_BATCHES * budget), budget=budget)
         if not self.planned:
             return None
-        batch = self.planned.popleft()
-        self.again(batch.entries, alone=batch.alone, budget=budget)  # it may be of a larger budget
+        self._since_query += 1
+        batch = self.planned.popleft()  # it may be of a larger budget
+        self.again(batch.entries, alone=batch.alone, budget=small if self._since_query <= _QUIET else budget)
         return self.planned.popleft()
 
     def _take(self, lane: deque[Entry], room: int) -> list[Entry]:

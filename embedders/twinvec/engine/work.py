@@ -68,6 +68,7 @@ class Device:
     Attributes:
         name: for messages.
         full_budget, budget: tokens per batch at first, and today.
+        small: tokens per batch of bulk work while queries come.
         ahead: whether it gets a batch while it works on another.
         running: what its thread has; what it says of any other batch comes too late.
         calm: passes since it last ran out of memory.
@@ -76,6 +77,7 @@ class Device:
 
     name: str
     full_budget: int
+    small: int
     ahead: bool = False
     running: list[Batch] = field(default_factory=list)
     calm: int = 0
