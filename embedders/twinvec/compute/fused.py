@@ -10,7 +10,7 @@ rows (``linear.slices``) from its first step to its last, in the caches. Weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -55,9 +55,15 @@ def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
     for module in list(model.modules()):
         forward = _fused_forward(module, device, packed)
         if forward is not None:
-            module.forward = MethodType(forward, module)
+            module.__class__ = _with_forward(type(module), forward)
             fused += 1
     return fused
+
+
+@cache
+def _with_forward(kind: type, forward: Any) -> type:
+    """Return a class with another forward; as an attribute of its module it would keep the module, and the weights."""
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:  # noqa: PLR0911  (one for each kind)

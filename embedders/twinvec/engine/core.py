@@ -213,6 +213,7 @@ class InferenceCore:
         except BaseException as error:  # lost, or a defect of ours: its batches go on elsewhere
             if not is_device_lost(error):
                 logger.exception("the thread of %s ended", device.name)
+            error.__traceback__ = None  # its frames hold the model, and themselves
             self._step(partial(self.state.lost, device, error))
         finally:
             del self._inboxes[device]

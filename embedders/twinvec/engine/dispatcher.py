@@ -193,6 +193,8 @@ class Dispatcher:
         if batch.alone or len(groups) == 1:
             for job in chain.from_iterable(groups):
                 self._answer(job, error)
+            for entry in batch.entries:
+                entry.waiters.clear()  # the error's frames have the batch, and so would each job's future have itself
             return
         for jobs, entries in reversed(groups.items()):
             if jobs and batch.device is None:
@@ -210,7 +212,7 @@ class Dispatcher:
         if not self.devices:
             self._lose_all(device.name, error)
             return
-        logger.warning("%s failed and is taken out, %d devices go on: %s", device.name, len(self.devices), error)
+        logger.warning("%s failed and is taken out, %d devices go on: %s", device.name, len(self.devices), str(error))
         for batch in reversed(left):
             self.lanes.again(batch.entries, alone=batch.alone)
 
@@ -385,7 +387,7 @@ class Dispatcher:
     # --- devices
 
     def _lose_all(self, name: str, error: BaseException) -> None:
-        logger.error("%s failed, no device is left: %s", name, error)
+        logger.error("%s failed, no device is left: %s", name, str(error))
         lost = DeviceLostError(f"{name} failed ({error}); restart() builds the model again")
         lost.__cause__ = error.with_traceback(None)  # its frames hold the batch, and so every caller
         self.error = self.error if self._closed else lost
