@@ -179,7 +179,7 @@ def test_one_timeout_is_one_deadline_over_both_models(
             futures[0].result(60)
 
         monkeypatch.setattr(waiting, "wait", wait)
-        monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr("twinvec.engine.waiting.time.monotonic", lambda: clock[0])
         with pytest.raises(DeadlineError, match=r"within 10 s"):
             embedder.embed_documents(["a"], timeout=10)
         monkeypatch.undo()

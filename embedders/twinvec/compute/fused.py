@@ -55,7 +55,7 @@ def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
     for module in list(model.modules()):
         forward = _fused_forward(module, device, packed)
         if forward is not None:
-            module.__class__ = _with_forward(type(module), forward)
+            module.__class__ = _with_forward(cast(Any, type(module)), forward)
             fused += 1
     return fused
 
