@@ -1,8 +1,8 @@
 """Traces: OpenTelemetry spans of embedding and retrieval, by OpenInference's conventions.
 
-Off until the program itself imports OpenTelemetry: then a call without a tracer provider costs some microseconds, and
-one without the package a look into a dict. Names: https://arize-ai.github.io/openinference/spec/. Vectors are not
-recorded; of many texts or documents, the first 24 are, as a span holds 128 attributes.
+Off until the program itself sets a tracer provider; a call costs some microseconds then. Vectors are not recorded; of
+many texts or documents, the first 24 are, as a span holds 128 attributes. Names:
+https://arize-ai.github.io/openinference/spec/.
 
 OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide the texts that are embedded (and the queries
 of a search, the first two), OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT the documents that are found.
@@ -37,9 +37,20 @@ _SUPPRESSED = "suppress_instrumentation"
 _CARRIED = ("traceparent", "tracestate")
 
 
-@contextmanager
-def traced_embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[EmbeddingBatch], EmbeddingBatch]]:
+def traced_embedding(
+    spec: ModelSpec, asked: CheckedCall
+) -> AbstractContextManager[Callable[[EmbeddingBatch], EmbeddingBatch]]:
     """Trace one call; what it yields takes the answer, and gives it back."""
+    return _embedding(spec, asked) if _on() else nullcontext(_as_it_is)
+
+
+def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[Iterable[FoundDocument]], None]]:
+    """Trace one search; what it yields takes what was found, of all queries one after the other."""
+    return _search(queries) if _on() else nullcontext(_unseen)
+
+
+@contextmanager
+def _embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[EmbeddingBatch], EmbeddingBatch]]:
     with _span("CreateEmbeddings", "EMBEDDING", lambda: _asked(spec, asked)) as span:
 
         def answered(batch: EmbeddingBatch) -> EmbeddingBatch:
@@ -53,8 +64,7 @@ def traced_embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[
 
 
 @contextmanager
-def traced_search(queries: Sequence[str]) -> Iterator[Callable[[Iterable[FoundDocument]], None]]:
-    """Trace one search; what it yields takes what was found, of all queries one after the other."""
+def _search(queries: Sequence[str]) -> Iterator[Callable[[Iterable[FoundDocument]], None]]:
     with _span("Retrieve", "RETRIEVER", lambda: _wanted(queries)) as span:
 
         def found(documents: Iterable[FoundDocument]) -> None:
@@ -83,7 +93,7 @@ def trace_headers() -> dict[str, str]:
 
 def joined_trace(headers: Mapping[bytes, bytes]) -> AbstractContextManager[object]:
     """Let spans be part of the trace that a request belongs to."""
-    if "opentelemetry.trace" not in sys.modules or b"traceparent" not in headers:
+    if b"traceparent" not in headers or not _on():
         return nullcontext()
     return _continued({name: headers[name.encode()].decode("latin-1") for name in _CARRIED if name.encode() in headers})
 
@@ -102,9 +112,6 @@ def _continued(carrier: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _span(name: str, kind: str, describe: Callable[[], Attributes]) -> Iterator[Span | None]:
-    if "opentelemetry.trace" not in sys.modules:
-        yield None
-        return
     from opentelemetry import context, trace
 
     if context.get_value(_SUPPRESSED):
@@ -123,8 +130,20 @@ def _span(name: str, kind: str, describe: Callable[[], Attributes]) -> Iterator[
         span.set_status(trace.StatusCode.OK)
 
 
+def _on() -> bool:
+    trace = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _as_it_is(batch: EmbeddingBatch) -> EmbeddingBatch:
+    return batch
+
+
+def _unseen(documents: Iterable[FoundDocument]) -> None: ...
+
+
 def _recording() -> Span | None:
-    if "opentelemetry.trace" not in sys.modules:
+    if not _on():
         return None
     from opentelemetry import trace
 
