@@ -25,7 +25,7 @@ test: $(VENV)/.dev ## lint, types, tests
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.dev ## the tests that need no torch, engines in memory alone and few random runs, in seconds
-	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant" $(QUICK)
+	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant and not million" $(QUICK)
 
 lint: $(VENV)/.dev ## ruff, who may import whom, mypy --strict
 	$(BIN)/ruff check .

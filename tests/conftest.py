@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -25,6 +26,11 @@ for name in ("HF_MODULES_CACHE", "XDG_CACHE_HOME"):
 
 # a shell's background job ignores it, and so would the children: tests that interrupt would wait for ever
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+QUICK = os.environ.get("TWINVEC_TESTS") == "quick"
+if QUICK:
+    settings.register_profile("quick", max_examples=20)
+    settings.load_profile("quick")
 
 ROOT = Path(__file__).parents[1]
 TOOLS = {".git", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", ".cache", "site"}
@@ -47,7 +53,7 @@ def checkout_is_unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
 def quick_tests_need_no_torch() -> Iterator[None]:
     """``make quick`` is quick because nothing in it imports torch."""
     yield
-    if os.environ.get("TWINVEC_TESTS") == "quick":
+    if QUICK:
         assert "torch" not in sys.modules, "a test of `make quick` imports torch"
 
 
