@@ -10,11 +10,13 @@ import pytest
 
 from reference.giga_original import build_giga_original, reference_giga_original
 from reference.gte import build_gte, reference_gte
+from reference.rerankers import reference_gte_reranker
 from reference.sentence_layouts import build_bge_m3
 from reference.sentence_reference import token_ids
 from twinvec import Embedder, ModelSpec
 from twinvec.errors import ConfigurationError
 from twinvec.families import Published
+from twinvec.families.cross_encoders import GteReranker
 from twinvec.families.giga import Giga
 from twinvec.families.gte import Gte
 from twinvec.verify import tolerance, verify
@@ -139,3 +141,14 @@ def test_relatives_are_not_what_was_published(tmp_path: Path) -> None:
 def test_options_that_change_the_scores(gte: Path, spec: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         verify(ModelSpec(model=str(gte), **spec))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("published", "ok"), [(0.0, True), (0.1, False)])
+def test_a_reranker_has_its_logit(tmp_path: Path, published: float, ok: bool) -> None:
+    folder = build_gte(tmp_path, variant="reranker", dtype="float32")
+    (card,) = GteReranker.published
+    pair = (card.queries[0], card.documents[0])
+    wanted = float(reference_gte_reranker(folder)([pair])[0]) + published
+    report = verify(folder, published=[replace(card, scores={"logit": ((wanted,),)})])
+    assert (report.family, report.ok, len(report.rows)) == ("gte-reranker", ok, 1)
+    assert not verify(folder).ok, "random weights are not the published ones"

@@ -1,4 +1,4 @@
-"""TwinVec: dense and sparse text embeddings from one forward pass.
+"""TwinVec: dense and sparse text embeddings from one forward pass, and rerankers on the same engine.
 
 Importing this package imports neither torch nor transformers; they come with the first model.
 """
@@ -12,6 +12,8 @@ from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import TruncationWarning, TwinVecError
 from twinvec.options import EmbedderOptions
+from twinvec.reranker import Reranker
+from twinvec.scoring import BaseReranker, Ranked
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import TASKS, Role, Task
 from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 __all__ = [
     "TASKS",
     "BaseEmbedder",
+    "BaseReranker",
     "Embedder",
     "EmbedderOptions",
     "EmbeddingBatch",
     "ModelSpec",
+    "Ranked",
     "RemoteEmbedder",
+    "Reranker",
     "Role",
     "SparseBatch",
     "SparseVector",

@@ -329,7 +329,7 @@ class BaseEmbedder(ABC):
                 f"(first: texts[{double[0]}], {texts[double[0]][:80]!r}). Pass texts without prompts, or pass "
                 'prompt="" with texts that have theirs.',
                 DoublePromptWarning,
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
 
     def _warned(self, batch: EmbeddingBatch) -> EmbeddingBatch:
@@ -344,7 +344,7 @@ class BaseEmbedder(ABC):
         return batch
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the ``stacklevel`` of whoever called into this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("twinvec."):

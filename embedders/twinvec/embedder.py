@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
 from twinvec.engine.waiting import Call, Part
+from twinvec.local import LocalModel
 from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -22,14 +22,12 @@ from twinvec.vectors import EmbeddingBatch, Int64
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from twinvec.engine.core import InferenceCore
-    from twinvec.engine.registry import Lease
     from twinvec.text.tokenizer import TextTokenizer
 
 _INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
 
 
-class Embedder(BaseEmbedder):
+class Embedder(LocalModel, BaseEmbedder):
     """Dense and sparse vectors of one model, with the prompts it was trained on.
 
     Thread safe; calls from several threads and tasks share the model. Pickling carries the specification, not the
@@ -58,22 +56,13 @@ class Embedder(BaseEmbedder):
         from twinvec.engine.registry import lease_models
 
         spec, chosen = read_options(model, options)
-        self.options = replace(chosen, token=None)
-        self._leases = lease_models(spec, chosen)
+        self._hold(lease_models(spec, chosen), chosen)
         self._bm25 = Bm25.parse(spec.sparse)
-        self._closed = False
-        # a collected Embedder gives its share back like a closed one
-        self._finalizer = weakref.finalize(self, _close_later, self._leases)
-        self._finalizer.atexit = False
         description = self._core.model.description
         self._prompts = description.prompts.override(self.prompts) if self.prompts else description.prompts
         for role in Role:
             self._prompts.prefix(role, self.task)
         self.spec = self._resolved()
-
-    @property
-    def _core(self) -> InferenceCore:
-        return self._leases[0].core
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -94,77 +83,6 @@ class Embedder(BaseEmbedder):
         """Return how many tokens of a text fit beside its prompt and the special tokens."""
         prompt = self.prompt_for(role, task)
         return self.max_length - self._core.model.tokenizer.overhead(prompt)
-
-    def stats(self) -> dict[str, Any]:
-        """Return counters and choices of the model, which all its users in the process share.
-
-        Counters: ``forwards`` (passes), ``texts`` (rows that went through one), ``tokens``, ``truncated``,
-        ``out_of_memory`` (recoveries), ``failures`` (batches that raised), ``memo_hits``, ``memo_misses``,
-        ``cache_hits``, ``cache_misses``, ``queue_wait_seconds`` (sum over texts), ``forward_seconds``. Gauges:
-        ``queued`` (texts waiting), ``batch_fill`` (mean share of the token budget), ``token_budget``, ``healthy``,
-        ``device_memory`` (bytes held on CUDA devices), ``predicted_memory`` (the most they will be, from a probe at
-        loading). Choices: ``device``, ``dtype``, ``attention`` ("varlen", "flash", "sdpa" or "padded"), ``kernels``
-        ("triton" or "torch"), ``linear`` ("packed", "packed int8", "int8" or "torch": how products with
-        weights run), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what loading took. A
-        second, sparse model adds to the counters.
-        """
-        cores = [lease.core for lease in self._leases]
-        states = [core.state for core in cores]
-        encoders = [encoder for core in cores for encoder in core.model.encoders]
-        first = cores[0].model.encoder
-        return {
-            "forwards": sum(e.forwards for e in encoders),
-            "texts": sum(e.texts for e in encoders),
-            "tokens": sum(e.tokens for e in encoders),
-            "truncated": states[0].truncated,
-            "out_of_memory": sum(s.out_of_memory for s in states),
-            "failures": sum(s.failures for s in states),
-            "memo_hits": sum(s.memo.hits for s in states),
-            "memo_misses": sum(s.memo.misses for s in states),
-            "cache_hits": sum(s.cache_hits for s in states),
-            "cache_misses": sum(s.cache_misses for s in states),
-            "queue_wait_seconds": sum(s.queue_seconds for s in states),
-            "forward_seconds": sum(e.seconds for e in encoders),
-            "queued": sum(len(s.lanes) for s in states),
-            "batch_fill": states[0].filled / max(states[0].offered, 1),
-            "token_budget": cores[0].token_budget,
-            "healthy": self.healthy,
-            "device": ",".join(str(e.device) for e in cores[0].model.encoders),
-            "dtype": str(first.dtype).removeprefix("torch."),
-            "attention": first.attention,
-            "kernels": first.kernels,
-            "linear": first.linear,
-            "graphs": first.graphs,
-            "device_memory": sum(e.memory() for e in encoders),
-            "predicted_memory": sum(e.predicted_memory for e in encoders),
-            "load_seconds": sum(c.model.seconds for c in cores),
-        }
-
-    @property
-    def healthy(self) -> bool:
-        """Return whether calls can be answered: not closed, and a device works."""
-        return not self._closed and all(lease.core.healthy for lease in self._leases)
-
-    def restart(self) -> None:
-        """Build the model again after ``DeviceLostError``, for all its users."""
-        for lease in self._leases:
-            lease.core.restart()
-
-    @property
-    def family(self) -> str:
-        """Return the name of the checkpoint family."""
-        return self._core.model.description.family
-
-    def close(self, *, drain: bool = False) -> None:
-        """Release the model; its last user frees it. Later calls raise ConfigurationError.
-
-        Args:
-            drain: let pending calls of other threads finish first; else they raise ConfigurationError.
-        """
-        self._closed = True
-        if self._finalizer.detach() is not None:
-            for lease in self._leases:
-                lease.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self.options)
@@ -248,8 +166,3 @@ def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:
 
 def _title(asked: CheckedCall, show_progress: bool) -> str | None:
     return f"Embedding {asked.role.value}s" if show_progress else None
-
-
-def _close_later(leases: list[Lease]) -> None:
-    for lease in leases:
-        lease.close_later()

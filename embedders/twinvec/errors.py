@@ -6,6 +6,7 @@ TwinVecError
 │   ├── CheckpointFieldError     an impossible value in one of its files: .file, .field, .value
 │   ├── CheckpointMismatchError  tensors that do not fit the family: .missing, .unexpected, .mismatched
 │   ├── UnsupportedCheckpointError  no family covers it
+│   │   └── ModelKindError       a reranker where an Embedder was asked for, or the other way round
 │   └── RemoteCodeRequiredError  it needs its own code, which was not allowed
 ├── ConfigurationError           an argument that cannot be honoured (also a ValueError)
 │   └── PromptError              a task or prompt that the model was not trained for, or that does not fit
@@ -105,6 +106,10 @@ class CheckpointMismatchError(CheckpointError):
 
 class UnsupportedCheckpointError(CheckpointError):
     """No family of TwinVec covers this checkpoint."""
+
+
+class ModelKindError(UnsupportedCheckpointError):
+    """A reranker where an Embedder was asked for, or the other way round."""
 
 
 class RemoteCodeRequiredError(CheckpointError):

@@ -11,6 +11,7 @@ import numpy as np
 
 from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError
+from twinvec.reranker import Reranker, load_local
 from twinvec.spec import ModelSpec
 from twinvec.vectors import Float32
 
@@ -27,7 +28,7 @@ class VerifyRow:
 
     Attributes:
         source: where the number is published.
-        half: "dense" (cosine), "sparse", or their weighted sum.
+        half: "dense" (cosine), "sparse", or their weighted sum; "logit" of a reranker.
         query, document: the texts.
         published, computed: the scores.
         tolerance: greatest absolute difference that counts as agreement.
@@ -82,30 +83,30 @@ class VerifyReport:
 
 
 def verify(
-    model: Embedder | str | os.PathLike[str] | ModelSpec, *, published: Sequence[Published] | None = None
+    model: Embedder | Reranker | str | os.PathLike[str] | ModelSpec, *, published: Sequence[Published] | None = None
 ) -> VerifyReport:
     """Recompute the published scores of a model's family.
 
     Args:
-        model: an Embedder, which nobody else should use meanwhile; or what one is made of, then it is loaded in
-            float32, so that the comparison shows the computation and not this machine's rounding.
+        model: an Embedder or a Reranker, which nobody else should use meanwhile; or what one is made of, then it is
+            loaded in float32, so that the comparison shows the computation and not this machine's rounding.
         published: scores to compare with instead of the family's.
 
     Raises:
         ConfigurationError: nothing is published for the family, or this model is not the one that was published.
         CheckpointError: the model cannot be loaded.
     """
-    if isinstance(model, Embedder):
+    if isinstance(model, (Embedder, Reranker)):
         return _verify(model, published)
-    with Embedder(model if isinstance(model, ModelSpec) else _in_float32(model)) as embedder:
-        return _verify(embedder, published)
+    with load_local(model if isinstance(model, ModelSpec) else _in_float32(model)) as loaded:
+        return _verify(loaded, published)
 
 
 def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
     return ModelSpec(model=os.fspath(model), dtype="float32")
 
 
-def _verify(embedder: Embedder, published: Sequence[Published] | None) -> VerifyReport:
+def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None) -> VerifyReport:
     model = embedder._core.model
     if published is None:
         published = model.family.published
@@ -114,7 +115,8 @@ def _verify(embedder: Embedder, published: Sequence[Published] | None) -> Verify
             f"{embedder.spec.model}: no scores are published for the family {embedder.family!r} that verify could "
             "compare with; `twinvec models` lists the families"
         )
-    _check_comparable(embedder, published)
+    if isinstance(embedder, Embedder):
+        _check_comparable(embedder, published)
     backbone = model.encoder.backbone
     variants: tuple[str | None, ...] = backbone.rope_variants() or (None,)
     rows: list[VerifyRow] = []
@@ -147,7 +149,18 @@ def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> Non
         raise ConfigurationError(f"the published scores are of all {full} dimensions: load without dim={spec.dim}")
 
 
-def _compare(embedder: Embedder, card: Published, variant: str | None) -> list[VerifyRow]:
+def _compare_logits(reranker: Reranker, card: Published) -> list[VerifyRow]:
+    pairs = [(query, document) for query in card.queries for document in card.documents]
+    published = [score for line in card.scores["logit"] for score in line]
+    return [
+        VerifyRow(card.source, "logit", *pair, score, logit, tolerance("logit", score))
+        for pair, score, logit in zip(pairs, published, reranker.score(pairs, task=card.task).tolist(), strict=True)
+    ]
+
+
+def _compare(embedder: Embedder | Reranker, card: Published, variant: str | None) -> list[VerifyRow]:
+    if isinstance(embedder, Reranker):
+        return _compare_logits(embedder, card)
     queries = embedder.embed_queries(card.queries, task=card.task)
     documents = embedder.embed_documents(card.documents, task=card.task)
     assert queries.dense is not None
@@ -169,7 +182,7 @@ def _compare(embedder: Embedder, card: Published, variant: str | None) -> list[V
 
 
 def tolerance(half: str, published: float) -> float:
-    """Return the greatest difference that counts as agreement: 0.01, and 1% more where sparse weights take part."""
+    """Return the greatest difference that counts as agreement: 0.01, and 1% more of sparse weights and logits."""
     # The cards computed in fp16 or bf16: two runs of one card differ by up to 0.0026 in a cosine; sparse scores are
     # sums of products that are not normalised, so their rounding grows with them.
     return 0.01 if half == "dense" else 0.01 + 0.01 * abs(published)

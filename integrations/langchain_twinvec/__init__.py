@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
+from langchain_twinvec.reranking import TwinVecReranker
 from langchain_twinvec.retrievers import HybridRetriever
 from langchain_twinvec.self_query import TwinVecTranslator
 from langchain_twinvec.takeover import DifferenceWarning
@@ -30,6 +31,7 @@ __all__ = [
     "HybridRetriever",
     "TwinVecEmbeddings",
     "TwinVecMilvusSparseEmbeddings",
+    "TwinVecReranker",
     "TwinVecSparseEmbeddings",
     "TwinVecTextSplitter",
     "TwinVecTranslator",

@@ -24,7 +24,7 @@ from typing_extensions import Self
 from langchain_twinvec.base import not_serialized
 from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from langchain_twinvec.searching import SearchableStore
-from twinvec import Task
+from twinvec import BaseReranker, Task
 from twinvec.flows import block, call, wait
 from twinvec.overriding import changed_alone, overridden
 from twinvec.workers import in_thread
@@ -38,7 +38,8 @@ else:
     FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
 
 _CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "min_dense",
-         "min_sparse", "group_by", "group_size", "expand", "task", "mmr", "explain", "scores", "exact")  # fmt: skip
+         "min_sparse", "group_by", "group_size", "expand", "task", "mmr", "explain", "scores", "exact",
+         "rerank", "rerank_k", "min_rerank")  # fmt: skip
 _DIVERSE = [name for name in vars(SearchableStore) if "max_marginal" in name]
 _SEARCHES = [name for name in vars(SearchableStore) if "search" in name or "relevance" in name]
 _DEFAULT_MMR = 0.5
@@ -71,6 +72,9 @@ class HybridRetriever(VectorStoreRetriever):
         explain: say in ``document.metadata["_twinvec"]`` why it was found; see ``TwinVecVectorStore``.
         scores: put the score into ``document.metadata["_twinvec"]["score"]``.
         exact: compare with every dense vector instead of walking a graph.
+        rerank: a ``twinvec.Reranker`` that orders the first ``rerank_k`` documents anew; see ``SearchOptions``.
+        rerank_k: how many it reads; None: 50.
+        min_rerank: only documents with at least this score of the reranker.
         search_type: LangChain's "similarity", "mmr" (the same as ``mmr=0.5``) or "similarity_score_threshold".
     """
 
@@ -95,6 +99,9 @@ class HybridRetriever(VectorStoreRetriever):
     explain: bool = False
     scores: bool = False
     exact: bool = False
+    rerank: SkipValidation[BaseReranker | None] = None
+    rerank_k: int | None = None
+    min_rerank: float | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -335,6 +335,7 @@ def to_document(result: Result, *, scores: bool = False) -> Document:
             "sparse_score": why.sparse_score,
             "dense_rank": why.dense_rank,
             "sparse_rank": why.sparse_rank,
+            **({} if why.rerank_rank is None else {"rerank_score": why.rerank_score, "rerank_rank": why.rerank_rank}),
             "terms": [list(term) for term in why.terms],
             **({"provenance": dict(record.provenance)} if record.provenance else {}),
         }

@@ -51,11 +51,12 @@ class TwinVecVectorStore(ManagedStore):
     Search methods take these keyword arguments besides LangChain's: ``filter`` (a dict as LangChain's stores share it,
     ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``), ``task`` (instead of the embeddings' own), and the
     fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``, ``dense_k``, ``sparse_k``,
-    ``score_threshold``, ``min_dense``, ``min_sparse``, ``group_by``, ``group_size``, ``expand``, ``mmr``, ``explain``,
-    ``exact``. With ``expand=1``, a document's text is the chunk with its neighbours. With ``scores=True``,
+    ``score_threshold``, ``min_dense``, ``min_sparse``, ``group_by``, ``group_size``, ``expand``, ``mmr``, ``rerank``,
+    ``explain``, ``exact``. With ``expand=1``, a document's text is the chunk with its neighbours. With ``scores=True``,
     ``document.metadata["_twinvec"]["score"]`` is the score. With ``explain=True``, ``document.metadata["_twinvec"]``
     says why a document was found: ``score``, ``dense_score``, ``sparse_score``, ``dense_rank``, ``sparse_rank`` and
-    ``terms`` (see ``twinvec_stores.Explanation``), and ``provenance`` where it came from a file.
+    ``terms`` (see ``twinvec_stores.Explanation``), ``rerank_score`` and ``rerank_rank`` with ``rerank``, and
+    ``provenance`` where it came from a file.
 
     Attributes:
         index: the HybridIndex below; ``index.store`` is the store.

@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
 
 from llama_index_twinvec.embeddings import TwinVecEmbedding
 from llama_index_twinvec.huggingface import DifferenceWarning
+from llama_index_twinvec.reranking import TwinVecRerank
 from llama_index_twinvec.retrievers import ExplainedNode, HybridRetriever
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.vector_stores import TwinVecVectorStore
@@ -21,6 +22,7 @@ __all__ = [
     "ExplainedNode",
     "HybridRetriever",
     "TwinVecEmbedding",
+    "TwinVecRerank",
     "TwinVecSparseEmbedding",
     "TwinVecVectorStore",
 ]

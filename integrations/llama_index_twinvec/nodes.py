@@ -125,4 +125,7 @@ def explanation_of(result: Result) -> dict[str, Any]:
     """Return why a record was found, and where it comes from, as far as TwinVec has ingested it."""
     assert result.explanation is not None
     origin = result.record.provenance
-    return asdict(result.explanation) | ({"provenance": dict(origin)} if origin and CONTENT not in origin else {})
+    why = asdict(result.explanation)
+    if result.fused_score is None:  # there was no third stage
+        del why["rerank_score"], why["rerank_rank"]
+    return why | ({"provenance": dict(origin)} if origin and CONTENT not in origin else {})

@@ -359,8 +359,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             halves = {"task": task, "dense": search.lacks_dense, "sparse": search.lacks_sparse}
             embed = functools.partial(self._index.embedder.embed_queries, **halves)
             batch = await call(embed, functools.partial(self._index.embedder.aembed_queries, **halves), [search.text])
-        find = functools.partial(self._index.search_vectors, **search.options)
-        afind = functools.partial(self._index.asearch_vectors, **search.options)
+        options = {**search.options, "texts": [search.text] if search.text else None}
+        find = functools.partial(self._index.search_vectors, **options)
+        afind = functools.partial(self._index.asearch_vectors, **options)
         [results] = await call(find, afind, *search.vectors(batch))
         return ExplainedResult.of(results, await nodes_of(self.client, results, search.options.get("expand", 0)))
 

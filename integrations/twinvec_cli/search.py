@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ _QUERY = "What to look for; a single - reads one query a line from stdin."
 _FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
 _COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
 _OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
+_RERANK = "A reranker (folder or hub id) that reads the first results and orders them anew."
 _MMR = "Diverse results: the weight of relevance, from 0 to 1 (0.5 is usual)."
 
 
@@ -65,6 +67,8 @@ def search(
     group_by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="document: results are documents, not chunks; or a field.")
     ] = None,
+    rerank: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANK, show_default=False)] = None,
+    rerank_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many it reads.")] = 50,
     mmr: Annotated[float | None, typer.Option(metavar="X", help=_MMR)] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, without the graph.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show both scores, ranks and the common terms.")] = False,
@@ -84,6 +88,7 @@ def search(
 
     [bold]twinvec search http://localhost:6333 - --json < questions.txt > found.jsonl[/bold]
     """
+    from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder
 
     options: dict[str, Any] = {
@@ -94,6 +99,7 @@ def search(
         "min_dense": min_dense,
         "min_sparse": min_sparse,
         "group_by": group_by,
+        "rerank_k": rerank_k,
         "mmr": mmr,
         "exact": exact,
         "explain": explain,
@@ -101,10 +107,13 @@ def search(
     if (chosen := _fusion(fusion, dense_weight, sparse_weight)) is not None:
         options["fusion"] = chosen
     queries = _queries(query)
-    with _opened(location, collection) as store:
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(_opened(location, collection))
         note(f"Loading {store.config.model} ...")
-        with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
-            found = HybridIndex(embedder, store).search_many(queries, task=task, **options)
+        embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
+        if rerank is not None:
+            options["rerank"] = opened.enter_context(Reranker(rerank, device=device))
+        found = HybridIndex(embedder, store).search_many(queries, task=task, **options)
     for text, results in zip(queries, found, strict=True):
         if as_json:
             typer.echo(json.dumps({"query": text, "results": [_facts(r) for r in results]}, ensure_ascii=False))
@@ -179,6 +188,8 @@ def _facts(result: Result) -> dict[str, Any]:
             "sparse_score": why.sparse_score,
             "dense_rank": why.dense_rank,
             "sparse_rank": why.sparse_rank,
+            "rerank_score": why.rerank_score,
+            "rerank_rank": why.rerank_rank,
             "terms": [list(term) for term in why.terms],
         }
     return facts
@@ -224,6 +235,7 @@ def _why(result: Result) -> str:
     for half, score, rank in (
         ("dense", why.dense_score, why.dense_rank),
         ("sparse", why.sparse_score, why.sparse_rank),
+        ("rerank", why.rerank_score, why.rerank_rank),
     ):
         if score is not None:
             lines.append(f"{half} {score:.3f}" + (f", rank {rank}" if rank is not None else ""))

@@ -37,13 +37,13 @@ def verify(
     from rich.console import Console
 
     import twinvec.verify as verification
-    from twinvec import Embedder
+    from twinvec.reranker import load_local
 
     note(f"Loading {model} ...")
-    with Embedder(
+    with load_local(
         model, revision=revision, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code
-    ) as embedder:
-        report = verification.verify(embedder)
+    ) as loaded:
+        report = verification.verify(loaded)
     console = Console()
     for variant in report.variants:
         console.print(_table(report, variant, console.width))

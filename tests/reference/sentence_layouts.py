@@ -178,7 +178,7 @@ def build_bge_m3(folder: Path, *, weights: Weights = "bin", dtype: Dtype = "floa
     _drop_newer_pooling_keys(folder)
     _rewrite_weights(folder, weights=weights)
     for offset, (name, features) in enumerate({"sparse_linear": 1, "colbert_linear": HIDDEN}.items(), 1):
-        head = _randomise(nn.Linear(HIDDEN, features), seed + offset)
+        head = randomise(nn.Linear(HIDDEN, features), seed + offset)
         nn.init.ones_(head.bias)  # as in the real one, most sparse weights are positive
         torch.save(head.to(getattr(torch, dtype)).state_dict(), folder / f"{name}.pt")
     return folder
@@ -282,11 +282,11 @@ def _write_backbone(folder: Path, backbone: str, *, model_class: str | None = No
     config = AutoConfig.for_model(backbone, **spec.config)
     model_type = getattr(transformers, model_class or spec.model_class)
     build = model_type.from_config if hasattr(model_type, "from_config") else model_type
-    model = _randomise(build(config), seed).to(getattr(torch, dtype))
+    model = randomise(build(config), seed).to(getattr(torch, dtype))
     model.save_pretrained(folder)
 
 
-def _randomise(model: ModelT, seed: int) -> ModelT:
+def randomise(model: ModelT, seed: int) -> ModelT:
     """Weights far from their initialisation: texts, positions and every bias make a visible difference."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -343,7 +343,7 @@ def _write_dense(folder: Path, in_features: int, spec: DenseSpec, *, legacy: boo
     if not legacy:
         config |= {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
     write_json(folder / "config.json", config)
-    linear = _randomise(nn.Linear(in_features, spec["out_features"], bias=bias), seed)
+    linear = randomise(nn.Linear(in_features, spec["out_features"], bias=bias), seed)
     state = linear.to(getattr(torch, dtype)).state_dict()
     tensors = {f"linear.{name}": tensor for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

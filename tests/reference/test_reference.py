@@ -23,10 +23,11 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .checkpoint_files import Array, read_config, read_weights
+from .checkpoint_files import Array, read_weights
 from .giga import build_giga_0826, build_giga_10b, reference_giga_0826, reference_giga_10b
 from .giga_original import HIDDEN, Generation, build_giga_original, reference_giga_original
 from .gte import Variant, build_gte, reference_gte, rope_frequencies
+from .gte_native import gte_config
 
 TEXTS = [
     "what is the capital of China?",
@@ -72,21 +73,6 @@ def assert_close(actual: Array, expected: Array) -> None:
     """Within the tolerance, relative to the size of the numbers."""
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=TOLERANCE)
-
-
-def gte_config(folder: Path) -> GteConfig:
-    """The checkpoint's config in transformers' words (``linear`` rope stands for NTK)."""
-    config = read_config(folder)
-    head_dim = config["hidden_size"] // config["num_attention_heads"]
-    theta, scaling = config["rope_theta"], config["rope_scaling"]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    if scaling:
-        factor = scaling["factor"]
-        rope = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head_dim)}
-    kept = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
-    kept |= {"type_vocab_size", "layer_norm_eps", "pad_token_id"}
-    settings: dict[str, Any] = {key: config[key] for key in kept} | {"num_labels": 1, "rope_parameters": rope}
-    return GteConfig(**settings)
 
 
 @pytest.mark.parametrize("variant", ["multilingual", "large-en", "snowflake"])

@@ -117,6 +117,7 @@ CONFIG: Mapping[str, Field] = {
     # formulas
     **dict.fromkeys(("layer_norm_eps", "rms_norm_eps", "norm_eps"), _EPS),
     **dict.fromkeys(("hidden_act", "hidden_activation", "activation", "conv_act"), _ACTIVATION),
+    **dict.fromkeys(("pooler_hidden_act", "classifier_activation"), _ACTIVATION),
     **dict.fromkeys(("rope_theta", "global_rope_theta", "local_rope_theta", "rope_local_base_freq"), _THETA),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _CAP),
     **dict.fromkeys(("query_pre_attn_scalar", "routed_scaling_factor"), _SCALE),
@@ -137,7 +138,16 @@ CONFIG: Mapping[str, Field] = {
     ),
     "norm_rel_ebd": one_of("none", "layer_norm"),
     **dict.fromkeys(
-        ("attention_bias", "mlp_bias", "norm_bias", "decoder_bias", "tie_word_embeddings", "sinusoidal_pos_embds"), FLAG
+        (
+            "attention_bias",
+            "mlp_bias",
+            "norm_bias",
+            "classifier_bias",
+            "decoder_bias",
+            "tie_word_embeddings",
+            "sinusoidal_pos_embds",
+        ),
+        FLAG,
     ),
     **dict.fromkeys(("is_causal", "use_bidirectional_attention", "use_sliding_window", "rope_interleave"), FLAG),
     **dict.fromkeys(("norm_topk_prob", "relative_attention", "position_biased_input", "share_att_key", "legacy"), FLAG),
@@ -146,6 +156,9 @@ CONFIG: Mapping[str, Field] = {
     **dict.fromkeys(
         ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"), whole(-1, 2**24)
     ),
+    # what CrossEncoder of sentence-transformers wrote
+    "sentence_transformers": OBJECT,
+    "sbert_ce_default_activation_function": TEXT,
     # Matryoshka
     "matryoshka_dimensions": list_of(_SIZE),
     "is_matryoshka": FLAG,
@@ -179,6 +192,7 @@ MODULES: Mapping[str, Mapping[str, Field]] = {
         "bias": FLAG,
         "activation_function": TEXT,
     },
+    "LogitScore": dict.fromkeys(("true_token_id", "false_token_id"), _TOKEN),
     "SpladePooling": {
         "pooling_strategy": only("max", "nothing else is supported"),
         "activation_function": only("relu", "nothing else is supported"),

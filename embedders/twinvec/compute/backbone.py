@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.compute.attention import PREFIX
@@ -66,10 +67,12 @@ class Backbone(torch.nn.Module):
         output: "states": token states [tokens, hidden]; "logits": vocabulary logits [tokens, vocabulary];
             "pooled": finished vectors [texts, dim].
         packed: False where the model pads inside.
+        token_types: whether the model is told which tokens are a pair's text.
     """
 
     output: Literal["states", "logits", "pooled"] = "states"
     packed = True
+    token_types = False
 
     def use_attention(self, name: str) -> None:
         """Choose the packed attention: "sdpa", "varlen" or "flash"."""
@@ -98,16 +101,20 @@ class Backbone(torch.nn.Module):
 class PackedTransformer(Backbone):
     """An unmodified transformers model on one packed row [1, tokens]."""
 
-    def __init__(self, model: Any, *, padding_idx: int | None = None, causal: bool | None = None) -> None:
+    def __init__(
+        self, model: Any, *, padding_idx: int | None = None, causal: bool | None = None, token_types: bool = False
+    ) -> None:
         """Take a loaded model.
 
         Args:
             model: in evaluation mode.
             padding_idx: positions count from padding_idx + 1 (XLM-R, RoBERTa).
             causal: force causal or bidirectional attention; None leaves what the class says.
+            token_types: give a pair's text the token type 1.
         """
         super().__init__()
         self.model = model
+        self.token_types = token_types
         self._padding_idx = padding_idx
         self._options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
         if causal is not None:
@@ -130,14 +137,15 @@ class PackedTransformer(Backbone):
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
         tokens = len(batch.input_ids)
+        types = batch.token_types() if self.token_types else None
         batch = replace(batch, position_ids=self._positions(batch))
         if batch.input_ids.device.type == "cpu":
             batch = batch.filled(filled_rows(tokens))
+        options: dict[str, Any] = dict(self._options)
+        if types is not None:
+            options["token_type_ids"] = F.pad(types, (0, len(batch.input_ids) - tokens))[None]
         result = self.model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            packed=batch,
-            **self._options,
+            input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], packed=batch, **options
         )
         states: torch.Tensor = result.logits if self.output == "logits" else result.last_hidden_state
         return states[0, :tokens]
@@ -165,9 +173,10 @@ class PaddedTransformer(Backbone):
 
     packed = False
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: Any, pad_id: int, *, token_types: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.token_types = token_types
         self._pad_id = pad_id
 
     def fuse(self, device: torch.device) -> None:
@@ -181,7 +190,10 @@ class PaddedTransformer(Backbone):
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Return token states [tokens, hidden]."""
         ids, mask = pad(batch, self._pad_id)
-        result = self.model(input_ids=ids, attention_mask=mask.long())
+        options = {}
+        if self.token_types:
+            options["token_type_ids"] = torch.zeros_like(ids).masked_scatter(mask, batch.token_types())
+        result = self.model(input_ids=ids, attention_mask=mask.long(), **options)
         rows: torch.Tensor = result.logits if self.output == "logits" else result.last_hidden_state
         return rows[mask]
 

@@ -286,8 +286,8 @@ class Encoder:
             return int(torch.cuda.max_memory_allocated() - before)
 
     def _record_graphs(self) -> None:
-        if not self.description.include_prompt:
-            return  # pooling then needs the prompts' lengths from the host
+        if not self.description.include_prompt or self._backbone.token_types:
+            return  # the prompts' lengths come from the host then
         graphs = Graphs(self._forward, self.device, self.description.position_limit)
         try:
             with torch.inference_mode():

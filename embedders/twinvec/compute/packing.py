@@ -80,6 +80,15 @@ class TokenBatch:
         """Return the tokens of the longest text."""
         return max(self.lengths)
 
+    def token_types(self) -> torch.Tensor:
+        """Return int64 [tokens]: 0 for the tokens of the prompt, in a pair the query's, and 1 for the text's."""
+        import torch
+
+        device = self.position_ids.device
+        lengths, prompts = (torch.tensor(each, device=device) for each in (self.lengths, self.prompt_lengths))
+        text_begins = torch.repeat_interleave(prompts, lengths, output_size=self.n_tokens)
+        return (self.position_ids >= text_begins).long()
+
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Return (first token, texts, length) for each run of neighbours of equal length."""

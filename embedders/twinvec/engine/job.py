@@ -28,6 +28,7 @@ class Request:
         prompt: goes before each text.
         dim: dense dimensions to slice and normalise; None: no dense half.
         keys: how to name sparse columns; None: no sparse half.
+        normalize: False leaves dense rows as the model gives them: scores of pairs.
         urgent: queries go before bulk work.
         memo: whether recent rows may answer, and be kept.
         cache: persistent rows; None for none.
@@ -42,6 +43,7 @@ class Request:
     urgent: bool
     memo: bool = True
     cache: Cache | None = None
+    normalize: bool = True
     fail_on_overflow: bool = False
     fail_on_overload: bool = False
 
@@ -131,7 +133,7 @@ class Job:
         """Return the rows as the caller asked for them, in the caller's order."""
         rows = [row for row in self.rows if row is not None]
         assert len(rows) == len(self.texts)
-        dense = None if self.request.dim is None else _dense(rows, self.request.dim)
+        dense = None if self.request.dim is None else _dense(rows, self.request.dim, normalize=self.request.normalize)
         sparse = None if self.request.keys is None else self._sparse(rows)
         tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
         lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
@@ -147,11 +149,11 @@ class Job:
         return reduce_token_weights(batch.values, batch.indices.astype(np.int64), np.diff(batch.indptr).tolist(), keys)
 
 
-def _dense(rows: list[Row], dim: int) -> Float32:
-    """Slice and normalise."""
+def _dense(rows: list[Row], dim: int, *, normalize: bool) -> Float32:
     dense = np.zeros((len(rows), dim), dtype=np.float32)
     for i, row in enumerate(rows):
         assert row.dense is not None
         dense[i] = row.dense[:dim]
-    dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
+    if normalize:
+        dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
     return dense

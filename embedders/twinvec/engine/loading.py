@@ -19,7 +19,6 @@ from twinvec.compute.encoder import Encoder
 from twinvec.engine.opening import Opened
 from twinvec.errors import CheckpointError, CheckpointFieldError
 from twinvec.families import Description, Family
-from twinvec.families.modules import build_dense_layers
 from twinvec.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
             "%s: support is experimental, nothing published has confirmed its vectors yet; run `twinvec verify`",
             checkpoint.name,
         )
-    tokenizer = TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
+    tokenizer = opened.family.build_tokenizer(checkpoint, description)
     _check_tokenizer(tokenizer, description, checkpoint)
     parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None]] = {}
     encoders = []
@@ -90,7 +89,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
         if device not in parts:
             parts[device] = (
                 _build_backbone(opened, device),
-                build_dense_layers(description.dense_layers),
+                opened.family.build_layers(checkpoint, description),
                 _build_head(opened),
             )
             for module in parts[device][1:]:

@@ -13,7 +13,7 @@ from twinvec.cache.rows import Namespaces
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.hub import open_checkpoint
 from twinvec.checkpoints.identity import Identity, identify
-from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
+from twinvec.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, ModelKindError
 from twinvec.families import Description, Family, find_family
 from twinvec.spec import ModelSpec
 
@@ -70,7 +70,7 @@ class Opened:
             _check_digest(self.spec, _digest(*_identify(self.checkpoint, self.family, self.head_file)))
 
 
-def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
+def open_model(spec: ModelSpec, device: str, source: Source, *, scores: bool = False) -> Opened:
     """Open and describe a checkpoint, and check all that the spec asks of it.
 
     ``spec.sparse`` must not name another checkpoint here.
@@ -89,6 +89,9 @@ def open_model(spec: ModelSpec, device: str, source: Source) -> Opened:
     )
     family = find_family(checkpoint)
     description = family.describe(checkpoint)
+    if description.scores is not scores:
+        is_one, use = ("a reranker", "Reranker") if description.scores else ("no reranker", "Embedder")
+        raise ModelKindError(f"{checkpoint.name}: this is {is_one}: use twinvec.{use}")
     devices = tuple(choose_device(name.strip()) for name in device.split(","))
     dtype = choose_dtype(spec.dtype, devices[0])
     head_file = _head_file(spec)

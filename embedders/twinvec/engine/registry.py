@@ -69,15 +69,23 @@ class Registry:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def lease(self, spec: ModelSpec, options: EmbedderOptions) -> Lease:
-        """Share a model where it is loaded already, restarted when it was lost; else load it."""
+    def lease(self, spec: ModelSpec, options: EmbedderOptions, *, scores: bool = False) -> Lease:
+        """Share a model where it is loaded already, restarted when it was lost; else load it.
+
+        Args:
+            spec: what the user wants.
+            options: how it is run.
+            scores: whether a reranker is wanted; the other kind of model is refused.
+        """
         settings = Settings.from_env()
         source = Source(
             cache_dir=options.cache_dir or settings.cache_dir,
             token=options.token,
             offline=settings.offline if options.offline is None else options.offline,
         )
-        opened = open_model(spec, options.device if options.device != "auto" else settings.device, source)
+        opened = open_model(
+            spec, options.device if options.device != "auto" else settings.device, source, scores=scores
+        )
         with self._lock:
             slot = self._slots.setdefault(opened.key, _Slot())
             lease = Lease(opened.spec, options.memo_bytes, slot)

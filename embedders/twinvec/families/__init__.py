@@ -5,13 +5,18 @@ from __future__ import annotations
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, Published, Supported
+from twinvec.families.cross_encoders import CrossEncoder, GteReranker
 from twinvec.families.giga import Giga
 from twinvec.families.gte import Gte
 from twinvec.families.own_code import Remote
 from twinvec.families.qwen3_bidirectional import GigaBidirectional
+from twinvec.families.qwen3_reranker import Qwen3Reranker
 from twinvec.families.sentence_transformers import TYPES, SentenceTransformers, Splade
 
 FAMILIES: tuple[Family, ...] = (
+    GteReranker(),
+    CrossEncoder(),
+    Qwen3Reranker(),
     Gte(),
     GigaBidirectional(),
     Giga(),

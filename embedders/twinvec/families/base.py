@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from twinvec.compute.backbone import Backbone
     from twinvec.compute.heads import TokenWeightHead
+    from twinvec.text.tokenizer import TextTokenizer
 
 SparseKind = Literal["token_weights", "masked_lm"]
 
@@ -40,6 +41,8 @@ class Description:
         sparse: what the checkpoint's own head gives; None where it has none.
         lower_case: whether sentence-transformers lower-cases texts for this checkpoint.
         experimental: True where nothing published has confirmed the computation yet.
+        scores: whether it is a reranker: ``dim`` is 1, the logit of a pair.
+        activation: what its own library puts on the logit, a module of torch by its full name.
     """
 
     family: str
@@ -57,6 +60,8 @@ class Description:
     sparse: SparseKind | None = None
     lower_case: bool = False
     experimental: bool = False
+    scores: bool = False
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,18 @@ class Family(ABC):
     def runs_own_code(self, checkpoint: Checkpoint) -> bool:
         """Return whether the checkpoint's Python files may take part in the computation."""
         return False
+
+    def build_layers(self, checkpoint: Checkpoint, description: Description) -> torch.nn.Module:
+        """Load the layers behind the pooling, in fp32."""
+        from twinvec.families.modules import build_dense_layers
+
+        return build_dense_layers(description.dense_layers)
+
+    def build_tokenizer(self, checkpoint: Checkpoint, description: Description) -> TextTokenizer:
+        """Return what makes tokens of a prompt and a text."""
+        from twinvec.text.tokenizer import TextTokenizer
+
+        return TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load the checkpoint's own lexical head; only called where ``sparse`` is "token_weights"."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twinvec.checkpoints.fields import check_fields, only
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.tensors import load_tensors
-from twinvec.errors import CheckpointFieldError, UnsupportedCheckpointError
+from twinvec.errors import CheckpointFieldError
 from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import output_dim, read_modules
 
@@ -25,7 +25,6 @@ _FIELDS = {
     "layer_norm_type": only("layer_norm", "nothing else is supported"),
     "position_embedding_type": only("rope", "nothing else is supported"),
 }
-_POOLER, _CLASSIFIER = "pooler.dense.weight", "classifier.weight"
 _MATRYOSHKA_SHARE = 6  # 128 of 768 dimensions
 _CHINA = "中国的首都在哪儿"
 _DOCUMENTS = (
@@ -69,15 +68,8 @@ class Gte(Family):
         return checkpoint.model_type in ("new", "gte")
 
     def describe(self, checkpoint: Checkpoint) -> Description:
-        """Read the configuration; a reranker (cross-encoder) is refused."""
+        """Read the configuration."""
         checkpoint.check(*_REQUIRED, fields=_FIELDS)
-        # the headers decide: "architectures" of real files has been wrong or empty
-        pooler, classifier = (any(n.endswith(part) for n in checkpoint.tensors) for part in (_POOLER, _CLASSIFIER))
-        if pooler and classifier:
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.name}: its weights have a pooler beside a classifier: a reranker (a cross-encoder), "
-                "which gives no vectors; take the embedding checkpoint of the same family"
-            )
         modules = read_modules(checkpoint)
         hidden, positions = checkpoint.config["hidden_size"], checkpoint.config["max_position_embeddings"]
         pooling = modules.pooling or ("cls",)
@@ -109,7 +101,7 @@ class Gte(Family):
 
         config = native_config(GteConfig, translate_config(checkpoint), checkpoint)
         model = load_native(GteModel, config, checkpoint, dtype, device, ignore=[r"^classifier\."])
-        return PackedTransformer(model)
+        return PackedTransformer(model, token_types=description.scores and (config.type_vocab_size or 0) > 1)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load the lexical head from the same file."""

@@ -25,7 +25,9 @@ _LEGACY = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize", "Dropout")
+_KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize", "Dropout",
+          "LogitScore")  # fmt: skip
+_NEEDED = {"Dense": ("in_features", "out_features"), "LogitScore": ("true_token_id", "false_token_id")}
 _UNBOUNDED = 10**9  # tokenizers write about 1e30 for "no limit"
 _INSTRUCT = "Instruct: {task}\nQuery: "
 
@@ -65,8 +67,9 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
         )
     pooling = [m for m in checkpoint.modules if m.kind == "Pooling"]
     for module in checkpoint.modules:
-        needed = ("in_features", "out_features") if module.kind == "Dense" else ()
-        check_fields(module.folder / "config.json", module.config, MODULES.get(module.kind, {}), needed)
+        check_fields(
+            module.folder / "config.json", module.config, MODULES.get(module.kind, {}), _NEEDED.get(module.kind, ())
+        )
     sentence = checkpoint.json("sentence_bert_config.json", SENTENCE)
     settings = checkpoint.json("config_sentence_transformers.json", SETTINGS)
     return SentenceModules(
@@ -114,7 +117,7 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
     for module in modules:
         config = module.config
         name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        activation = _activation(name)
+        activation = activation_named(name)
         if activation is None:
             raise CheckpointFieldError(
                 module.folder / "config.json",
@@ -129,7 +132,8 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers).eval()
 
 
-def _activation(name: str) -> torch.nn.Module | None:
+def activation_named(name: str) -> torch.nn.Module | None:
+    """Return one of torch's modules without weights by its full name; None for any other."""
     import torch
 
     package, _, kind = name.rpartition(".")

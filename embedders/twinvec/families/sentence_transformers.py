@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class SentenceTransformers(Family):
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration and the sentence-transformers files."""
         modules = read_modules(checkpoint)
-        hidden, limit = _sizes(checkpoint)
+        hidden, limit = read_sizes(checkpoint)
         dim = output_dim(hidden, modules, modules.pooling)
         return Description(
             family=self.name,
@@ -79,7 +80,7 @@ class SentenceTransformers(Family):
             dim=min(modules.truncate_dim or dim, dim),
             max_length=min(modules.max_length or limit, limit),
             position_limit=limit,
-            padding_idx=_padding_idx(checkpoint),
+            padding_idx=padding_idx(checkpoint),
             prompts=modules.prompts,
             pooling=modules.pooling,
             include_prompt=modules.include_prompt,
@@ -93,22 +94,7 @@ class SentenceTransformers(Family):
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:
         """Load the native class of the model type."""
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-        from twinvec.compute.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
-
-        config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
-        model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype, device)
-        if not type(model)._supports_attention_backend:  # it would ignore a packed attention function
-            return PaddedTransformer(model, config.pad_token_id or 0)
-        causal = _causal(config, checkpoint)
-        if causal is False and checkpoint.model_type != "gemma3_text" and _has_windows(config):
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.name}: a bidirectional {checkpoint.model_type} with a sliding window; its width is "
-                "not defined alike by transformers' own attention functions"
-            )
-        return PackedTransformer(model, padding_idx=_padding_idx(checkpoint), causal=causal)
+        return build_backbone(checkpoint, dtype, device)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load bge-m3's lexical head; its absence is an error, not a model without one."""
@@ -133,7 +119,7 @@ class Splade(Family):
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration."""
         modules = read_modules(checkpoint)
-        hidden, limit = _sizes(checkpoint)
+        hidden, limit = read_sizes(checkpoint)
         return Description(
             family=self.name,
             hidden=hidden,
@@ -141,7 +127,7 @@ class Splade(Family):
             dim=None,
             max_length=min(modules.max_length or limit, limit),
             position_limit=limit,
-            padding_idx=_padding_idx(checkpoint),
+            padding_idx=padding_idx(checkpoint),
             prompts=modules.prompts,
             pooling=(),
             sparse="masked_lm",
@@ -161,10 +147,42 @@ class Splade(Family):
         model = load_native(MODEL_FOR_MASKED_LM_MAPPING[type(config)], config, checkpoint, dtype, device)
         if not type(model)._supports_attention_backend:
             return PaddedMaskedLM(model, config.pad_token_id or 0)
-        return PackedMaskedLM(model, padding_idx=_padding_idx(checkpoint))
+        return PackedMaskedLM(model, padding_idx=padding_idx(checkpoint))
 
 
-def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+def build_backbone(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, pairs: bool = False, ignore: Iterable[str] = ()
+) -> Backbone:
+    """Load the native class of a model type.
+
+    Args:
+        checkpoint: described before.
+        dtype: of the parameters.
+        device: where to.
+        pairs: for a cross-encoder, whose model may know two types of tokens.
+        ignore: regular expressions of tensors that a head takes.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    from twinvec.compute.backbone import PackedTransformer, PaddedTransformer, load_native, native_config
+
+    config = native_config(CONFIG_MAPPING[checkpoint.model_type], dict(checkpoint.config), checkpoint)
+    model = load_native(MODEL_MAPPING[type(config)], config, checkpoint, dtype, device, ignore=ignore)
+    token_types = pairs and (getattr(config, "type_vocab_size", None) or 0) > 1
+    if not type(model)._supports_attention_backend:  # it would ignore a packed attention function
+        return PaddedTransformer(model, config.pad_token_id or 0, token_types=token_types)
+    causal = _causal(config, checkpoint)
+    if causal is False and checkpoint.model_type != "gemma3_text" and _has_windows(config):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.name}: a bidirectional {checkpoint.model_type} with a sliding window; its width is "
+            "not defined alike by transformers' own attention functions"
+        )
+    return PackedTransformer(model, padding_idx=padding_idx(checkpoint), causal=causal, token_types=token_types)
+
+
+def read_sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return hidden size and positions of a checked configuration."""
     kind = TYPES[checkpoint.model_type]
     fields = {} if kind.positions is None else {"position_embedding_type": only(kind.positions, _NO_OTHER)}
     if checkpoint.model_type not in _CAUSAL_BY_DEFAULT:
@@ -184,7 +202,8 @@ def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     return config[kind.names[0]], limit
 
 
-def _padding_idx(checkpoint: Checkpoint) -> int | None:
+def padding_idx(checkpoint: Checkpoint) -> int | None:
+    """Return the pad token whose id positions count from; None where they count from 0."""
     return int(checkpoint.config["pad_token_id"]) if TYPES[checkpoint.model_type].offset else None
 
 

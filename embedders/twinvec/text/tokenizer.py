@@ -145,6 +145,10 @@ class TextTokenizer:
         """Return one more than the highest token id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a vocabulary entry, None where there is none."""
+        return self._tokenizer.token_to_id(token)
+
     @property
     def pad_id(self) -> int | None:
         """Return the id of the pad token, None where none is named."""

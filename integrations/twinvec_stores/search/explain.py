@@ -26,6 +26,8 @@ class Explanation:
             is "dense".
         dense_rank: place in the dense ranking, from 1; None where it is not among its first ``fetch_k``.
         sparse_rank: place in the sparse ranking, from 1.
+        rerank_score: of a reranker, where there was one.
+        rerank_rank: place in its order, from 1.
         terms: (term, weight in the query, weight in the record) of the common terms, those that count most first.
     """
 
@@ -33,6 +35,8 @@ class Explanation:
     sparse_score: float | None = None
     dense_rank: int | None = None
     sparse_rank: int | None = None
+    rerank_score: float | None = None
+    rerank_rank: int | None = None
     terms: tuple[tuple[str, float, float], ...] = ()
 
 
@@ -42,15 +46,18 @@ class Result:
 
     Attributes:
         record: with its text, metadata and provenance.
-        score: of the ranking; higher is better. Comparable within one query and one way of searching.
+        score: of the ranking, with ``rerank`` the reranker's; higher is better. Comparable within one query and one way
+            of searching.
         explanation: where asked for.
         context: the record's text with that of its neighbours, where asked for with ``expand`` and it is a chunk.
+        fused_score: with ``rerank``, the score that it had before.
     """
 
     record: Record
     score: float
     explanation: Explanation | None = None
     context: str | None = None
+    fused_score: float | None = None
 
 
 async def explain(
@@ -63,8 +70,10 @@ async def explain(
         for half, ranking in ((query.dense, found.dense), (query.sparse, found.sparse))
     ]
     ranks = [{hit.id: rank for rank, hit in enumerate(ranking, 1)} for ranking in (found.dense, found.sparse)]
+    reranked = {hit.id: (hit.score, rank) for rank, hit in enumerate(found.best, 1) if found.fused is not None}
     explained = {}
     for id in ids:
+        rerank_score, rerank_rank = reranked.get(id, (None, None))
         row = records[id].sparse
         terms: tuple[tuple[str, float, float], ...] = ()
         if query.sparse is not None and row is not None:
@@ -74,6 +83,8 @@ async def explain(
             sparse_score=scores[1].get(id, 0.0) if query.sparse is not None else None,
             dense_rank=ranks[0].get(id),
             sparse_rank=ranks[1].get(id),
+            rerank_score=rerank_score,
+            rerank_rank=rerank_rank,
             terms=terms,
         )
     return explained

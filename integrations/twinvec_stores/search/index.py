@@ -129,7 +129,7 @@ class HybridIndex:
             query: what is looked for.
             task: instruction in place of the index's own, for models trained with them.
             options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, min_dense,
-                min_sparse, group_by, group_size, expand, mmr, explain, exact.
+                min_sparse, group_by, group_size, rerank, rerank_k, min_rerank, expand, mmr, explain, exact.
         """
         return self.search_many([query], task=task, **options)[0]
 
@@ -152,16 +152,27 @@ class HybridIndex:
         return await wait(self._searching(options).texts(queries, self.task if task is None else task))
 
     def search_vectors(
-        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
+        self,
+        dense: Float32 | None = None,
+        sparse: SparseBatch | None = None,
+        texts: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
     ) -> list[list[Result]]:
-        """Search with vectors that are there already: dense float32 [n, dim], n sparse rows, or both."""
-        return block(self._searching(options, dense is not None).vectors(dense, sparse))
+        """Search with vectors that are there already: dense float32 [n, dim], n sparse rows, or both.
+
+        ``texts`` are the n queries in words, which ``rerank`` reads.
+        """
+        return block(self._searching(options, dense is not None).vectors(dense, sparse, texts))
 
     async def asearch_vectors(
-        self, dense: Float32 | None = None, sparse: SparseBatch | None = None, **options: Unpack[SearchKeywords]
+        self,
+        dense: Float32 | None = None,
+        sparse: SparseBatch | None = None,
+        texts: Sequence[str] | None = None,
+        **options: Unpack[SearchKeywords],
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
-        return await wait(self._searching(options, dense is not None).vectors(dense, sparse))
+        return await wait(self._searching(options, dense is not None).vectors(dense, sparse, texts))
 
     def set_search(self, **options: Unpack[SearchKeywords]) -> None:
         """Keep in the store how it is searched where a search does not say so; nothing: as TwinVec does by itself.

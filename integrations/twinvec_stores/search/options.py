@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict
 
+from twinvec import BaseReranker
 from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
@@ -36,6 +37,10 @@ class SearchOptions:
         group_by: "document": k counts documents, not their chunks; or a metadata field: k counts its values. A record
             without document or value is a group of its own.
         group_size: records of a group, at most; groups come in the order of their best.
+        rerank: a Reranker or a RemoteReranker, which reads the query and the stored text of the first ``rerank_k``
+            candidates and orders them anew; no others are returned.
+        rerank_k: how many it reads; with ``group_by`` take more, for groups are made of them.
+        min_rerank: only records with at least this score of the reranker.
         expand: fill ``Result.context`` of chunks with their text and so many chunks on each side.
         mmr: None, or the weight of relevance against diversity, from 0 to 1 (maximal marginal relevance by dense
             vectors; 0.5 is usual).
@@ -55,6 +60,9 @@ class SearchOptions:
     min_sparse: float | None = None
     group_by: str | None = None
     group_size: int = 1
+    rerank: BaseReranker | None = None
+    rerank_k: int = 50
+    min_rerank: float | None = None
     expand: int = 0
     mmr: float | None = None
     explain: bool = False
@@ -66,7 +74,7 @@ class SearchOptions:
                 check_limit(limit, name=name)
         if self.fetch_k is not None and self.fetch_k < self.k:
             raise ConfigurationError(f"fetch_k={self.fetch_k} is less than k={self.k}")
-        for name in ("score_threshold", "min_dense", "min_sparse"):
+        for name in ("score_threshold", "min_dense", "min_sparse", "min_rerank"):
             value = getattr(self, name)
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
@@ -81,6 +89,7 @@ class SearchOptions:
                 raise ConfigurationError("group_by and mmr both choose among the candidates: use one of them")
         elif self.group_size != 1:
             raise ConfigurationError("group_size needs group_by")
+        self._check_rerank()
         if self.mode not in (None, "hybrid", "dense", "sparse"):
             raise ConfigurationError(f'mode={self.mode!r} is not one of "hybrid", "dense", "sparse"')
         if self.mmr is not None and not 0 <= self.mmr <= 1:
@@ -88,10 +97,25 @@ class SearchOptions:
         if not isinstance(self.fusion, Fusion):
             object.__setattr__(self, "fusion", Fusion(self.fusion))
 
+    def _check_rerank(self) -> None:
+        check_limit(self.rerank_k)
+        if self.rerank is None:
+            if self.min_rerank is not None:
+                raise ConfigurationError("min_rerank needs rerank")
+            return
+        if not isinstance(self.rerank, BaseReranker):
+            raise ConfigurationError(f"rerank must be a twinvec.Reranker, not {type(self.rerank).__name__}")
+        if self.rerank_k < self.k:
+            raise ConfigurationError(f"rerank_k={self.rerank_k} is less than k={self.k}")
+        if self.mmr is not None:
+            raise ConfigurationError("rerank and mmr both order the candidates: use one of them")
+
     @property
     def candidates(self) -> int:
         """Return how many candidates each half has where nothing else is said of it."""
-        return self.fetch_k if self.fetch_k is not None else max(100, min(10 * self.k, MAX_LIMIT))
+        if self.fetch_k is not None:
+            return self.fetch_k
+        return max(100, min(10 * self.k, MAX_LIMIT), self.rerank_k if self.rerank is not None else 0)
 
     @property
     def halves(self) -> tuple[int, int]:
@@ -186,6 +210,9 @@ class SearchKeywords(TypedDict, total=False):
     min_sparse: float | None
     group_by: str | None
     group_size: int
+    rerank: BaseReranker | None
+    rerank_k: int
+    min_rerank: float | None
     expand: int
     mmr: float | None
     explain: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from twinvec_stores.search.explain import Result, explain
 from twinvec_stores.search.fusion import Fusion, diversify, ranked
 from twinvec_stores.search.grouping import Groups, joined, neighbours
 from twinvec_stores.search.options import SearchOptions
+from twinvec_stores.search.reranking import rerank
 
 _GTE_HEAD = ("gte", "head")
 _AT_ONCE = 64  # queries in one call of the store
@@ -28,10 +29,11 @@ _PAGE = 256  # candidates whose groups are looked up at once
 
 @dataclass(frozen=True)
 class Query:
-    """One query's halves, where they are asked."""
+    """One query's halves, where they are asked, and its words, where they are known."""
 
     dense: DenseQuery | None
     sparse: SparseQuery | None
+    text: str | None = None
 
     def halves(self) -> list[StoreQuery]:
         """Return those that are asked."""
@@ -40,12 +42,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Found:
-    """One query's rankings, and what became of them."""
+    """One query's rankings, and what became of them; ``fused``: scores before a reranker gave its own."""
 
     query: Query
     dense: list[Hit]
     sparse: list[Hit]
     best: list[Hit]
+    fused: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Searching:
         embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
         with traced_search(queries) as found:
             batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
-            results = await self.vectors(batch.dense, batch.sparse)
+            results = await self.vectors(batch.dense, batch.sparse, queries)
             found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
             return results
 
@@ -82,8 +85,10 @@ class Searching:
                 stacklevel=2,
             )
 
-    async def vectors(self, dense: Float32 | None, sparse: SparseBatch | None) -> list[list[Result]]:
-        """Search for vectors: float32 [n, dim], n rows, or both."""
+    async def vectors(
+        self, dense: Float32 | None, sparse: SparseBatch | None, texts: Sequence[str] | None = None
+    ) -> list[list[Result]]:
+        """Search for vectors: float32 [n, dim], n rows, or both; ``texts`` are the words of the queries."""
         config = self.store.config
         parts = self.options.parts(config, dense=dense is not None, sparse=sparse is not None)
         if sparse is not None and parts[1] and config.idf:
@@ -91,10 +96,13 @@ class Searching:
         n = len(dense) if dense is not None else len(sparse) if sparse is not None else 0
         if dense is not None and sparse is not None and len(sparse) != n:
             raise ConfigurationError(f"{n} dense but {len(sparse)} sparse queries")
+        if texts is not None and len(texts) != n:
+            raise ConfigurationError(f"vectors of {n} queries but {len(texts)} texts")
         queries = [
             Query(
                 DenseQuery(dense[i]) if dense is not None and parts[0] else None,
                 SparseQuery(sparse[i]) if sparse is not None and parts[1] else None,
+                texts[i] if texts is not None else None,
             )
             for i in range(n)
         ]
@@ -123,8 +131,10 @@ class Searching:
         return {record.id: record for record in found}
 
     async def _run(self, queries: list[Query]) -> list[list[Result]]:
-        dense_k, sparse_k = self.options.halves
-        return [await self._results(found) for found in await self._find(queries, dense_k, sparse_k)]
+        found = await self._find(queries, *self.options.halves)
+        if self.options.rerank is not None:
+            found = await rerank(self, found)
+        return [await self._results(each) for each in found]
 
     async def _find(self, queries: list[Query], dense_k: int, sparse_k: int) -> list[Found]:
         options, store = self.options, self.store
@@ -157,7 +167,10 @@ class Searching:
         return best
 
     async def _grouped(self, found: Found, by: str) -> tuple[Found, list[Hit]]:
-        """Return the hits of the first k groups; where there are fewer, more candidates are asked for."""
+        """Return the hits of the first k groups; where there are fewer, more candidates are asked for.
+
+        What a reranker has ordered is all that there is.
+        """
         (dense_k, sparse_k), options = self.options.halves, self.options
         while True:
             groups = Groups(options.k, options.group_size, by)
@@ -168,7 +181,8 @@ class Searching:
                     for hit in page:
                         if hit.id in records:
                             groups.add(hit, records[hit.id])
-            if groups.full or (len(found.dense) < dense_k and len(found.sparse) < sparse_k):
+            reached_all = len(found.dense) < dense_k and len(found.sparse) < sparse_k
+            if groups.full or reached_all or found.fused is not None:
                 return found, groups.hits()
             dense_k, sparse_k = 4 * dense_k, 4 * sparse_k
             [found] = await self._find([found.query], dense_k, sparse_k)
@@ -199,8 +213,10 @@ class Searching:
         kept = [hit for hit in best if hit.id in records]
         why = await explain(self, found, kept, records) if options.explain else {}
         around = await self._around([records[hit.id] for hit in kept]) if options.expand else {}
+        fused = found.fused or {}
         return [
-            Result(_without_vectors(records[hit.id]), hit.score, why.get(hit.id), around.get(hit.id)) for hit in kept
+            Result(_without_vectors(records[hit.id]), hit.score, why.get(hit.id), around.get(hit.id), fused.get(hit.id))
+            for hit in kept
         ]
 
     async def _around(self, records: Sequence[Record]) -> dict[str, str]:

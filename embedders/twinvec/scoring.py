@@ -1,0 +1,256 @@
+"""BaseReranker: what a Reranker in this process and one behind a server have in common."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from twinvec.base import level_of_caller
+from twinvec.errors import ConfigurationError, TruncationWarning
+from twinvec.flows import block, call, wait
+from twinvec.options import EmbedderOptions
+from twinvec.spec import ModelSpec
+from twinvec.text.prompts import Task
+from twinvec.text.unicode import check_texts
+from twinvec.vectors import Bool, Float32
+
+_Self = TypeVar("_Self", bound="BaseReranker")
+Activation = Literal["sigmoid", "model"]
+
+
+class Ranked(NamedTuple):
+    """A text in a ranking: ``index`` in the caller's list, and its score."""
+
+    index: int  # type: ignore[assignment]  # of a tuple it is a method, which nobody needs here
+    score: float
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What one call asks for; see ``BaseReranker.score``."""
+
+    task: Task | str | None = None
+    activation: Activation | None = None
+    windows: bool = False
+    timeout: float | None = None
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in (None, "sigmoid", "model"):
+            raise ConfigurationError(f'activation={self.activation!r} is neither "sigmoid" nor "model" nor None')
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of pairs: ``values`` float32 [n], and bool [n] whether the text of a pair was ``truncated``."""
+
+    values: Float32
+    truncated: Bool
+
+
+class BaseReranker(ABC):
+    """Scores of a query and a text that one model reads together: the interface of Reranker and RemoteReranker.
+
+    Attributes:
+        spec: everything that decides a score.
+        options: everything else, without the token.
+    """
+
+    spec: ModelSpec
+    options: EmbedderOptions
+    _closed: bool
+
+    def score(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        task: Task | str | None = None,
+        activation: Activation | None = None,
+        windows: bool = False,
+        timeout: float | None = None,
+        show_progress: bool = False,
+    ) -> Float32:
+        """Score (query, text) pairs; higher is more relevant.
+
+        Args:
+            pairs: any number of them; equal ones are computed once.
+            task: an instruction, for models trained with them (Qwen3-Reranker). None: the Reranker's task, else the
+                model's own default.
+            activation: None gives the model's raw logits; "sigmoid" numbers between 0 and 1 in the same order;
+                "model" what the checkpoint itself names (sentence-transformers' ``activation_fn``), else the sigmoid.
+            windows: score a text that is longer than the model's limit window by window, a quarter of each in the next
+                one, too, and take the best. False: its tail is cut.
+            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
+            show_progress: draw a progress bar on stderr.
+
+        Returns:
+            float32 [pairs].
+
+        Raises:
+            TypeError: a pair that is not two strings (names the position).
+            InvalidTextError: a text that is not valid Unicode.
+            TextTooLongError: with ``on_overflow="error"``.
+            ConfigurationError: a query that leaves no room for a text: it is never cut.
+            PromptError: a task for a model that was not trained with instructions.
+            OutOfMemoryError: a pair that does not fit by itself.
+            OverloadedError: the queue is full, with ``on_overload="error"``.
+            DeadlineError: the timeout has passed.
+            DeviceLostError: no device works any more.
+        """
+        return block(self._scored(pairs, ScoreOptions(task, activation, windows, timeout, show_progress)))
+
+    async def ascore(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        task: Task | str | None = None,
+        activation: Activation | None = None,
+        windows: bool = False,
+        timeout: float | None = None,
+    ) -> Float32:
+        """Score pairs without blocking the event loop; cancelling the task stops the work."""
+        return await wait(self._scored(pairs, ScoreOptions(task, activation, windows, timeout)))
+
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        task: Task | str | None = None,
+        activation: Activation | None = None,
+        windows: bool = False,
+        timeout: float | None = None,
+    ) -> list[Ranked]:
+        """Rank texts for a query, best first; of equal scores the first in the list goes first.
+
+        Args:
+            query: a string.
+            texts: any number of them.
+            top_n: how many to return; None: all.
+            task: see ``score``, as are the others and the errors.
+            activation: see ``score``.
+            windows: see ``score``.
+            timeout: see ``score``.
+        """
+        return block(self._ranked(query, texts, top_n, ScoreOptions(task, activation, windows, timeout)))
+
+    async def arerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        task: Task | str | None = None,
+        activation: Activation | None = None,
+        windows: bool = False,
+        timeout: float | None = None,
+    ) -> list[Ranked]:
+        """Rank texts without blocking the event loop; cancelling the task stops the work."""
+        return await wait(self._ranked(query, texts, top_n, ScoreOptions(task, activation, windows, timeout)))
+
+    @abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Return counters and choices of the model; see ``Embedder.stats``."""
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Return whether calls can be answered."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """Return the name of the checkpoint family."""
+
+    @property
+    def max_length(self) -> int:
+        """Return the tokens per pair, specials included."""
+        assert self.spec.max_length is not None
+        return self.spec.max_length
+
+    @property
+    def task(self) -> Task | str | None:
+        """Return the default task."""
+        return self.options.task
+
+    @abstractmethod
+    def close(self, *, drain: bool = False) -> None:
+        """Give back what this object holds; later calls raise ConfigurationError.
+
+        Args:
+            drain: let pending calls of other threads finish first.
+        """
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
+
+    @abstractmethod
+    async def _acompute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
+
+    async def _scored(self, pairs: Iterable[tuple[str, str]], options: ScoreOptions) -> Float32:
+        return await self._checked(check_pairs(pairs), options)
+
+    async def _ranked(self, query: str, texts: Iterable[str], top_n: int | None, options: ScoreOptions) -> list[Ranked]:
+        check_texts([query], "query")
+        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+            raise ConfigurationError(f"top_n={top_n!r} must be a whole number of at least 1, or None")
+        return rank(await self._checked([(query, text) for text in check_texts(texts)], options))[:top_n]
+
+    async def _checked(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Float32:
+        if self._closed:
+            raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
+        found = await call(self._compute, self._acompute, pairs, options)
+        if len(cut := np.flatnonzero(found.truncated)):
+            warnings.warn(
+                f"the texts of {len(cut)} of {len(pairs)} pairs were cut so that the pair has {self.max_length} tokens "
+                f"(first: pair {cut[0]}). Pass windows=True to score all of a text, split it, raise max_length, or "
+                'pass on_overflow="error".',
+                TruncationWarning,
+                stacklevel=level_of_caller(),
+            )
+        return found.values
+
+
+def rank(scores: Float32 | Sequence[float]) -> list[Ranked]:
+    """Return all indices, best first; of equal scores the lowest index goes first."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [Ranked(index, float(scores[index])) for index in order]
+
+
+def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs as a list.
+
+    Raises:
+        TypeError: something else than pairs of two strings (names the position).
+        InvalidTextError: a lone surrogate.
+    """
+    if isinstance(pairs, (str, bytes)):
+        raise TypeError(f"pairs must be a list of (query, text), not one {type(pairs).__name__}")
+    checked = []
+    for position, pair in enumerate(pairs):
+        if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"pairs[{position}] must be (query, text), not {pair!r:.60}")
+        checked.append((pair[0], pair[1]))
+    check_texts([query for query, _ in checked], "queries")
+    check_texts([text for _, text in checked], "texts")
+    return checked
+
+
+def sigmoid(logits: Float32) -> Float32:
+    """Return numbers between 0 and 1; no logit overflows."""
+    return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)

@@ -1,0 +1,90 @@
+"""TwinVecReranker: LangChain's document compressor and cross-encoder interfaces over a Reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import ConfigDict, Field
+
+from twinvec import BaseReranker, Reranker, Task
+from twinvec.errors import ConfigurationError
+from twinvec.overriding import twin_of
+from twinvec.scoring import Activation, rank
+
+
+class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
+    """Keeps the documents that a model finds most relevant when it reads them together with the query.
+
+    For ``ContextualCompressionRetriever``, and wherever LangChain takes a cross-encoder. The async methods wait for
+    the shared queue without a thread, so that concurrent calls share forward passes. Documents are copied, with the
+    score in ``metadata["relevance_score"]``.
+
+    Attributes:
+        model: folder or hub id; for other options than the default ones pass ``reranker``.
+        reranker: a Reranker or a RemoteReranker to share instead of ``model``; always there afterwards.
+        top_n: documents to keep; None: all, in the order of their scores.
+        min_score: keep only documents with at least this score.
+        task: an instruction, for models trained with them.
+        activation: None: raw logits; "sigmoid", "model": see ``twinvec.Reranker.score``.
+        windows: score long documents window by window; see there.
+
+    Raises:
+        CheckpointError: the model cannot be found or loaded, or is no reranker.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str | None = None
+    reranker: BaseReranker = Field(default=cast("BaseReranker", None), exclude=True, repr=False)
+    top_n: int | None = Field(default=3, ge=1)
+    min_score: float | None = None
+    task: Task | str | None = None
+    activation: Activation | None = None
+    windows: bool = False
+
+    if not TYPE_CHECKING:  # type checkers read the signature off the fields
+
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**fields)
+            if (self.model is None) == (self.reranker is None):
+                raise ConfigurationError("TwinVecReranker needs model= (a folder or a hub id) or reranker=")
+            if self.reranker is None:
+                self.__dict__["reranker"] = Reranker(self.model)
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """Return a score for each (query, text); higher is more relevant."""
+        scores = self.reranker.score(text_pairs, **self._options())
+        return cast("list[float]", scores.tolist())
+
+    @twin_of("score")
+    async def ascore(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """See ``score``."""
+        scores = await self.reranker.ascore(text_pairs, **self._options())
+        return cast("list[float]", scores.tolist())
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Return the best documents, best first; of equal scores the first goes first."""
+        return self._best(documents, self.score([(query, document.page_content) for document in documents]))
+
+    @twin_of("compress_documents")
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """See ``compress_documents``."""
+        return self._best(documents, await self.ascore([(query, document.page_content) for document in documents]))
+
+    def _options(self) -> dict[str, Any]:
+        return {"task": self.task, "activation": self.activation, "windows": self.windows}
+
+    def _best(self, documents: Sequence[Document], scores: list[float]) -> list[Document]:
+        kept = [one for one in rank(scores) if self.min_score is None or one.score >= self.min_score]
+        return [
+            documents[index].model_copy(update={"metadata": {**documents[index].metadata, "relevance_score": score}})
+            for index, score in kept[: self.top_n]
+        ]

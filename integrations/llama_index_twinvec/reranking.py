@@ -1,0 +1,114 @@
+"""TwinVecRerank: LlamaIndex's node postprocessor over a Reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index_instrumentation import get_dispatcher
+
+from twinvec import BaseReranker, Reranker, Task
+from twinvec.errors import ConfigurationError
+from twinvec.overriding import twin_of
+from twinvec.scoring import Activation, rank
+
+_DISPATCHER = get_dispatcher(__name__)
+
+
+class TwinVecRerank(BaseNodePostprocessor):
+    """Keeps the nodes that a model finds most relevant when it reads them together with the query.
+
+    The async method waits for the shared queue without a thread, so that concurrent queries share forward passes. The
+    nodes given are left as they are; those returned have the reranker's score.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model_name: str = Field(default="", description="folder or hub id; for other options pass ``reranker``")
+    reranker: BaseReranker = Field(
+        default=cast("BaseReranker", None),
+        exclude=True,
+        repr=False,
+        description="a Reranker or a RemoteReranker to share instead of ``model_name``; always there afterwards",
+    )
+    top_n: int = Field(default=5, ge=1, description="nodes to keep")
+    min_score: float | None = Field(default=None, description="keep only nodes with at least this score")
+    task: Task | str | None = Field(default=None, description="an instruction, for models trained with them")
+    activation: Activation | None = Field(default=None, description='None: raw logits; or "sigmoid", "model"')
+    windows: bool = Field(default=False, description="score long nodes window by window")
+    keep_retrieval_score: bool = Field(default=False, description='keep it in ``metadata["retrieval_score"]``')
+
+    def __init__(self, **fields: Any) -> None:
+        """Share a reranker, or load it."""
+        super().__init__(**fields)
+        if self.reranker is None:
+            if not self.model_name:
+                raise ConfigurationError("TwinVecRerank needs model_name= (a folder or a hub id) or reranker=")
+            self.reranker = Reranker(self.model_name)
+        self.model_name = self.reranker.spec.model
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that LlamaIndex writes down."""
+        return cls.__name__
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._told(nodes, query_bundle) as (query, best):
+            pairs = self._pairs(query, nodes)
+            best.extend(self._best(nodes, self.reranker.score(pairs, **self._options()).tolist()))
+        return best
+
+    @twin_of("_postprocess_nodes")
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._told(nodes, query_bundle) as (query, best):
+            pairs = self._pairs(query, nodes)
+            best.extend(self._best(nodes, (await self.reranker.ascore(pairs, **self._options())).tolist()))
+        return best
+
+    @contextmanager
+    def _told(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> Iterator[tuple[str, list[NodeWithScore]]]:
+        """Tell LlamaIndex's callbacks and instrumentation of one run, whose result goes into the list."""
+        if query_bundle is None:
+            raise ConfigurationError("TwinVecRerank needs the query: pass query_bundle= or query_str=")
+        query, best = query_bundle.query_str, list[NodeWithScore]()
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model_name,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: self.top_n,
+        }
+        _DISPATCHER.event(
+            ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model_name)
+        )
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield query, best
+            event.on_end(payload={EventPayload.NODES: best})
+        _DISPATCHER.event(ReRankEndEvent(nodes=best))
+
+    def _pairs(self, query: str, nodes: list[NodeWithScore]) -> list[tuple[str, str]]:
+        return [(query, node.node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes]
+
+    def _options(self) -> dict[str, Any]:
+        return {"task": self.task, "activation": self.activation, "windows": self.windows}
+
+    def _best(self, nodes: list[NodeWithScore], scores: list[float]) -> list[NodeWithScore]:
+        kept = [one for one in rank(scores) if self.min_score is None or one.score >= self.min_score]
+        return [self._scored(nodes[index], score) for index, score in kept[: self.top_n]]
+
+    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
+        if not self.keep_retrieval_score:
+            return NodeWithScore(node=found.node, score=score)
+        metadata = {**found.node.metadata, "retrieval_score": found.score}
+        return NodeWithScore(node=found.node.model_copy(update={"metadata": metadata}), score=score)
