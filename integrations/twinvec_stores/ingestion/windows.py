@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twinvec_stores.ingestion.chunking import Chunker, Span
 from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash
 from twinvec_stores.ingestion.items import Item
-from twinvec_stores.ingestion.readers import Row
 from twinvec_stores.ingestion.seen import Seen
-from twinvec_stores.ingestion.sources import Source
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record
+
+if TYPE_CHECKING:
+    from twinvec_stores.ingestion.readers import Row
+    from twinvec_stores.ingestion.sources import Source
 
 _CHARACTERS = 250_000  # of a window; a longer document is a window of its own
 
