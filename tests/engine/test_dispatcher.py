@@ -195,3 +195,18 @@ def test_bulk_work_has_small_batches_while_queries_come_and_large_ones_again_whe
     assert max(found[1:5]) <= SMALL
     assert max(found[5:]) > SMALL
     world.end()
+
+
+def test_two_batches_of_one_budget_that_run_out_of_memory_halve_it_once() -> None:
+    world = World(1)
+    world.submit(request(), [f"aa{i:02}" for i in range(6)])
+    for batch in list(world.work):
+        world.tokenise(batch)
+    (device,) = world.alive
+    world.start_ahead(device)
+    both = [batch for batch in world.work if batch in world.given]
+    assert [batch.n_tokens for batch in both] == [12, 12]
+    for batch in both:
+        world.run(batch, out_of_memory=True)
+    assert device.budget == 6
+    world.end()
