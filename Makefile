@@ -12,7 +12,7 @@ QUICK := tests/engine/test_dispatcher.py tests/text/test_prompts.py tests/text/t
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fuzz-engine fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
-  bench-langchain soak kill-ingest clean
+  bench-langchain soak soak-server kill-ingest clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -71,11 +71,14 @@ bench-langchain: $(VENV)/.bench ## from LangChain documents to a searchable stor
 fuzz-engine: $(VENV)/.dev ## 100,000 runs of 50 random events through the dispatcher, most of an hour
 	TWINVEC_FUZZ=100000 $(BIN)/python -m pytest tests/engine/test_dispatcher.py
 
-fuzz-server: $(VENV)/.dev ## 5,000 odd bodies to the server's routes
-	TWINVEC_FUZZ=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py
+fuzz-server: $(VENV)/.dev ## 5,000 odd bodies to the server's routes, and schemathesis over its OpenAPI document
+	TWINVEC_FUZZ=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py tests/server/test_schema.py
 
 soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
 	$(BIN)/python tests/soak.py --minutes 10
+
+soak-server: $(VENV)/.dev ## 50,000 requests of 200 clients to a served model in flat memory, SIGTERM in load, SIGKILL
+	PYTHONPATH=tests $(BIN)/python tests/soak_server.py
 
 kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, and compare with an uninterrupted one
 	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10

@@ -18,6 +18,8 @@ from reference.rerankers import build_qwen3_reranker
 from reference.sentence_layouts import build_multilingual_e5
 from twinvec import Embedder, errors
 from twinvec.server import create_app
+from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
+from twinvec_stores.serving import search_extension
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,9 +51,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 @pytest.fixture
 def served(stand_ins: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """GTE behind every address."""
-    with Embedder(stand_ins[GTE]) as embedder:
-        monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=create_app(embedder)))
+    """GTE behind every address, and a store."""
+    with Embedder(stand_ins[GTE]) as embedder, MemoryStore(StoreConfig.for_embedder(embedder)) as store:
+        app = create_app(embedder, extension=search_extension(HybridIndex(embedder, store)))
+        monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=app))
         yield
 
 

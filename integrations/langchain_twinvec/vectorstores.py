@@ -150,6 +150,14 @@ class TwinVecVectorStore(ManagedStore):
             raise
 
     @classmethod
+    def from_index(cls, index: HybridIndex, *, mode: Mode | None = None, fusion: Fusion | Method | None = None) -> Self:
+        """Search through an index that there is already, such as a ``RemoteIndex``; see the constructor."""
+        embeddings = TwinVecEmbeddings(embedder=index.embedder, task=index.task)
+        made = cls(embeddings, store=index.store, mode=mode, fusion=fusion)
+        made.index = index
+        return made
+
+    @classmethod
     def from_texts(
         cls,
         texts: list[str],

@@ -148,6 +148,13 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             self._sparse_rows = WaitingRows(embedder, task)
 
     @classmethod
+    def from_index(cls, index: HybridIndex, *, fusion: Fusion | Method | None = None) -> Self:
+        """Search through an index that there is already, such as a ``RemoteIndex``; see the constructor."""
+        made = cls(TwinVecEmbedding(embedder=index.embedder, task=index.task), store=index.store, fusion=fusion)
+        made._index = index
+        return made
+
+    @classmethod
     def class_name(cls) -> str:
         """Return the name that LlamaIndex writes down."""
         return "TwinVecVectorStore"

@@ -116,7 +116,7 @@ def search(
         found = HybridIndex(embedder, store).search_many(queries, task=task, **options)
     for text, results in zip(queries, found, strict=True):
         if as_json:
-            typer.echo(json.dumps({"query": text, "results": [_facts(r) for r in results]}, ensure_ascii=False))
+            typer.echo(json.dumps({"query": text, "results": [r.to_dict() for r in results]}, ensure_ascii=False))
         else:
             _print(text, results, explain=explain)
 
@@ -175,24 +175,6 @@ def _queries(query: str) -> list[str]:
     if not queries:
         raise ConfigurationError("no queries on stdin: give one a line")
     return queries
-
-
-def _facts(result: Result) -> dict[str, Any]:
-    record = result.record
-    facts: dict[str, Any] = {"id": record.id, "score": result.score, "text": record.text, "metadata": record.metadata}
-    if record.provenance:
-        facts["provenance"] = record.provenance
-    if (why := result.explanation) is not None:
-        facts["explanation"] = {
-            "dense_score": why.dense_score,
-            "sparse_score": why.sparse_score,
-            "dense_rank": why.dense_rank,
-            "sparse_rank": why.sparse_rank,
-            "rerank_score": why.rerank_score,
-            "rerank_rank": why.rerank_rank,
-            "terms": [list(term) for term in why.terms],
-        }
-    return facts
 
 
 def _print(query: str, results: Sequence[Result], *, explain: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, DeviceLostError
 from twinvec_cli.console import note, report
+from twinvec_cli.mcp import searched
 from twinvec_cli.options import (
     Device,
     Dim,
@@ -27,15 +29,19 @@ from twinvec_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from twinvec.server import Keys
+    from twinvec import Embedder
+    from twinvec.server import Extension
+    from twinvec_stores import HybridIndex
 
 DEVICE_LOST = 75  # EX_TEMPFAIL: started again it may work, which supervisors do
 
 _MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first answers where a request names none."
+_STORE = "Folder or url of a store to search at /v1/search; its model is served, where no MODEL is given."
 _NAME = "Name that clients know the model by; one for each. Default: the hub id, or the folder's name."
 _HOST = "Address to listen at; 0.0.0.0 for all of this machine's, which needs an API key."
 _PORT = "Port to listen at; 0 for any free one."
-_KEY = "File with the API keys that clients may send, one a line, or TENANT KEY. Default: TWINVEC_API_KEY, else none."
+_KEY = """File with the API keys that clients may send, one a line, or TENANT KEY; read again when it changes. Default:
+TWINVEC_API_KEY, else none."""
 _HOSTS = "Name that a request's Host header may have, more than once. Default: see docs/server.md."
 _ORIGINS = "Origin of web pages that may ask (CORS), more than once; * for all."
 _FORMAT = "text or json."
@@ -55,7 +61,9 @@ def _limit(name: str, help: str) -> Any:
 
 
 def serve(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=_MODEL, show_default=False)],
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help=_MODEL, show_default=False)] = None,
+    store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE, show_default=False)] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Let agents search it, too: MCP over HTTP at /mcp.")] = False,
     served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
@@ -100,7 +108,7 @@ def serve(
 
     [bold]curl localhost:8000/v1/embeddings -d '{"input": "capital of France", "input_type": "query"}'[/bold]
     """
-    from twinvec.server import Limits, reserve, run
+    from twinvec.server import KeysFile, Limits, reserve, run
     from twinvec.server.logs import configure_logging
 
     limits = Limits(
@@ -116,8 +124,12 @@ def serve(
         drain_seconds=drain_seconds,
         unready_seconds=unready_seconds,
     )
-    keys = None if api_key_file is None else _read_keys(api_key_file)
-    names = _names(models, served_model_name)
+    keys = None if api_key_file is None else KeysFile(api_key_file)
+    if not models and store is None:
+        raise ConfigurationError("what is to be served? Give a MODEL, --store STORE, or both")
+    if mcp and store is None:
+        raise ConfigurationError("--mcp is for searches: give --store STORE, too")
+    names = _names(models or [], served_model_name)
     with contextlib.ExitStack() as opened:
         reserved = opened.enter_context(reserve(host, port))
         configure_logging(log_format.value, access_log=access_log)
@@ -133,30 +145,28 @@ def serve(
                     on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
                 )
             )  # fmt: skip
+        extension = None
+        if store is not None:
+            index = opened.enter_context(searched(store, device=device, trust_remote_code=trust_remote_code))
+            extension = _searches(index, mcp=mcp)
+            if not embedders:
+                embedders = _named_as_stored(index, served_model_name)
         try:
             run(
                 embedders, host=host, port=port, api_key=keys, limits=limits, hosts=allowed_host or None,
-                origins=cors_origin or (), on_start=_started(models), reserved=reserved,
+                origins=cors_origin or (), extension=extension, on_start=_started(models or embedders, store),
+                reserved=reserved,
             )  # fmt: skip
         except DeviceLostError as error:
             report(error)
             raise typer.Exit(DEVICE_LOST) from None
 
 
-def _read_keys(path: Path) -> Keys:
-    from twinvec.server import Keys
-
-    try:
-        return Keys.parse(path.read_text(encoding="utf-8"))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
-
-
 def _names(models: list[str], given: list[str] | None) -> dict[str, str]:
     """Return the models by the names that clients know."""
     from twinvec.server.service import public_name
 
-    names = given or [public_name(model) for model in models]
+    names = given if given and models else [public_name(model) for model in models]
     if len(names) != len(models):
         raise ConfigurationError(f"{len(models)} models but {len(names)} names: give --served-model-name once for each")
     if twice := [name for name in names if names.count(name) > 1]:
@@ -164,8 +174,33 @@ def _names(models: list[str], given: list[str] | None) -> dict[str, str]:
     return dict(zip(names, models, strict=True))
 
 
-def _started(models: list[str]) -> Callable[[str], None]:
+def _named_as_stored(index: HybridIndex, given: list[str] | None) -> dict[str, Embedder]:
+    from twinvec import Embedder
+    from twinvec.server.service import public_name
+
+    embedder = index.embedder
+    assert isinstance(embedder, Embedder)
+    if given is not None and len(given) != 1:
+        raise ConfigurationError("a store has one model: give --served-model-name once")
+    return {given[0] if given else public_name(embedder.spec.model): embedder}
+
+
+def _searches(index: HybridIndex, *, mcp: bool) -> Extension:
+    from twinvec_stores.serving import search_extension
+
+    extension = search_extension(index)
+    if mcp:
+        from twinvec_stores.agents import mcp_extension
+
+        spoken = mcp_extension(index)
+        extension = replace(extension, apps=spoken.apps, lifespan=spoken.lifespan)
+    return extension
+
+
+def _started(names: Iterable[str], store: str | None) -> Callable[[str], None]:
+    served = ", ".join(names) + (f" and searches in {store}" if store is not None else "")
+
     def show(url: str) -> None:
-        typer.echo(f"Serving {', '.join(models)} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)
+        typer.echo(f"Serving {served} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)
 
     return show

@@ -5,7 +5,7 @@ from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
 from twinvec_stores.engines.qdrant import QdrantStore
-from twinvec_stores.filters.as_json import parse_filter
+from twinvec_stores.filters.as_json import filter_to_json, parse_filter
 from twinvec_stores.filters.conditions import (
     And,
     Contains,
@@ -26,6 +26,7 @@ from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
+from twinvec_stores.remote import RemoteIndex
 from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Explanation, Result
 from twinvec_stores.search.fusion import Fusion
@@ -61,6 +62,7 @@ __all__ = [
     "Range",
     "Record",
     "RecordBatch",
+    "RemoteIndex",
     "Result",
     "ScopedStore",
     "SearchOptions",
@@ -72,6 +74,7 @@ __all__ = [
     "aingest",
     "copy_store",
     "export_store",
+    "filter_to_json",
     "import_store",
     "ingest",
     "load_embedder",

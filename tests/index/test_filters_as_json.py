@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from typing import Any
 
 import pytest
 
+from stores.test_filters import CASES, ID
 from twinvec.errors import FilterError
-from twinvec_stores import And, Contains, Eq, Exists, Filter, HasWords, In, Not, Or, Range, StartsWith, parse_filter
+from twinvec_stores import (
+    And,
+    Contains,
+    Eq,
+    Exists,
+    Filter,
+    HasWords,
+    In,
+    Ne,
+    Not,
+    Or,
+    Range,
+    StartsWith,
+    parse_filter,
+)
+from twinvec_stores.filters.as_json import filter_to_json
 from twinvec_stores.filters.matching import matches
 
 
@@ -71,3 +89,38 @@ def test_the_whole_decides() -> None:
 def test_other_forms_are_refused_with_the_reason(form: Any, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         parse_filter(form)
+
+
+@pytest.mark.parametrize(("filter", "metadata", "expected"), CASES)
+def test_a_filter_as_json_means_the_same(filter: Filter, metadata: dict[str, Any], expected: bool) -> None:
+    form = json.loads(json.dumps(filter_to_json(filter)))
+    assert matches(parse_filter(form), ID, metadata) is expected
+
+
+DAY = datetime.datetime(2025, 1, 3, 9, tzinfo=datetime.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        Eq("day", DAY),
+        Eq("day", DAY.date()),
+        Ne("day", DAY),
+        In("day", [DAY, "x"]),
+        Range("day", gte=DAY, lt=datetime.date(2026, 1, 1)),
+        Eq("$day", "x"),
+        Eq("$a.b", 1),
+        Contains("text", "ПРИ", case_sensitive=False),
+        StartsWith("text", "При"),
+        HasWords("text", "мир, привет"),
+    ],
+)
+def test_moments_texts_and_odd_fields_survive(filter: Filter) -> None:
+    read = parse_filter(json.loads(json.dumps(filter_to_json(filter))))
+    for metadata in (
+        {"day": "2025-01-03T12:00:00+03:00"},
+        {"day": ["2025-01-03T00:00:00Z", "x"]},
+        {"day": "2027-01-01"},
+        {"$day": "x", "$a": {"b": 1}, "text": "Привет, мир"},
+    ):
+        assert matches(read, ID, metadata) is matches(filter, ID, metadata)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from langchain_.gate import Gate
 from reference.gte import build_gte
@@ -21,7 +22,8 @@ from server.conftest import client_of
 from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError
-from twinvec.server import Limits, create_app
+from twinvec.server import KeysFile, Limits, create_app
+from twinvec.server.operations import OPERATIONS
 from twinvec.server.wire import unpack_batch, unpack_offsets
 from twinvec.settings import Settings
 
@@ -173,7 +175,7 @@ async def test_limits(gte: Embedder) -> None:
         Limits(unready_seconds=5, drain_seconds=5)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/v1/twinvec/nowhere", "/docs"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/v1/twinvec/nowhere", "/rerank", "/predict"])
 async def test_unknown_routes_and_methods_say_what_there_is(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert answer.status_code == 404
@@ -212,6 +214,45 @@ async def test_the_key_comes_from_the_environment_too(gte: Embedder, monkeypatch
     async with client_of(create_app(gte)) as client:
         assert (await client.get("/info")).status_code == 401
         assert (await client.get("/info", headers={"authorization": f"Bearer {KEY}"})).status_code == 200
+
+
+def test_the_pages_need_no_key_and_name_every_route(gte: Embedder) -> None:
+    with TestClient(create_app(gte, api_key="k")) as client:
+        described, shown = client.get("/openapi.json").json(), client.get("/docs")
+    assert shown.headers["content-type"] == "text/html; charset=utf-8"
+    assert {o.path.replace(":path", "") for o in OPERATIONS} == set(described["paths"])
+    for name in (*described["paths"], *described["components"]["schemas"]):
+        assert f">{name}<" in shown.text, name
+    ids, links = (re.findall(pattern, shown.text) for pattern in (r' id="(\w+)"', r'href="#(\w+)"'))
+    assert set(links) <= set(ids)
+    assert "http://" not in shown.text
+    assert "https://" not in shown.text
+
+
+def test_a_file_of_keys_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\nalice old\n\nplain\n")
+    keys = KeysFile(path)
+
+    def tenants() -> list[str | None]:
+        return [keys.tenant(b"Bearer " + key) for key in (b"old", b"new", b"plain")]
+
+    assert tenants() == ["alice", None, ""]
+    path.write_text("alice old\nbob new\n")
+    assert tenants() == ["alice", None, ""]
+    keys.refresh()
+    assert tenants() == ["alice", "bob", None]
+    for broken in ("", "a b c\n", "\u043a\u043b\u044e\u0447\n"):
+        path.write_text(broken)
+        keys.refresh()
+        assert tenants() == ["alice", "bob", None]
+    path.unlink()
+    keys.refresh()
+    assert tenants() == ["alice", "bob", None]
+    assert caplog.text.count("the API keys stay as they were") == 4
+    path.write_text("last\n")
+    keys.refresh()
+    assert (keys.tenant(b"Bearer last"), *tenants()) == ("", None, None, None)
 
 
 @pytest.mark.parametrize("key", ["", "with space", "ключ", "line\n"])

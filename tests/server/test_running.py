@@ -186,6 +186,23 @@ def test_the_command_serves_and_stops(gte_folder: Path, gte: Embedder, tmp_path:
         process.wait()
 
 
+def test_the_first_signal_is_heard(gte_folder: Path) -> None:
+    options = ["--port", "0", "--dtype", "float32"]
+    process = subprocess.Popen(
+        [*COMMAND, str(gte_folder), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TWINVEC_UNREADY_SECONDS": "0"},
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Serving ")
+        process.terminate()  # at once: who supervises it reads that line
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
 def test_an_empty_key_file_and_a_missing_extra(tmp_path: Path, gte_folder: Path) -> None:
     (tmp_path / "key").write_text("\n")
     result = CliRunner().invoke(app, ["serve", str(gte_folder), "--api-key-file", str(tmp_path / "key")])

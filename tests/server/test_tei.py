@@ -46,6 +46,12 @@ async def test_sparse(client: httpx.AsyncClient, gte: Embedder, giga: Embedder, 
     assert "no sparse half" in refused.json()["error"]
 
 
+async def test_vectors_of_tokens_are_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/embed_all", json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
+    assert "one vector for each text" in answer.json()["error"]
+
+
 async def test_truncate(client: httpx.AsyncClient, gte: Embedder, gte_folder: Path) -> None:
     long = ["a", "word " * 200]
     with Embedder(gte_folder, dtype="float32", max_length=128, on_overflow="error") as strict:

@@ -25,14 +25,23 @@ from twinvec.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from twinvec.server.app import create_app
-    from twinvec.server.front import Keys
+    from twinvec.server.front import Keys, KeysFile
     from twinvec.server.limits import Limits
+    from twinvec.server.operations import Extension
     from twinvec.server.running import reserve, run
 
-_WHERE = {"create_app": "app", "run": "running", "reserve": "running", "Limits": "limits", "Keys": "front"}
+_WHERE = {
+    "create_app": "app",
+    "run": "running",
+    "reserve": "running",
+    "Limits": "limits",
+    "Keys": "front",
+    "KeysFile": "front",
+    "Extension": "operations",
+}
 _PACKAGES = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
-__all__ = ["Keys", "Limits", "create_app", "reserve", "run"]
+__all__ = ["Extension", "Keys", "KeysFile", "Limits", "create_app", "reserve", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from twinvec.errors import OverloadedError
 from twinvec.server.answers import Json, send_whole
 from twinvec.server.body import decode, read_body
 from twinvec.server.errors import ClientGoneError, RefusedError
@@ -23,7 +25,8 @@ from twinvec.server.front import Front, Keys
 from twinvec.server.limits import Limits
 from twinvec.server.metrics import PrometheusCollector
 from twinvec.server.openapi import document
-from twinvec.server.operations import OPERATIONS, Operation
+from twinvec.server.operations import OPERATIONS, Extension, Operation
+from twinvec.server.page import page
 from twinvec.server.refusals import refused
 from twinvec.server.service import Service, Serving, public_name, while_connected
 from twinvec.settings import Settings
@@ -41,6 +44,7 @@ def create_app(
     limits: Limits | None = None,
     hosts: Iterable[str] | None = None,
     origins: Iterable[str] = (),
+    extension: Extension | None = None,
 ) -> Starlette:
     """Return an ASGI application that serves models; see ``twinvec.server`` for its routes.
 
@@ -51,6 +55,7 @@ def create_app(
         limits: of requests. Those of connections need ``run``.
         hosts: the names that a request's Host header may have; None for any.
         origins: of web pages that may ask (CORS): "https://example.org", or "*" for all.
+        extension: more routes, such as ``twinvec_stores.serving.search_extension``.
 
     Raises:
         ConfigurationError: an empty key, or one that no header can carry.
@@ -65,32 +70,43 @@ def create_app(
     for name, served in others:
         collector.add(served, name=name)
     serving.metrics.registry.register(collector)
-    routes: list[BaseRoute] = _routes(serving.first)
-    routes += [Mount(f"/models/{name}", routes=_routes(service)) for name, service in serving.models.items()]
-    routes.append(Route("/openapi.json", _page, methods=["GET"]))
-    open_paths = frozenset(o.path for o in OPERATIONS if o.open)
-    middleware = [Middleware(Front, serving=serving, keys=keys, hosts=allowed, open_paths=open_paths)]
+    extension = extension or Extension()
+    operations = (*OPERATIONS, *extension.operations)
+    routes = _routes("", serving.first, operations)
+    for name, service in serving.models.items():
+        routes += _routes(f"/models/{name}", service, OPERATIONS)
+    routes += [Route(path, Guest(serving, path, app), methods=["POST"]) for path, app in extension.apps.items()]
+    described = document(operations)
+    routes.append(Route("/openapi.json", lambda request: Json(described), methods=["GET"]))
+    routes.append(Route("/docs", lambda request: HTMLResponse(page(described)), methods=["GET"]))
+    open_paths = frozenset(["/docs", "/openapi.json", *(o.path for o in operations if o.open)])
+    known = {
+        (method, route.path): route.app for route in routes if "{" not in route.path for method in route.methods or ()
+    }
+    front = Middleware(Front, serving=serving, keys=keys, hosts=allowed, open_paths=open_paths, known=known)
+    middleware = [front]
     if origins := list(origins):
         headers = ["Authorization", "Content-Type", "X-Request-Id"]
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={HTTPException: _no_route},
+        exception_handlers={HTTPException: functools.partial(_no_route, [o.path for o in operations])},
+        lifespan=None if (lifespan := extension.lifespan) is None else lambda app: lifespan(),
     )
-    app.state.serving = serving
+    app.state.serving, app.state.keys = serving, keys
     return app
 
 
-def _routes(service: Service) -> list[BaseRoute]:
-    return [Route(o.path, Endpoint(service, o), methods=[o.method]) for o in OPERATIONS]
+def _routes(prefix: str, service: Service, operations: Iterable[Operation]) -> list[Route]:
+    return [Route(prefix + o.path, Endpoint(service, o), methods=[o.method]) for o in operations]
 
 
 class Endpoint:
     """One route of one model."""
 
     def __init__(self, service: Service, operation: Operation) -> None:
-        self._service, self.operation = service, operation
+        self._service, self.path, self._operation = service, operation.path, operation
         self._decoder = None if operation.body is None else msgspec.json.Decoder(operation.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +118,7 @@ class Endpoint:
         serving = self._service.serving
         try:
             if self._decoder is None:
-                return await self.operation.answer(self._service, request)
+                return await self._operation.answer(self._service, request)
             body = await read_body(request, serving.limits)
             at_work.enter_context(serving.admitted())
             return await while_connected(request, self._work(self._decoder, body))
@@ -114,15 +130,38 @@ class Endpoint:
             return refused(request.url.path, refusal)
 
     async def _work(self, decoder: msgspec.json.Decoder[Any], body: bytes) -> Response:
-        return await self.operation.answer(self._service, await decode(decoder, body))
+        return await self._operation.answer(self._service, await decode(decoder, body))
 
 
-async def _page(request: Request) -> Response:
-    return Json(document(OPERATIONS))
+class Guest:
+    """Another application's route: its requests are counted and bounded as all others are."""
+
+    def __init__(self, serving: Serving, path: str, app: ASGIApp) -> None:
+        self._serving, self.path, self._app = serving, path, app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer one request."""
+        try:
+            body = await read_body(Request(scope, receive), self._serving.limits)
+            with self._serving.admitted():
+                await self._app(scope, _after(body, receive), send)
+        except ClientGoneError:
+            return
+        except (RefusedError, OverloadedError) as error:
+            await refused(scope["path"], RefusedError.of(error))(scope, receive, send)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
+def _after(body: bytes, receive: Receive) -> Receive:
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def again() -> Message:
+        return next(messages, None) or await receive()
+
+    return again
+
+
+async def _no_route(paths: list[str], request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    known = f"{request.method} {path[:200]} is not a route; there are {', '.join(o.path for o in OPERATIONS)}"
+    known = f"{request.method} {path[:200]} is not a route; there are {', '.join(paths)}"
     return refused(path, RefusedError(error.status_code, known, headers=error.headers))

@@ -22,6 +22,7 @@ import numpy as np
 from twinvec._version import __version__
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
+from twinvec.flows import Call
 from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.server.transport import Address, Answer, Line, in_turns
 from twinvec.server.wire import (
@@ -276,8 +277,8 @@ class RemoteEmbedder(BaseEmbedder):
 
     async def _some_terms(self, keys: list[int]) -> list[str]:
         body = json.dumps({"keys": keys}).encode()
-        answer = _object(await self._ask("POST", "terms", _LARGEST_TERM * len(keys) + _LARGEST_HEAD, body))
-        terms = answer.get("terms") if answer is not None else None
+        answer = await self._json_of("/v1/twinvec/terms", body, _LARGEST_TERM * len(keys) + _LARGEST_HEAD)
+        terms = answer.get("terms")
         if not isinstance(terms, list) or len(terms) != len(keys) or not all(isinstance(t, str) for t in terms):
             raise RemoteError(f"{self.url} answered no terms of {len(keys)} columns")
         return terms
@@ -306,7 +307,7 @@ class RemoteEmbedder(BaseEmbedder):
         fields = [b'"%s":%s' % (name.encode(), _json(value)) for name, value in asked.items()]
         body = b"{" + b",".join([*fields, b'"texts":[' + b",".join(part.encoded) + b"]"]) + b"}"
         try:
-            answer = await self._ask("POST", route, largest + _LARGEST_HEAD, body)
+            answer = await self._ask(f"/v1/twinvec/{route}", largest + _LARGEST_HEAD, body)
         except TextError as error:
             raise error.moved(part.start) from None
         if answer.headers.get(FINGERPRINT) != self.spec.fingerprint:
@@ -317,14 +318,35 @@ class RemoteEmbedder(BaseEmbedder):
             raise RemoteError(f"{self.url} answered no vectors: {error}") from None
 
     async def _get(self, route: str) -> dict[str, Any]:
-        answer = _object(await self._ask("GET", route, _LARGEST_INFO))
+        return await self._json_of(f"/v1/twinvec/{route}", None, _LARGEST_INFO)
+
+    def asking(self, path: str, asked: Any = None, *, largest: int = _LARGEST_INFO) -> Call[dict[str, Any]]:
+        """Return the call of another route of this server, for the clients of what it serves beside its Embedder.
+
+        Args:
+            path: of the route.
+            asked: the JSON of a POST request; None: a GET request.
+            largest: bytes of an answer that can be right.
+
+        Raises:
+            RemoteError: there is no answer, or one that is no JSON object.
+            TwinVecError: what went wrong there.
+        """
+        body = None if asked is None else _json(asked)
+        return Call(
+            lambda: self._wait(self._json_of(path, body, largest)),
+            lambda: asyncio.wrap_future(self._submit(self._json_of(path, body, largest))),
+        )
+
+    async def _json_of(self, path: str, body: bytes | None, largest: int) -> dict[str, Any]:
+        answer = _object(await self._ask(path, largest, body))
         if answer is None:
-            raise RemoteError(f"{self.url} is no TwinVec server: its /v1/twinvec/{route} is no JSON object")
+            raise RemoteError(f"{self.url} is no TwinVec server: its {path} is no JSON object")
         return answer
 
-    async def _ask(self, method: str, route: str, largest: int, body: bytes | None = None) -> Answer:
-        headers = trace_headers() | ({"Content-Type": "application/json"} if body is not None else {})
-        return await self._line.ask(method, f"/v1/twinvec/{route}", largest, self._error, content=body, headers=headers)
+    async def _ask(self, path: str, largest: int, body: bytes | None = None) -> Answer:
+        method, headers = ("GET", {}) if body is None else ("POST", {"Content-Type": "application/json"})
+        return await self._line.ask(method, path, largest, self._error, content=body, headers=trace_headers() | headers)
 
     def _error(self, response: httpx.Response, content: bytes) -> TwinVecError:
         """Return the server's error as what it was there."""

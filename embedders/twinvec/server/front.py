@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +20,7 @@ from twinvec.server.refusals import refused
 from twinvec.server.service import Serving
 from twinvec.tracing import joined_trace
 
+logger = logging.getLogger("twinvec.server")
 access = logging.getLogger("twinvec.server.access")
 
 _UNANSWERED = 499  # nginx's number for a client that went away
@@ -36,29 +38,17 @@ class Keys:
     """
 
     def __init__(self, keys: Mapping[str, str]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: Mapping[str, str]) -> None:
+        """Take other keys from now on."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigurationError("the API key must be printable ASCII without spaces, and not empty")
         self._keys = {key.encode(): tenant for key, tenant in keys.items()}
 
-    @classmethod
-    def parse(cls, text: str) -> Keys:
-        """Read keys from a file's text: one a line, ``KEY`` or ``TENANT KEY``; lines with "#" first are comments.
-
-        Raises:
-            ConfigurationError: there is none, or a line has more than two words.
-        """
-        keys = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
-            if len(words) > 2:
-                raise ConfigurationError(f"line {number} must be a key, or a tenant and a key")
-            keys[words[-1]] = words[0] if len(words) == 2 else ""
-        if not keys:
-            raise ConfigurationError("no API key in it: write one a line")
-        return cls(keys)
+    def refresh(self) -> None:
+        """Look whether there are other keys by now."""
 
     def tenant(self, authorization: bytes) -> str | None:
         """Return who sent a header, None for a stranger. Every key is compared, in constant time."""
@@ -70,6 +60,49 @@ class Keys:
         return found
 
 
+class KeysFile(Keys):
+    """The keys of a file, read again when it changes: one a line, ``KEY`` or ``TENANT KEY``; "#" begins a comment.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigurationError: it holds no keys, or a line has more than two words.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._seen = path, _state(path)
+        super().__init__(self._read())
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed. Where that fails, the keys stay as they are, and the log says so."""
+        try:
+            if (state := _state(self._path)) != self._seen:
+                self._seen = state
+                self.replace(self._read())
+        except (OSError, UnicodeDecodeError, ConfigurationError) as error:
+            logger.error("the API keys stay as they were: %s", error)
+
+    def _read(self) -> dict[str, str]:
+        keys = {}
+        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), 1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) > 2:
+                raise ConfigurationError(f"{self._path}: line {number} must be a key, or a tenant and a key")
+            keys[words[-1]] = words[0] if len(words) == 2 else ""
+        if not keys:
+            raise ConfigurationError(f"{self._path}: no API key in it: write one a line")
+        return keys
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class Front:
     """Lets in who may, and keeps the books.
 
@@ -79,6 +112,7 @@ class Front:
         keys: None: anybody may ask.
         hosts: names that the Host header may have; None for any.
         open_paths: what needs no key.
+        known: routes by method and path, which are found here without asking one after the other.
     """
 
     def __init__(
@@ -88,8 +122,10 @@ class Front:
         keys: Keys | None,
         hosts: frozenset[str] | None,
         open_paths: frozenset[str],
+        known: Mapping[tuple[str, str], ASGIApp],
     ) -> None:
-        self._app, self._serving, self._keys, self._hosts, self._open = app, serving, keys, hosts, open_paths
+        self._app, self._serving, self._keys, self._hosts = app, serving, keys, hosts
+        self._open, self._known = open_paths, known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or let the routes do it."""
@@ -111,9 +147,14 @@ class Front:
             await send(message)
 
         tenant, refusal = self._judge(scope, headers)
+        app: ASGIApp
+        if refusal is not None:
+            app = refused(scope["path"], refusal)
+        elif (app := self._known.get((scope["method"], scope["path"]), self._app)) is not self._app:
+            scope["endpoint"] = app
         try:
             with joined_trace(headers):
-                await (self._app if refusal is None else refused(scope["path"], refusal))(scope, receive, note)
+                await app(scope, receive, note)
         except asyncio.CancelledError:
             if not self._serving.draining or status != _UNANSWERED:
                 raise
@@ -138,7 +179,7 @@ class Front:
         return tenant, None
 
     def _book(self, scope: Scope, request_id: str, tenant: str, status: int, seconds: float) -> None:
-        route = getattr(getattr(scope.get("endpoint"), "operation", None), "path", "other")
+        route = getattr(scope.get("endpoint"), "path", "other")
         self._serving.metrics.requests.labels(route, str(status), tenant).inc()
         self._serving.metrics.seconds.labels(route).observe(seconds)
         if access.isEnabledFor(logging.INFO):

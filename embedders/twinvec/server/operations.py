@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from twinvec.server import native, openai, probes, tei
 from twinvec.server.service import Service
@@ -43,6 +45,7 @@ OPERATIONS = (
     Operation("/v1/models/{id:path}", openai.model, result=openai.Model),
     Operation("/embed", tei.embed, tei.EmbedBody, list[list[float]]),
     Operation("/", tei.embed, tei.EmbedBody, list[list[float]]),  # where Hugging Face's InferenceClient sends texts
+    Operation("/embed_all", tei.embed_all, tei.EmbedBody, list[list[list[float]]]),
     Operation("/embed_sparse", tei.embed_sparse, tei.SparseBody, list[list[tei.SparseValue]]),
     Operation("/similarity", tei.similarity, tei.SimilarityBody, list[float]),
     Operation("/tokenize", tei.tokenize, tei.TokenizeBody, list[list[tei.Token]]),
@@ -57,3 +60,18 @@ OPERATIONS = (
     Operation("/ready", probes.ready, result=dict[str, Any], open=True),
     Operation("/metrics", probes.metrics),
 )
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What another package adds to a server, behind the same keys and limits.
+
+    Attributes:
+        operations: routes, of the first model.
+        apps: ASGI applications by their path; they get POST requests alone.
+        lifespan: is entered before the first request and left after the last one.
+    """
+
+    operations: tuple[Operation, ...] = ()
+    apps: Mapping[str, ASGIApp] = field(default_factory=dict)
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from twinvec.server.limits import Limits
 
 _BYTES_PER_SECOND = 128_000  # what a client is expected to take of an answer
+_CONTINUE = b"HTTP/1.1 100 "
 _FLOOD = 32  # so many times max_body_bytes may arrive of one request, while it is discarded
 
 
@@ -32,6 +33,30 @@ class Connections:
         self.limits = limits
         self.waiting: dict[BoundedProtocol, None] = {}
         self.closed = dict.fromkeys(("evicted", "refused", "slow_headers", "unread_answer", "malformed"), 0)
+
+
+class HeadWithBody:
+    """One answer's way out: its head waits for the body's first piece, so that both are one packet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_closing, self.write_now = transport.is_closing, transport.write
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            if data.startswith(_CONTINUE):
+                self.write_now(data)
+            else:
+                self._head = data
+        else:
+            self.write_now(self._head + data if self._head else data)
+            self._head = b""
+
+    def close(self) -> None:
+        if self._head:
+            self.write_now(self._head)
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -80,6 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._shared.waiting.pop(self, None)
         self._cancel_head_deadline()
         super().on_headers_complete()
+        self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -14,7 +14,7 @@ _TEI_TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 def refused(path: str, refusal: RefusedError) -> Response:
     """Return an error in the shape that clients of a path read."""
-    if "/v1/twinvec/" in path:
+    if "/v1/twinvec/" in path or path.startswith("/v1/search"):
         return _native(refusal)
     return _openai(refusal) if "/v1/" in path else _tei(refusal)
 

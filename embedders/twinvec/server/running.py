@@ -24,6 +24,7 @@ from twinvec.server.front import Keys
 from twinvec.server.limits import Limits
 from twinvec.server.logs import quiet_floods
 from twinvec.server.metrics import ConnectionCollector
+from twinvec.server.operations import Extension
 from twinvec.server.protocol import Connections, protocol_factory
 from twinvec.server.service import Serving
 from twinvec.settings import Settings
@@ -45,6 +46,7 @@ def run(
     limits: Limits | None = None,
     hosts: Iterable[str] | None = None,
     origins: Iterable[str] = (),
+    extension: Extension | None = None,
     on_start: Callable[[str], object] | None = None,
     reserved: socket.socket | None = None,
 ) -> None:
@@ -62,6 +64,7 @@ def run(
         hosts: see ``create_app``. Default: at a loopback address without a key only its own names, so that a web page
             cannot reach the server by a name that it makes point there; else any.
         origins: see ``create_app``.
+        extension: see ``create_app``.
         on_start: called with the url when clients can connect.
         reserved: what ``reserve(host, port)`` gave, before the models were loaded.
 
@@ -82,10 +85,9 @@ def run(
             )
         if hosts is None and key is None and loopback:
             hosts = {"localhost", "127.0.0.1", "[::1]", host.lower(), listening.getsockname()[0]}
-        app = create_app(embedder, api_key=key, limits=limits, hosts=hosts, origins=origins)
-        server = Server(app, limits, backlog)
-        if on_start is not None:
-            on_start(_url(host, listening))
+        app = create_app(embedder, api_key=key, limits=limits, hosts=hosts, origins=origins, extension=extension)
+        url = _url(host, listening)
+        server = Server(app, limits, backlog, lambda: on_start(url) if on_start is not None else None)
         with quiet_floods():
             server.run([listening])
         if server.lost is not None:
@@ -123,10 +125,11 @@ class Server(uvicorn.Server):
         lost: why it has stopped, where a device was lost a second time.
     """
 
-    def __init__(self, app: Any, limits: Limits, backlog: int) -> None:
+    def __init__(self, app: Any, limits: Limits, backlog: int, on_start: Callable[[], object]) -> None:
         self.serving: Serving = app.state.serving
+        self._keys: Keys | None = app.state.keys
         self.lost: DeviceLostError | None = None
-        self._limits = limits
+        self._limits, self._on_start = limits, on_start
         self._connections = Connections(limits)
         self._restarted = False
         self._stop_at: float | None = None
@@ -139,7 +142,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                lifespan="off",
+                lifespan="on",
                 ws="none",
                 backlog=backlog,
                 timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
@@ -163,13 +166,20 @@ class Server(uvicorn.Server):
         if sig == signal.SIGINT:
             self._captured_signals[:] = [sig]  # raised again at the end: KeyboardInterrupt
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so when signals are heard and clients can connect."""
+        await super().startup(sockets)
+        self._on_start()
+
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, whether to stop, and whether the devices work."""
+        """Look, ten times a second, whether to stop and whether the devices work, and once for other keys."""
         ends = await super().on_tick(counter)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             left = self._end_by - time.monotonic()
             self.config.timeout_graceful_shutdown = max(left, 0.1)  # type: ignore[assignment]
             return True
+        if counter % 10 == 0 and self._keys is not None:
+            self._keys.refresh()
         if not (self.serving.healthy or self.serving.restarting or self.serving.draining):
             self._revive()
         return ends or self.lost is not None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from twinvec.embedder import Embedder
 
 _BM25_COLUMNS = 2**31 - 1
+_A_MOMENT = 0.25  # seconds
 
 _T = TypeVar("_T")
 
@@ -48,6 +49,7 @@ class Serving:
         self.metrics = RequestMetrics()
         self.draining = self.restarting = False
         self._at_work = 0
+        self.metrics.at_work.set_function(lambda: self._at_work)
 
     @property
     def first(self) -> Service:
@@ -85,12 +87,10 @@ class Serving:
         if self._at_work >= self.limits.max_requests:
             raise OverloadedError(f"{self._at_work} requests are being answered, the limit: try again later")
         self._at_work += 1
-        self.metrics.at_work.set(self._at_work)
         try:
             yield
         finally:
             self._at_work -= 1
-            self.metrics.at_work.set(self._at_work)
 
     def check_healthy(self) -> None:
         """Refuse where a device is lost for good.
@@ -245,17 +245,22 @@ def public_name(model: str) -> str:
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
-    """Do work as long as the client waits for it.
+    """Do work as long as the client waits for it; whether it still does is not asked of what takes a moment.
 
     Raises:
         ClientGoneError: it has gone; the work is cancelled.
     """
+    watches: list[asyncio.Future[None]] = []
     with anyio.CancelScope() as scope:
-        watch = asyncio.ensure_future(_cancel_when_gone(request, scope))
+        later = asyncio.get_running_loop().call_later(
+            _A_MOMENT, lambda: watches.append(asyncio.ensure_future(_cancel_when_gone(request, scope)))
+        )
         try:
             return await work
         finally:
-            watch.cancel()
+            later.cancel()
+            for watch in watches:
+                watch.cancel()
     raise ClientGoneError
 
 

@@ -16,6 +16,7 @@ from twinvec.server.body import TokenId
 from twinvec.server.errors import RefusedError
 from twinvec.server.service import Service
 from twinvec.text.prompts import TASKS, Role
+from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
 from twinvec.workers import in_thread
 
@@ -105,6 +106,11 @@ async def embed(service: Service, asked: EmbedBody) -> Response:
     return await rows_of_json(row.tolist() for row in batch.dense)
 
 
+async def embed_all(service: Service, asked: EmbedBody) -> Response:
+    """Refuse: there is one vector for a text here, none for each token."""
+    raise ConfigurationError("this server has one vector for each text, none for each token: send it to /embed")
+
+
 async def embed_sparse(service: Service, asked: SparseBody) -> Response:
     """Return sparse vectors: for each text, a list of {"index", "value"}."""
     if not service.embedder.has_sparse:
@@ -139,14 +145,13 @@ async def tokenize(service: Service, asked: TokenizeBody) -> Response:
     texts = [prompt + text for text in service.texts("inputs", asked.inputs)]
     specials = asked.add_special_tokens is not False
     found = await in_thread(service.tokenizer.encodings, texts, specials=specials)
-    rows = (
-        [
-            Token(t.id, t.token if t.start is None else text[t.start : t.end], t.start is None, t.start, t.end)
-            for t in row
-        ]
-        for row, text in zip(found, texts, strict=True)
-    )
+    rows = ([_token(token, text) for token in row] for row, text in zip(found, texts, strict=True))
     return await rows_of_json(rows)
+
+
+def _token(token: TextToken, text: str) -> Token:
+    shown = token.token if token.start is None else text[token.start : token.end]
+    return Token(token.id, shown, token.start is None, token.start, token.end)
 
 
 async def decode(service: Service, asked: DecodeBody) -> Response:

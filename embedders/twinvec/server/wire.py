@@ -16,11 +16,13 @@ from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
     DeviceLostError,
+    FilterError,
     InvalidTextError,
     NonFiniteError,
     OutOfMemoryError,
     OverloadedError,
     PromptError,
+    StoreError,
     TextTooLongError,
     TwinVecError,
 )
@@ -36,11 +38,13 @@ VECTORS = "application/vnd.safetensors"
 STATUS: Mapping[type[TwinVecError], int] = {
     ConfigurationError: 400,
     PromptError: 400,
+    FilterError: 400,
     InvalidTextError: 400,
     TextTooLongError: 413,
     OutOfMemoryError: 413,  # a text too long for the device: trying again does not help
     OverloadedError: 429,
     NonFiniteError: 500,
+    StoreError: 500,
     DeviceLostError: 503,
     DeadlineError: 504,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,12 +13,15 @@ from twinvec_stores.filters.conditions import (
     Eq,
     Exists,
     Filter,
+    HasId,
     HasWords,
     In,
+    Ne,
     Not,
     Or,
     Range,
     StartsWith,
+    check_filter,
 )
 from twinvec_stores.filters.fields import parse_field
 
@@ -28,17 +32,65 @@ def parse_filter(form: Mapping[str, Any]) -> Filter:
     """Read a filter that is written as JSON.
 
     ``{"field": value}`` means equality; ``{"field": {"$gt": 1, "$lte": 9}}`` knows $eq, $ne, $in, $nin, $gt, $gte,
-    $lt, $lte, $between, $exists, $contains and $icontains, $startswith and $istartswith (i: in any case), $words;
-    ``{"$and": [...]}``, ``{"$or": [...]}`` and ``{"$not": {...}}`` join; several keys of one dict must all match.
-    Bounds may be dates. See ``twinvec_stores.filters.fields`` for keys with dots.
+    $lt, $lte, $between, $exists, $contains and $icontains, $startswith and $istartswith (i: in any case), $words, and
+    ``{"$range": {"gt": 1, "lte": 9}}``, whose bounds one element of a list must all meet. ``{"$and": [...]}``,
+    ``{"$or": [...]}`` and ``{"$not": {...}}`` join; several keys of one dict must all match; ``{"$id": [...]}`` means
+    the record's id. Bounds may be dates. See ``twinvec_stores.filters.fields`` for keys with dots.
 
     Raises:
         FilterError: another form; says where.
     """
     if not isinstance(form, Mapping):
         raise FilterError(f"a filter must be a dict, not {type(form).__name__}")
-    parts = [_part(key, value) for key, value in form.items()]
+    try:
+        parts = [_part(key, value) for key, value in form.items()]
+    except RecursionError:
+        raise FilterError("a filter is nested too deep") from None
     return parts[0] if len(parts) == 1 else And(*parts)
+
+
+def filter_to_json(filter: Filter) -> dict[str, Any]:
+    """Return a filter in the form that ``parse_filter`` reads, of JSON's own types.
+
+    Raises:
+        FilterError: it is none.
+    """
+    check_filter(filter)
+    match filter:
+        case And() | Or():
+            return {"$and" if isinstance(filter, And) else "$or": [filter_to_json(part) for part in filter.filters]}
+        case Not():
+            return {"$not": filter_to_json(filter.filter)}
+        case HasId():
+            return {"$id": list(filter.ids)}
+        case Ne():
+            return {"$not": filter_to_json(Eq(filter.field, filter.value))}
+        case In() if any(isinstance(value, datetime.date) for value in filter.values):
+            return {"$or": [filter_to_json(Eq(filter.field, value)) for value in filter.values]}
+    head, dot, inner = filter.field.partition(".")
+    name = f'"{head}"' if head.startswith("$") else head  # it would be taken for an operator
+    return {name + dot + inner: _operators(filter)}
+
+
+def _operators(filter: Eq | In | Range | Contains | StartsWith | HasWords | Exists) -> dict[str, Any]:
+    match filter:
+        case Eq(value=datetime.date() as value):  # a moment, which a string in "$eq" would not be
+            form: dict[str, Any] = {"$between": [value.isoformat()] * 2}
+        case Eq():
+            form = {"$eq": filter.value}
+        case In():
+            form = {"$in": list(filter.values)}
+        case Range():
+            bounds = filter.bounds().items()
+            form = {"$range": {n: b.isoformat() if isinstance(b, datetime.date) else b for n, b in bounds}}
+        case HasWords():
+            form = {"$words": filter.words}
+        case Exists():
+            form = {"$exists": True}
+        case Contains() | StartsWith():
+            name = "contains" if isinstance(filter, Contains) else "startswith"
+            form = {f"${'' if filter.case_sensitive else 'i'}{name}": filter.text}
+    return form
 
 
 def on_key(key: str, make: Make, value: Any) -> Filter:
@@ -57,6 +109,12 @@ def between(field: str, bounds: Any) -> Filter:
     return Range(field, gte=bounds[0], lte=bounds[1])
 
 
+def _range(field: str, bounds: Any) -> Filter:
+    if not isinstance(bounds, Mapping) or not set(bounds) <= set(RANGES):
+        raise FilterError(f"{field}: $range needs some of {', '.join(RANGES)}, not {bounds!r:.60}")
+    return Range(field, **bounds)
+
+
 def _part(key: str, value: Any) -> Filter:
     if key in ("$and", "$or"):
         if isinstance(value, Mapping) or not isinstance(value, Iterable):
@@ -64,8 +122,10 @@ def _part(key: str, value: Any) -> Filter:
         return (And if key == "$and" else Or)(*(parse_filter(part) for part in value))
     if key == "$not":
         return Not(parse_filter(value))
+    if key == "$id":
+        return HasId(value)
     if not isinstance(key, str) or key.startswith("$"):
-        raise FilterError(f"{key!r} is not a field, nor one of $and, $or, $not")
+        raise FilterError(f"{key!r} is not a field, nor one of $and, $or, $not, $id")
     if not isinstance(value, Mapping):
         if isinstance(value, (list, tuple, set)):
             raise FilterError(f'{key}: write {{"$in": [...]}} to match one of several values')
@@ -99,6 +159,7 @@ _OPERATORS: Mapping[str, Make] = {
     "$in": In,
     **{f"${name}": make for name, make in RANGES.items()},
     "$between": between,
+    "$range": _range,
     "$contains": Contains,
     "$icontains": lambda field, text: Contains(field, text, case_sensitive=False),
     "$startswith": StartsWith,

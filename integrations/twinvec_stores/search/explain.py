@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +58,18 @@ class Result:
     explanation: Explanation | None = None
     context: str | None = None
     fused_score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types, without what it does not have."""
+        record, why = self.record, self.explanation
+        optional = {
+            "provenance": record.provenance or None,
+            "explanation": None if why is None else {**asdict(why), "terms": [list(term) for term in why.terms]},
+            "context": self.context,
+            "fused_score": self.fused_score,
+        }
+        facts = {"id": record.id, "score": self.score, "text": record.text, "metadata": record.metadata}
+        return {**facts, **{name: value for name, value in optional.items() if value is not None}}
 
 
 async def explain(

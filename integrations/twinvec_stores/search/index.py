@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twinvec import BaseEmbedder, SparseBatch, Task
 from twinvec.flows import Call, block, call, on_thread, wait
@@ -18,11 +18,13 @@ from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import RecordBatch, check_rows
 from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Result
-from twinvec_stores.search.options import SearchKeywords, to_stored, with_stored
+from twinvec_stores.search.options import SearchKeywords, SearchOptions, to_stored, with_stored
 from twinvec_stores.search.searching import Searching
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_Index = TypeVar("_Index", bound="HybridIndex")
 
 
 class HybridIndex:
@@ -143,13 +145,13 @@ class HybridIndex:
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search for several queries with one forward pass; see ``search``."""
-        return block(self._searching(options).texts(queries, self.task if task is None else task))
+        return block(self._found(queries, task, self._options(options)))
 
     async def asearch_many(
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """See ``search_many``."""
-        return await wait(self._searching(options).texts(queries, self.task if task is None else task))
+        return await wait(self._found(queries, task, self._options(options)))
 
     def search_vectors(
         self,
@@ -162,7 +164,7 @@ class HybridIndex:
 
         ``texts`` are the n queries in words, which ``rerank`` reads.
         """
-        return block(self._searching(options, dense is not None).vectors(dense, sparse, texts))
+        return block(self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None)))
 
     async def asearch_vectors(
         self,
@@ -172,7 +174,7 @@ class HybridIndex:
         **options: Unpack[SearchKeywords],
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
-        return await wait(self._searching(options, dense is not None).vectors(dense, sparse, texts))
+        return await wait(self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None)))
 
     def set_search(self, **options: Unpack[SearchKeywords]) -> None:
         """Keep in the store how it is searched where a search does not say so; nothing: as TwinVec does by itself.
@@ -200,10 +202,23 @@ class HybridIndex:
         """Close the store; the embedder stays open."""
         self.store.close()
 
-    def _searching(self, options: SearchKeywords, dense: bool = True) -> Searching:
-        return Searching(self.embedder, self.store, with_stored(options, self.store.config.search, dense=dense))
+    def _options(self, options: SearchKeywords, dense: bool = True) -> SearchOptions:
+        return with_stored(options, self.store.config.search, dense=dense)
 
-    def __enter__(self) -> HybridIndex:
+    async def _found(
+        self, queries: Sequence[str], task: Task | str | None, options: SearchOptions
+    ) -> list[list[Result]]:
+        """Search for texts, as a flow."""
+        searching = Searching(self.embedder, self.store, options)
+        return await searching.texts(queries, self.task if task is None else task)
+
+    async def _found_by_vectors(
+        self, dense: Float32 | None, sparse: SparseBatch | None, texts: Sequence[str] | None, options: SearchOptions
+    ) -> list[list[Result]]:
+        """Search for vectors, as a flow."""
+        return await Searching(self.embedder, self.store, options).vectors(dense, sparse, texts)
+
+    def __enter__(self: _Index) -> _Index:
         return self
 
     def __exit__(

@@ -1,0 +1,106 @@
+"""An MCP server: agents search an index as a tool, over stdio or HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from twinvec import __version__
+from twinvec.errors import ConfigurationError, TwinVecError
+from twinvec_stores.filters.as_json import parse_filter
+from twinvec_stores.search.fusion import Fusion, Method
+from twinvec_stores.search.index import HybridIndex
+from twinvec_stores.search.options import Mode, SearchKeywords
+
+try:
+    from mcp.server import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.transport_security import TransportSecuritySettings
+    from mcp.types import CallToolResult, TextContent, ToolAnnotations
+    from pydantic import Field
+except ImportError as error:
+    raise ConfigurationError("an MCP server needs an optional package: pip install 'twinvec[mcp]'") from error
+
+if TYPE_CHECKING:
+    from twinvec.server.operations import Extension
+
+_INSTRUCTIONS = """Search a collection of documents by meaning and by words, in any language that its model knows \
+(Russian and English among them). Ask in the language of the documents, with whole questions or phrases."""
+
+Query = Annotated[str, Field(min_length=1, max_length=20_000, description="What to look for: a question or a phrase.")]
+Number = Annotated[int, Field(ge=1, le=100, description="How many results.")]
+FilterForm = Annotated[
+    dict[str, Any] | None,
+    Field(
+        description='Only records whose metadata match, e.g. {"lang": "ru", "year": {"$gte": 2020}}. Operators: $eq, '
+        "$ne, $in, $nin, $gt, $gte, $lt, $lte, $between, $exists, $contains, $icontains, $startswith, $words; "
+        "$and, $or, $not join. Dates are ISO 8601 strings."
+    ),
+]
+ModeOf = Annotated[
+    Mode | None, Field(description='"dense" is by meaning, "sparse" by words, "hybrid" both. Default: all there is.')
+]
+FusionOf = Annotated[Method | None, Field(description="How hybrid search joins both. Default: the collection's own.")]
+Weight = Annotated[float | None, Field(ge=0, description="Weight of this half in a hybrid search.")]
+Least = Annotated[float | None, Field(description="Only records with at least this score in this half.")]
+Group = Annotated[
+    str | None,
+    Field(description='"document": the best part of each document alone; or a metadata field, the best of each value.'),
+]
+Around = Annotated[int, Field(ge=0, le=20, description="Parts of the document before and after that come along.")]
+Explain = Annotated[bool, Field(description="Say why each was found: scores and ranks of both halves, common terms.")]
+
+
+def mcp_server(index: HybridIndex) -> MCPServer:
+    """Return an MCP server with the tool ``search`` over an index, which stays yours."""
+    server: MCPServer = MCPServer("twinvec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
+
+    async def search(
+        query: Query,
+        k: Number = 5,
+        filter: FilterForm = None,
+        mode: ModeOf = None,
+        fusion: FusionOf = None,
+        dense_weight: Weight = None,
+        sparse_weight: Weight = None,
+        min_dense: Least = None,
+        min_sparse: Least = None,
+        group_by: Group = None,
+        expand: Around = 0,
+        explain: Explain = False,
+    ) -> CallToolResult:
+        """Search the documents by meaning and by words.
+
+        Returns records, best first: id, score, text, metadata, and where they come from.
+        """
+        options: SearchKeywords = {"k": k, "mode": mode, "min_sparse": min_sparse, "group_by": group_by}
+        options |= {"expand": expand, "explain": explain}
+        try:
+            if filter is not None:
+                options["filter"] = parse_filter(filter)
+            if fusion is not None or dense_weight is not None or sparse_weight is not None:
+                options["fusion"] = Fusion(fusion or "relative", dense_weight, sparse_weight)
+            if min_dense is not None:
+                options["min_dense"] = min_dense
+            found = await index.asearch(query, **options)
+        except TwinVecError as error:
+            raise ToolError(str(error)) from error
+        answer = {"results": [result.to_dict() for result in found]}
+        text = json.dumps(answer, ensure_ascii=False)
+        return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=answer)
+
+    server.add_tool(search, annotations=ToolAnnotations(title="Search documents", read_only_hint=True))
+    return server
+
+
+def mcp_extension(index: HybridIndex, *, path: str = "/mcp") -> Extension:
+    """Return the route at which a server speaks MCP over HTTP ("streamable"), without sessions."""
+    from twinvec.server.operations import Extension
+
+    server = mcp_server(index)
+    server.streamable_http_app(  # makes the session manager
+        json_response=True,
+        stateless_http=True,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the server has its own
+    )
+    return Extension(apps={path: server.session_manager.handle_request}, lifespan=server.session_manager.run)
