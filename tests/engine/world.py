@@ -393,6 +393,7 @@ class World:
         self._bury(self.entries)
         self.work, self.fresh, self.again, self.wakes = [], [], [], {}
         self.streak = self.passed = 0
+        self.bulk = LIMITS["_QUIET"]  # the next generation has heard of no query
 
     def _bury(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
