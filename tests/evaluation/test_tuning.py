@@ -208,7 +208,7 @@ def test_both_frameworks_follow(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"k": 3}, "not k"), ({"fusion": "best"}, "fusion 'best' is not one of"), ({"fetch_k": 0}, "limit=0")],
+    [({"k": 3}, "not k"), ({"fusion": "best"}, "fusion 'best' is not one of"), ({"fetch_k": 0}, "fetch_k=0")],
 )
 def test_wrong_choices_are_not_kept(embedder: Embedder, options: Any, message: str) -> None:
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))

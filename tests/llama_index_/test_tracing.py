@@ -48,7 +48,7 @@ class Bridge(BaseSpanHandler[BaseSpan]):
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter, provider, root, bridge = InMemorySpanExporter(), TracerProvider(), get_dispatcher(), Bridge()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     root.add_span_handler(bridge)
     yield exporter
     root.span_handlers.remove(bridge)
