@@ -170,8 +170,7 @@ class JoinedEmbedder(BaseEmbedder):
 
     async def _sparse_half(self, role: Role, texts: list[str]) -> SparseBatch:
         if self._bm25 is not None:
-            weigh = self._bm25.weigh_queries if role is Role.QUERY else self._bm25.weigh_documents
-            return (await on_thread(weigh, texts))[0]
+            return (await on_thread(self._bm25.weigh, role, texts))[0]
         assert self._sparse is not None
         model = self._sparse
         methods = (

@@ -21,7 +21,7 @@ class Bm25Job:
     def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
         self.given = texts
         self.future: Future[None] = Future()
-        self._weigh = bm25.weigh_queries if role is Role.QUERY else bm25.weigh_documents
+        self._bm25, self._role = bm25, role
         self._thread = f"twinvec-bm25-{'query' if urgent else 'bulk'}"
         self._parts: list[tuple[SparseBatch, Int32]] = []
         self._weighed = 0
@@ -45,7 +45,7 @@ class Bm25Job:
                 return
             try:
                 window = self.given[self._weighed : self._weighed + _WINDOW]
-                self._parts.append(self._weigh(window))
+                self._parts.append(self._bm25.weigh(self._role, window))
                 self._weighed += len(window)
             except BaseException as error:
                 self.future.set_exception(error)

@@ -26,6 +26,8 @@ from twinvec.vectors import Int32, Int64, SparseBatch
 if TYPE_CHECKING:
     from regex import Pattern
 
+    from twinvec.text.prompts import Role
+
 # a script -> the stemmer that "auto" takes
 _AUTO = {
     "ARABIC": "arabic",
@@ -171,6 +173,10 @@ class Bm25:
         """
         _patterns()
         _vocabulary(self.language)
+
+    def weigh(self, role: Role, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
+        """Return a sparse row per text, and the count of its terms, int32 [n]; see the two methods below."""
+        return self.weigh_queries(texts) if role == "query" else self.weigh_documents(texts)
 
     def weigh_documents(self, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
         """Return a sparse row per text, empty where it has no words, and the count of its terms, int32 [n]."""

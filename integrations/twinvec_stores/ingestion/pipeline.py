@@ -137,7 +137,8 @@ class Run:
             failures=tuple(counts.failures),
             pruned=self._options.prune and not not_pruned,
             not_pruned=not_pruned,
-            passed_over=dict(self._source.passed_over),
+            passed_over=dict(self._source.walked.passed_over),
+            files=self._source.walked.files,
         )
 
     def cancel(self) -> None:

@@ -44,6 +44,7 @@ class IngestReport:
             for a source without rows.
         not_pruned: why it was not, though it was asked for.
         passed_over: files in folders that are not text, by kind: {".png": 12}.
+        files: in folders, read or passed over.
     """
 
     new: int
@@ -58,6 +59,7 @@ class IngestReport:
     pruned: bool
     not_pruned: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    files: int = 0
 
     def __str__(self) -> str:
         documents = self.new + self.changed + self.unchanged + self.failed
@@ -74,7 +76,7 @@ class IngestReport:
             lines.append(f"not pruned {self.not_pruned}")
         if self.passed_over:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda k: -k[1]))
-            lines.append(f"passed by  {sum(self.passed_over.values()):,} files: {kinds}")
+            lines.append(f"passed by  {sum(self.passed_over.values()):,} of {self.files:,} files: {kinds}")
         lines += [f"failed     {f.where}: {f.reason}" for f in self.failures[:_SHOWN]]
         if self.failed > _SHOWN:
             lines.append(f"           and {self.failed - _SHOWN:,} more")

@@ -15,7 +15,7 @@ from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.ingestion.documents import Document
 from twinvec_stores.ingestion.readers import Reading, Row, json_lines, suffix_of
 from twinvec_stores.ingestion.tables import parquet, require_pyarrow, table
-from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, read_folder, text_file, walk
+from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, read_folder, text_file, walk
 
 READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
     ".jsonl": json_lines,
@@ -35,13 +35,13 @@ class Source:
         rows: starts reading; closing the iterator lets go of the source.
         total: where ``end`` of the last row will be; None: unknown.
         unit: of ``total``: "B" or "doc".
-        passed_over: files in folders that are not text, by kind; complete once everything is read.
+        walked: what folders had, once everything is read.
     """
 
     rows: Callable[[], Generator[Row, None, None]]
     total: int | None
     unit: str
-    passed_over: Counter[str] = field(default_factory=Counter)
+    walked: Walked = field(default_factory=Walked)
 
 
 class _File(NamedTuple):
@@ -65,8 +65,8 @@ def open_source(source: Any, reading: Reading) -> Source:
     paths = _paths(source)
     if paths is not None:
         try:
-            passed_over: Counter[str] = Counter()
-            return _of_files([_open(path, reading, passed_over) for path in paths], passed_over)
+            walked = Walked()
+            return _of_files([_open(path, reading, walked) for path in paths], walked)
         except OSError as error:
             raise IngestError(f"cannot read {error.filename}: {error.strerror}") from error
     is_one = isinstance(source, (bytes, Mapping, Document)) or not isinstance(source, Iterable)
@@ -91,9 +91,10 @@ def _paths(source: Any) -> list[Path] | None:
     return None
 
 
-def _of_files(files: Sequence[_File], passed_over: Counter[str]) -> Source:
+def _of_files(files: Sequence[_File], walked: Walked) -> Source:
     def rows() -> Generator[Row, None, None]:
         start = 0
+        walked.read, walked.passed_over = 0, Counter()
         for file in files:
             try:
                 for row in file.read():
@@ -102,7 +103,7 @@ def _of_files(files: Sequence[_File], passed_over: Counter[str]) -> Source:
                 raise IngestError(f"{error.filename or 'the source'} cannot be read further: {error}") from error
             start += file.size
 
-    return Source(rows, sum(file.size for file in files), "B", passed_over)
+    return Source(rows, sum(file.size for file in files), "B", walked)
 
 
 def _items(source: Iterable[Any]) -> Generator[Row, None, None]:
@@ -119,12 +120,12 @@ def _given(item: Any) -> Any:
     return item
 
 
-def _open(path: Path, reading: Reading, passed_over: Counter[str]) -> _File:
+def _open(path: Path, reading: Reading, walked: Walked) -> _File:
     path = path.expanduser()
     if not path.exists():
         raise IngestError(f"there is no file or folder {path}")
     if path.is_dir():
-        return _open_folder(path, passed_over)
+        return _open_folder(path, walked)
     suffix = suffix_of(path)
     if suffix not in READERS or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
         raise IngestError(f"{path}: cannot tell what it is; known are folders and {', '.join(READERS)}, also with .gz")
@@ -135,9 +136,9 @@ def _open(path: Path, reading: Reading, passed_over: Counter[str]) -> _File:
     return _File(functools.partial(READERS[suffix], path, reading), path.stat().st_size)
 
 
-def _open_folder(folder: Path, passed_over: Counter[str]) -> _File:
+def _open_folder(folder: Path, walked: Walked) -> _File:
     size = 0
     for path in walk(folder):
         with contextlib.suppress(OSError):  # loading it says so
             size += path.stat().st_size
-    return _File(functools.partial(read_folder, folder, passed_over), size)
+    return _File(functools.partial(read_folder, folder, walked), size)

@@ -9,6 +9,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,40 @@ _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\
 _BLANK = re.compile(r"[ \t]*\n\s*\n")
 
 
-def read_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Row]:
-    """Yield the texts of a folder, and count what else is there.
+@dataclass
+class Walked:
+    """What folders had, once they are read.
+
+    Attributes:
+        read: text files.
+        passed_over: all others, by kind.
+    """
+
+    read: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def files(self) -> int:
+        """Return how many there were."""
+        return self.read + self.passed_over.total()
+
+
+def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
+    """Yield the texts of a folder, and count them and what else is there.
 
     Raises:
         IngestError: there are files, but no text.
     """
-    end, found = 0, False
-    passed_over.clear()
+    end, passed_over = 0, Counter[str]()
+    read = 0
     for path in walk(folder, passed_over):
         with contextlib.suppress(OSError):  # loading it says so
             end += path.stat().st_size
-        found = True
+        read += 1
         yield _text_row(path, path.relative_to(folder).as_posix(), end)
-    if passed_over and not found:
+    walked.read += read
+    walked.passed_over += passed_over
+    if passed_over and not read:
         kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
         raise IngestError(f"{folder}: none of its files is a text ({kinds}); known are {', '.join(TEXT_SUFFIXES)}")
 
