@@ -11,7 +11,7 @@ QUICK := tests/engine/test_dispatcher.py tests/text/test_prompts.py tests/text/t
   tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz-engine fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+.PHONY: help demo test-slow fuzz-engine fuzz-server test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
   bench-langchain soak soak-server kill-ingest clean
 
 help: ## show this list
@@ -22,7 +22,10 @@ demo: $(VENV)/.demo ## hybrid search on a real collection with a real model, off
 
 test: $(VENV)/.dev ## lint, types, tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev ## the tests that take long: notebooks, kills, whole benchmarks, 600 damaged checkpoints
+	$(BIN)/python -m pytest -m slow
 
 quick: $(VENV)/.dev ## the tests that need no torch, engines in memory alone and few random runs, in seconds
 	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant and not million" $(QUICK)
