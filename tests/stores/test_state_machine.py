@@ -64,6 +64,7 @@ class ForgetfulContract(MemoryContract):
         return Forgetful(self.config)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_wrong_does_not_pass() -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(ForgetfulContract, settings=settings(SETTINGS, max_examples=100, database=None))
