@@ -172,7 +172,7 @@ def test_64_concurrent_queries_from_a_cold_queue_take_at_most_3_passes(embedder:
         return list(await asyncio.gather(*(embedder.aembed_queries([text]) for text in texts)))
 
     passes: list[int] = []
-    while len(passes) < 5 and min(passes, default=64) > 3:  # a busy machine may stop the callers half-way
+    while len(passes) < 2 and min(passes, default=64) > 3:  # a busy machine may stop the callers half-way
         before = embedder.stats()["forwards"]
         batches = asyncio.run(run())
         passes.append(embedder.stats()["forwards"] - before)

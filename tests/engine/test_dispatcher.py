@@ -210,3 +210,31 @@ def test_two_batches_of_one_budget_that_run_out_of_memory_halve_it_once() -> Non
         world.run(batch, out_of_memory=True)
     assert device.budget == 6
     world.end()
+
+
+def test_an_idle_device_waits_for_callers_who_come_one_after_another() -> None:
+    world = World(1, ahead=False)
+
+    def ask(text: str, at: float) -> None:
+        world.now = at
+        world.submit(request(urgent=True), [text])
+        for batch in [batch for batch in world.work if batch not in world.given]:
+            world.tokenise(batch)
+
+    def under_way() -> list[list[str]]:
+        return [[entry.key.text for entry in batch.entries] for batch in world.work if batch in world.given]
+
+    ask("a", at=0.0)
+    assert under_way() == [["a"]]  # nobody else is there to be waited for
+    for i, text in enumerate("bcde", 1):
+        ask(text, at=0.001 * i)
+    world.now = 0.0065
+    world.run(world.work[0])
+    assert under_way() == []  # though b has waited for longer than a device does: another may come
+    ask("f", at=0.008)
+    world.wait(0.004)
+    assert [sorted(texts) for texts in under_way()] == [list("bcdef")]
+    world.run(world.work[0])
+    ask("g", at=0.05)
+    assert under_way() == [["g"]]
+    world.end()

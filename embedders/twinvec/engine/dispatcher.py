@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_PENDING = 65536  # texts of admitted jobs; more callers wait or are refused
 WINDOW = 1024  # texts of a job that are tokenised at once; two of them are ahead of the device
 CALM = 256  # passes without running out of memory after which a lowered budget is doubled
-_GAP = 0.001  # seconds without a caller after which no more are expected soon
-_PATIENCE = 0.005  # seconds that a text waits for company at most
+_PATIENCE = 0.005  # seconds that an idle device waits for company, if a caller has come to a busy one as lately
 
 
 class Dispatcher:
@@ -236,7 +235,7 @@ class Dispatcher:
 
     def woken(self, device: Device) -> None:
         """The time of a ``Wake`` has come."""
-        device.wake = None
+        device.wake = self._now
 
     # --- jobs
 
@@ -365,13 +364,13 @@ class Dispatcher:
         full = self.lanes.fill(device.budget)
         if device.running:
             return full or bool(self.lanes.urgent)
-        start = min(self._crowded + _GAP, self.lanes.oldest + _PATIENCE)
-        if full or self._now >= start:
+        if full or not (self.lanes.urgent or self.lanes.bulk) or self._now >= self._crowded + _PATIENCE:
+            device.wake = None
             return True
         if device.wake is None:
-            device.wake = start
-            self._commands.append(Wake(device, start))
-        return False
+            device.wake = self._now + _PATIENCE
+            self._commands.append(Wake(device, device.wake))
+        return self._now >= device.wake
 
     def _next(self, device: Device) -> Batch | None:
         """Return the next batch of entries that somebody waits for."""

@@ -31,11 +31,6 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.urgent) + len(self.bulk) + sum(len(batch.entries) for batch in self.planned)
 
-    @property
-    def oldest(self) -> float:
-        """Return since when the first single entry has waited; -inf if there is none."""
-        return min((lane[0].queued for lane in (self.urgent, self.bulk) if lane), default=float("-inf"))
-
     def fill(self, budget: int) -> bool:
         """Return whether there is enough for a batch that is full."""
         return bool(self.planned) or self._tokens >= budget
