@@ -214,11 +214,24 @@ def test_offsets_outside_of_their_text(connect: Connect, hosts: Hosts, gte: Embe
         remote.token_offsets(["a"])
 
 
-@pytest.mark.parametrize("terms", [{}, {"terms": ["a"]}, {"terms": ["a", 3]}, {"terms": "ab"}, [], "[" * 60_000])
-def test_terms_that_are_none(connect: Connect, hosts: Hosts, gte: Embedder, terms: Any) -> None:
+NO_TERMS, NO_OBJECT = "answered no terms of 2 columns", "its /v1/twinvec/terms is no JSON object"
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({}, NO_TERMS),
+        ({"terms": ["a"]}, NO_TERMS),
+        ({"terms": ["a", 3]}, NO_TERMS),
+        ({"terms": "ab"}, NO_TERMS),
+        ([], NO_OBJECT),
+        ("[" * 60_000, NO_OBJECT),
+    ],
+)
+def test_terms_that_are_none(connect: Connect, hosts: Hosts, gte: Embedder, terms: Any, message: str) -> None:
     remote = connect(gte)
     answered(hosts, gte, terms.encode() if isinstance(terms, str) else json.dumps(terms).encode())
-    with pytest.raises(RemoteError, match=r"answered no terms of 2 columns|terms is no JSON object"):
+    with pytest.raises(RemoteError, match=message):
         remote._token_texts([5, 17])
 
 
