@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,11 +28,12 @@ class Collection:
     @classmethod
     def read(cls, folder: Path) -> Collection:
         """Read ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``."""
-        qrels: dict[str, dict[str, int]] = {}
-        with (folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
-        return cls(_texts(folder / "corpus.jsonl"), _texts(folder / "queries.jsonl"), qrels)
+        from twinvec_stores.evaluation import read_questions
+
+        questions = read_questions(folder)
+        with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        return cls({row["_id"]: row["text"] for row in rows}, questions.texts, questions.grades)
 
 
 def find_faq() -> Path:
@@ -48,9 +48,3 @@ def find_faq() -> Path:
         if folder.is_dir():
             return folder
     raise ConfigurationError("the demo's collection is not there: run  pip install --force-reinstall --no-deps twinvec")
-
-
-def _texts(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return {row["_id"]: row["text"] for row in rows}

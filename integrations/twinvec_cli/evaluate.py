@@ -12,7 +12,7 @@ import typer
 
 from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note
-from twinvec_cli.options import Collection, Device, TrustRemoteCode
+from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, TaskText, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,18 +20,14 @@ if TYPE_CHECKING:
     from twinvec_stores.evaluation import Comparison, Evaluation, Loss
 
 _STORES = "A store, or several to compare: folders, or urls of Qdrant servers."
-QUERIES = """Questions: a BEIR folder, .jsonl, .csv, .tsv, or .json (LlamaIndex EmbeddingQAFinetuneDataset, LangSmith
-examples)."""
-QRELS = "Judgements for a .jsonl: TREC qrels or BEIR's .tsv."
 _MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; ways are compared by the first."
-MISSING = "Judged documents that a store does not have count as not found."
 _SHOWN = 10  # questions that lost most
 
 
 def evaluate(
     stores: Annotated[list[str], typer.Argument(metavar="STORE...", help=_STORES, show_default=False)],
-    queries: Annotated[Path, typer.Option("--queries", "-q", metavar="PATH", help=QUERIES, show_default=False)],
-    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help=QRELS, show_default=False)] = None,
+    queries: Queries,
+    qrels: Qrels = None,
     measure: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_MEASURE, show_default=False)] = None,
     by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Report by a field of the questions too.", show_default=False)
@@ -43,8 +39,8 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Write TREC run files.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=MISSING)] = False,
-    task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
+    allow_missing: AllowMissing = False,
+    task: TaskText = None,
     collection: Collection = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,4 +59,24 @@ Store = Annotated[
 Collection = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.", show_default=False),
+]
+
+# what `twinvec eval` and `twinvec tune` ask of a store
+Queries = Annotated[
+    Path,
+    typer.Option(
+        "--queries",
+        "-q",
+        metavar="PATH",
+        help="Questions: a BEIR folder, .jsonl, .csv, .tsv, or .json (LlamaIndex EmbeddingQAFinetuneDataset, LangSmith "
+        "examples).",
+        show_default=False,
+    ),
+]
+Qrels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Judgements for a .jsonl: TREC qrels or BEIR's .tsv.", show_default=False),
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Judged documents that a store does not have count as not found.")
 ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twinvec_cli.console import note
-from twinvec_cli.evaluate import MISSING, QRELS, QUERIES
-from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
+from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, Store, TaskText, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,15 +24,15 @@ _SHOWN = 8
 
 def tune(
     location: Store,
-    queries: Annotated[Path, typer.Option("--queries", "-q", metavar="PATH", help=QUERIES, show_default=False)],
-    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help=QRELS, show_default=False)] = None,
+    queries: Queries,
+    qrels: Qrels = None,
     measure: Annotated[str, typer.Option(metavar="NAME", help=_MEASURE)] = "nDCG@10",
     by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY, show_default=False)] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the split.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing in the store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=MISSING)] = False,
-    task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
+    allow_missing: AllowMissing = False,
+    task: TaskText = None,
     collection: Collection = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -96,16 +95,15 @@ def _trials(found: Tuning) -> Table:
     return table
 
 
-def _words(options: object) -> str:
-    from twinvec_stores.evaluation.tuning import plain
+def _words(options: Mapping[str, Any]) -> str:
+    from twinvec_stores import Fusion
 
-    assert isinstance(options, dict)
-    parts = []
-    for name, value in plain(options).items():
-        if name == "fusion":
-            parts.append(f"{value['method']} {value['dense_weight']:g} : {value['sparse_weight']:g}")
-        else:
-            parts.append(f"{name} {value:g}")
+    parts = [
+        f"{value.method} {value.dense_weight:g} : {value.sparse_weight:g}"
+        if isinstance(value, Fusion)
+        else f"{name} {value:g}"
+        for name, value in options.items()
+    ]
     return ", ".join(parts) or "as it is"
 
 

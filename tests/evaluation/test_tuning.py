@@ -73,6 +73,7 @@ def planted(embedder: Embedder, *, dense_noise: float, sparse_right: bool) -> tu
             [f"text {i}" for i in range(N)],
             documents.astype(np.float32),
             SparseBatch.from_dicts(terms),
+            provenance=[{"document": "all", "chunk": i} for i in range(N)],  # chunks, each judged by itself
         )
     )
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
@@ -91,6 +92,7 @@ def test_a_planted_better_weighting_is_found_and_confirmed(embedder: Embedder) -
     index, questions = planted(embedder, dense_noise=30.0, sparse_right=True)
     found = tune(index, questions, measure="RR@10")
     assert set(found.chosen) == {"fusion"}
+    assert any("min_dense" in trial.options for trial in found.trials)
     assert found.better
     assert found.means[1] == 1 > found.means[0] + 0.05  # the sparse half knows every answer
     assert found.trials[0].mean >= found.default_mean

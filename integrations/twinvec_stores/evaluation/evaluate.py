@@ -18,6 +18,7 @@ from twinvec_stores.evaluation.measures import DEFAULT, Measures
 from twinvec_stores.evaluation.questions import Questions, named
 from twinvec_stores.evaluation.statistics import Comparison, Floats, compare
 from twinvec_stores.search.explain import Result
+from twinvec_stores.search.fusion import Fusion
 from twinvec_stores.search.index import HybridIndex
 from twinvec_stores.search.options import SearchKeywords
 
@@ -118,7 +119,7 @@ class Evaluation:
             "baseline": self.baseline,
             "ways": {
                 name: {
-                    "options": {key: _plain(value) for key, value in way.options.items()},
+                    "options": plain_options(way.options),
                     "milliseconds": way.milliseconds,
                     "means": {measure: way.mean(measure) for measure in self.measures},
                     "against_baseline": None if name == self.baseline else asdict(self.compare(name)),
@@ -208,7 +209,7 @@ def evaluate(
             row = queries[i : i + 1]
             found = index.search_vectors(row.dense, row.sparse, **deep)[0]
             seconds.append(time.perf_counter() - start)
-            rankings[id] = [document_of(result) if by_document else result.record.id for result in found]
+            rankings[id] = judged_ids(found, by_document)
         scores = measuring.score(questions.grades, rankings, asked)
         results[name] = WayResult(name, options, rankings, scores, float(np.median(seconds)) * 1000)
     return Evaluation(
@@ -226,9 +227,10 @@ def evaluate(
     )
 
 
-def document_of(result: Result) -> str:
-    """Return the id of the document that a record is a chunk of, or its own."""
-    return str(result.record.provenance.get("document", result.record.id))
+def judged_ids(results: Sequence[Result], by_document: bool) -> list[str]:
+    """Return what the judgements call each result: the document that a record is a chunk of, or the record."""
+    records = [result.record for result in results]
+    return [str(record.provenance.get("document", record.id)) if by_document else record.id for record in records]
 
 
 def judged_as(index: HybridIndex, questions: Questions, allow_missing: bool) -> tuple[bool, list[str]]:
@@ -250,7 +252,10 @@ def judged_as(index: HybridIndex, questions: Questions, allow_missing: bool) -> 
     return bool(chunked), notes
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return asdict(value)
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of a search as JSON types; what has none, such as a filter, as it is written in Python."""
+    known = (str, int, float, bool, type(None))
+    return {
+        name: asdict(value) if isinstance(value, Fusion) else value if isinstance(value, known) else repr(value)
+        for name, value in options.items()
+    }

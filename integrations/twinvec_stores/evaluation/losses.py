@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinvec import Task
-from twinvec_stores.evaluation.evaluate import Evaluation, document_of
+from twinvec_stores.evaluation.evaluate import Evaluation, judged_ids
 from twinvec_stores.search.explain import Result
 from twinvec_stores.search.index import HybridIndex
 from twinvec_stores.search.options import SearchKeywords
@@ -93,19 +93,21 @@ def _ranked(
     task: Task | str | None,
 ) -> list[tuple[Place, ...]]:
     result = evaluation.ways[way]
-    options: SearchKeywords = {**result.options, "k": k, "explain": True}  # type: ignore[typeddict-item]
-    options.setdefault("fetch_k", max(100, 10 * evaluation.depth))  # the candidates that were measured
+    deep = max(k, evaluation.depth)  # what was measured: fewer results would come of fewer candidates
+    options: SearchKeywords = {**result.options, "k": deep, "explain": True}  # type: ignore[typeddict-item]
     if evaluation.by_document:
         options["group_by"] = "document"
     found = index.search_many(texts, task=task, **options)
     grades = evaluation.questions.grades
     return [
-        tuple(_place(result, grades[id], evaluation.by_document) for result in results)
+        tuple(
+            _place(result, judged, grades[id].get(judged, 0))
+            for result, judged in zip(results[:k], judged_ids(results, evaluation.by_document), strict=False)
+        )
         for id, results in zip(ids, found, strict=True)
     ]
 
 
-def _place(result: Result, grades: Mapping[str, int], by_document: bool) -> Place:
-    document = document_of(result) if by_document else result.record.id
+def _place(result: Result, document: str, grade: int) -> Place:
     terms = result.explanation.terms if result.explanation is not None else ()
-    return Place(document, result.record.text, grades.get(document, 0), tuple(term for term, _, _ in terms[:6]))
+    return Place(document, result.record.text, grade, tuple(term for term, _, _ in terms[:6]))

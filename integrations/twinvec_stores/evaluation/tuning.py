@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from twinvec import EmbeddingBatch, Task
 from twinvec.errors import ConfigurationError
-from twinvec_stores.evaluation.evaluate import document_of, judged_as
+from twinvec_stores.evaluation.evaluate import judged_as, judged_ids, plain_options
 from twinvec_stores.evaluation.measures import DEFAULT, Measures
 from twinvec_stores.evaluation.questions import Questions
 from twinvec_stores.evaluation.statistics import Comparison, compare
@@ -65,13 +65,13 @@ class Tuning:
         """Return everything as JSON types."""
         return {
             "measure": self.measure,
-            "chosen": plain(self.chosen),
+            "chosen": plain_options(self.chosen),
             "better": self.better,
             "default_mean_tuning": self.default_mean,
             "means_held_back": list(self.means),
             "held_back": asdict(self.held_back),
             "questions": {"tuning": self.parts[0], "held back": self.parts[1]},
-            "trials": [{"options": plain(trial.options), "mean": trial.mean} for trial in self.trials],
+            "trials": [{"options": plain_options(trial.options), "mean": trial.mean} for trial in self.trials],
         }
 
 
@@ -153,11 +153,6 @@ def split(questions: Questions, *, by: str | None = None, seed: int = 0) -> tupl
     return halves
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return search options as JSON types."""
-    return {name: asdict(value) if isinstance(value, Fusion) else value for name, value in options.items()}
-
-
 class _Part:
     """Some of the questions, embedded once."""
 
@@ -179,8 +174,7 @@ class _Part:
             deep["group_by"] = "document"
         found = self._index.search_vectors(self._queries.dense, self._queries.sparse, **deep)
         rankings = {
-            id: [document_of(result) if self._by_document else result.record.id for result in results]
-            for id, results in zip(self._questions.asked, found, strict=True)
+            id: judged_ids(results, self._by_document) for id, results in zip(self._questions.asked, found, strict=True)
         }
         return self.measures.score(self._questions.grades, rankings, self._questions.asked)[self.measures.names[0]]
 
@@ -192,8 +186,8 @@ class _Part:
         cosines = [
             result.explanation.dense_score
             for id, results in zip(self._questions.asked, found, strict=True)
-            for result in results
-            if self._questions.grades[id].get(document_of(result), 0) > 0
+            for result, judged in zip(results, judged_ids(results, self._by_document), strict=True)
+            if self._questions.grades[id].get(judged, 0) > 0
             and result.explanation is not None
             and result.explanation.dense_score is not None
         ]

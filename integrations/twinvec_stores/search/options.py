@@ -181,6 +181,8 @@ def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bo
         ConfigurationError: wrong options.
         StoreMismatchError: the store's own are none.
     """
+    if not search:
+        return SearchOptions(**options)
     try:
         fusion = Fusion(**search["fusion"]) if "fusion" in search else Fusion()
         stored = SearchOptions(**{"k": 1, **search, "fusion": fusion})
