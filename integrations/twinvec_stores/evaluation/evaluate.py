@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from twinvec import Task
+from twinvec import EmbeddingBatch, Task
 from twinvec.errors import ConfigurationError
 from twinvec_stores.evaluation.measures import DEFAULT, Measures
 from twinvec_stores.evaluation.questions import Questions, named
@@ -199,19 +199,14 @@ def evaluate(
     embedding = (time.perf_counter() - start) * 1000 / len(asked)
     results = {}
     for name, options in chosen.items():
-        rankings: dict[str, list[str]] = {}
-        seconds = []
         deep: SearchKeywords = {**options, "k": measuring.depth}
         if by_document:
             deep["group_by"] = "document"
-        for i, id in enumerate(tqdm(asked, desc=name, disable=not show_progress, leave=False)):
-            start = time.perf_counter()
-            row = queries[i : i + 1]
-            found = index.search_vectors(row.dense, row.sparse, **deep)[0]
-            seconds.append(time.perf_counter() - start)
-            rankings[id] = judged_ids(found, by_document)
-        scores = measuring.score(questions.grades, rankings, asked)
-        results[name] = WayResult(name, options, rankings, scores, float(np.median(seconds)) * 1000)
+        found, milliseconds = _timed(index, queries, deep, name if show_progress else None)
+        rankings = {id: judged_ids(each, by_document) for id, each in zip(asked, found, strict=True)}
+        results[name] = WayResult(
+            name, options, rankings, measuring.score(questions.grades, rankings, asked), milliseconds
+        )
     return Evaluation(
         store=repr(index.store),
         model=index.store.config.model,
@@ -225,6 +220,19 @@ def evaluate(
         embedding_milliseconds=embedding,
         notes=tuple(notes),
     )
+
+
+def _timed(
+    index: HybridIndex, queries: EmbeddingBatch, options: SearchKeywords, label: str | None
+) -> tuple[list[list[Result]], float]:
+    """Search for each of some embedded questions by itself; return the median time in milliseconds, too."""
+    found, seconds = [], []
+    for i in tqdm(range(len(queries)), desc=label, disable=label is None, leave=False):
+        row = queries[i : i + 1]
+        start = time.perf_counter()
+        found += index.search_vectors(row.dense, row.sparse, **options)
+        seconds.append(time.perf_counter() - start)
+    return found, float(np.median(seconds)) * 1000
 
 
 def judged_ids(results: Sequence[Result], by_document: bool) -> list[str]:
