@@ -45,7 +45,10 @@ def traced_embedding(
 
 
 def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[Iterable[FoundDocument]], None]]:
-    """Trace one search; what it yields takes what was found, of all queries one after the other."""
+    """Trace one search; what it yields takes what was found, of all queries one after the other.
+
+    ``queries`` are empty where only vectors are known.
+    """
     return _search(queries) if _on() else nullcontext(_unseen)
 
 
@@ -170,6 +173,8 @@ def _asked(spec: ModelSpec, asked: CheckedCall) -> Attributes:
 
 
 def _wanted(queries: Sequence[str]) -> Attributes:
+    if not queries:
+        return {}
     one = len(queries) == 1
     value = queries[0] if one else json.dumps(list(queries)[:_MOST], ensure_ascii=False)
     return {

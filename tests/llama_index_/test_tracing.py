@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import MetadataMode
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span.base import BaseSpan
 from llama_index_instrumentation.span_handlers.base import BaseSpanHandler
@@ -82,7 +84,26 @@ def test_spans_are_inside_of_what_has_caused_them(
     assert around[0].startswith("TwinVecEmbedding.")
     assert any(name.startswith(f"{kind}.") for name in around)
     assert around[-1].startswith("RetrieverQueryEngine.")
+    assert above(found["Retrieve"], spans)[0].startswith(f"{kind}.")
     assert (found["CreateEmbeddings"].attributes or {})["twinvec.prompt"] == ""
     names = recorder.names()
     for name in ("RetrievalStartEvent", "EmbeddingStartEvent", "EmbeddingEndEvent", "RetrievalEndEvent"):
         assert names.count(name) == 1, name
+
+
+@pytest.mark.parametrize("through_async", [False, True])
+@pytest.mark.parametrize("mode", ["default", "sparse", "hybrid", "mmr"])
+def test_a_query_of_the_store_is_a_retrieval_with_its_documents(
+    store: TwinVecVectorStore, spans: InMemorySpanExporter, mode: str, through_async: bool
+) -> None:
+    store.add(nodes(8))
+    spans.clear()
+    query = VectorStoreQuery(query_str=QUERY, mode=VectorStoreQueryMode(mode), similarity_top_k=3)
+    found = asyncio.run(store.aquery(query)) if through_async else store.query(query)
+    (span,) = [span for span in spans.get_finished_spans() if span.name == "Retrieve"]
+    seen = dict(span.attributes or {})
+    assert (seen["openinference.span.kind"], seen["input.value"]) == ("RETRIEVER", QUERY)
+    assert [seen[f"retrieval.documents.{i}.document.id"] for i in range(3)] == found.ids
+    assert [seen[f"retrieval.documents.{i}.document.score"] for i in range(3)] == found.similarities
+    contents = [node.get_content(MetadataMode.NONE) for node in found.nodes or []]
+    assert [seen[f"retrieval.documents.{i}.document.content"] for i in range(3)] == contents

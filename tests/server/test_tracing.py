@@ -122,6 +122,11 @@ def test_a_search_and_its_embedding_are_one_trace(giga: Embedder, spans: InMemor
             assert seen[f"{at}.score"] == result.score
             assert seen[f"{at}.content"] == result.record.text
             assert json.loads(seen[f"{at}.metadata"]) == result.record.metadata
+    spans.clear()
+    index.search_vectors(giga.embed_queries(["capital"]).dense, k=1)
+    seen = attributes(only(spans, "Retrieve"))
+    assert (seen["openinference.span.kind"], "input.value" in seen) == ("RETRIEVER", False)
+    assert seen["retrieval.documents.0.document.id"] == results[0].record.id
 
 
 def test_many_texts_do_not_push_the_rest_out(e5: Embedder, spans: InMemorySpanExporter) -> None:

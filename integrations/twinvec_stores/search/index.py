@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twinvec import BaseEmbedder, SparseBatch, Task
-from twinvec.flows import Call, block, call, on_thread, wait
+from twinvec.flows import Call, Flow, block, call, on_thread, wait
+from twinvec.tracing import traced_search
 from twinvec.vectors import Float32
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
@@ -145,13 +146,13 @@ class HybridIndex:
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search for several queries with one forward pass; see ``search``."""
-        return block(self._found(queries, task, self._options(options)))
+        return block(_traced(queries, self._found(queries, task, self._options(options))))
 
     async def asearch_many(
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """See ``search_many``."""
-        return await wait(self._found(queries, task, self._options(options)))
+        return await wait(_traced(queries, self._found(queries, task, self._options(options))))
 
     def search_vectors(
         self,
@@ -164,7 +165,8 @@ class HybridIndex:
 
         ``texts`` are the n queries in words, which ``rerank`` reads.
         """
-        return block(self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None)))
+        found = self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None))
+        return block(_traced(texts or (), found))
 
     async def asearch_vectors(
         self,
@@ -174,7 +176,8 @@ class HybridIndex:
         **options: Unpack[SearchKeywords],
     ) -> list[list[Result]]:
         """See ``search_vectors``."""
-        return await wait(self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None)))
+        found = self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None))
+        return await wait(_traced(texts or (), found))
 
     def set_search(self, **options: Unpack[SearchKeywords]) -> None:
         """Keep in the store how it is searched where a search does not say so; nothing: as TwinVec does by itself.
@@ -225,3 +228,11 @@ class HybridIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _traced(queries: Sequence[str], search: Flow[list[list[Result]]]) -> list[list[Result]]:
+    """Show a search in a trace, with its queries where they are known in words."""
+    with traced_search(queries) as found:
+        results = await search
+        found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
+        return results

@@ -11,7 +11,6 @@ import numpy as np
 from twinvec import BaseEmbedder, SparseBatch, Task
 from twinvec.errors import ConfigurationError, FusionWarning
 from twinvec.flows import call
-from twinvec.tracing import traced_search
 from twinvec.vectors import Float32
 from twinvec_stores.filters.conditions import HasId
 from twinvec_stores.protocol import HybridStore
@@ -69,11 +68,8 @@ class Searching:
         if dense and sparse:
             self._warn_of_scales()
         embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
-        with traced_search(queries) as found:
-            batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
-            results = await self.vectors(batch.dense, batch.sparse, queries)
-            found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
-            return results
+        batch = await call(embed, aembed, queries, task=task, dense=dense, sparse=sparse)
+        return await self.vectors(batch.dense, batch.sparse, queries)
 
     def _warn_of_scales(self) -> None:
         """Say that weights of raw scores are GTE's: with another sparse half they may lose to either half."""
