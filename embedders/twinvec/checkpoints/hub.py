@@ -105,12 +105,12 @@ def _from_hub(
         return download(offline)
     except errors.GatedRepoError as error:
         raise CheckpointNotFoundError(
-            f"{repo}: access must be granted by its owners; ask on its hub page, then pass token=..."
+            f"{repo}: access must be granted by its owners; ask on its hub page, then set HF_TOKEN or pass token=..."
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise CheckpointNotFoundError(
             f"{repo}{'' if revision is None else '@' + revision}: the hub has no such repository or revision, or it is "
-            "private: check the spelling, or pass token=..."
+            "private: check the spelling, set HF_TOKEN or pass token=..."
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointNotFoundError(f"{repo}: no such folder, and not a valid hub id ({error})") from error

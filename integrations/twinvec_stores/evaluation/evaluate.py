@@ -202,7 +202,7 @@ def evaluate(
         deep: SearchKeywords = {**options, "k": measuring.depth}
         if by_document:
             deep["group_by"] = "document"
-        found, milliseconds = _timed(index, queries, deep, name if show_progress else None)
+        found, milliseconds = _timed(index, queries, texts, deep, name if show_progress else None)
         rankings = {id: judged_ids(each, by_document) for id, each in zip(asked, found, strict=True)}
         results[name] = WayResult(
             name, options, rankings, measuring.score(questions.grades, rankings, asked), milliseconds
@@ -223,14 +223,14 @@ def evaluate(
 
 
 def _timed(
-    index: HybridIndex, queries: EmbeddingBatch, options: SearchKeywords, label: str | None
+    index: HybridIndex, queries: EmbeddingBatch, texts: Sequence[str], options: SearchKeywords, label: str | None
 ) -> tuple[list[list[Result]], float]:
     """Search for each of some embedded questions by itself; return the median time in milliseconds, too."""
     found, seconds = [], []
     for i in tqdm(range(len(queries)), desc=label, disable=label is None, leave=False):
         row = queries[i : i + 1]
         start = time.perf_counter()
-        found += index.search_vectors(row.dense, row.sparse, **options)
+        found += index.search_vectors(row.dense, row.sparse, texts[i : i + 1], **options)
         seconds.append(time.perf_counter() - start)
     return found, float(np.median(seconds)) * 1000
 

@@ -132,7 +132,8 @@ def _part(key: str, value: Any) -> Filter:
         return on_key(key, Eq, value)
     if unknown := [operator for operator in value if operator not in (*_OPERATORS, *_NEGATED, "$exists")]:
         known = ", ".join((*_OPERATORS, *_NEGATED, "$exists"))
-        raise FilterError(f"{key}: {unknown[0]!r} is not one of {known}")
+        nested = "" if str(unknown[0]).startswith("$") else f'; a field within "{key}" is "{key}.{unknown[0]}"'
+        raise FilterError(f"{key}: {unknown[0]!r} is not one of {known}{nested}")
     parts = [_condition(key, operator, operand) for operator, operand in value.items()]
     return parts[0] if len(parts) == 1 else And(*parts)
 
