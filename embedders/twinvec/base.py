@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError, TruncationWarning
+from twinvec.flows import block, wait
 from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -86,8 +87,7 @@ class BaseEmbedder(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no device works any more.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(self._embed(Role.DOCUMENT, texts, wanted, show_progress))
+        return block(self._told(Role.DOCUMENT, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress)))
 
     def embed_queries(
         self,
@@ -116,8 +116,7 @@ class BaseEmbedder(ABC):
         Returns:
             See ``embed_documents``, also for the errors.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(self._embed(Role.QUERY, texts, wanted, show_progress))
+        return block(self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress)))
 
     async def aembed_documents(
         self,
@@ -131,8 +130,9 @@ class BaseEmbedder(ABC):
         show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(await self._aembed(Role.DOCUMENT, texts, wanted, show_progress))
+        return await wait(
+            self._told(Role.DOCUMENT, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress))
+        )
 
     async def aembed_queries(
         self,
@@ -146,8 +146,9 @@ class BaseEmbedder(ABC):
         show_progress: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        wanted = CallOptions(task, prompt, dense, sparse, timeout)
-        return self._warned(await self._aembed(Role.QUERY, texts, wanted, show_progress))
+        return await wait(
+            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress))
+        )
 
     def score_pairs(
         self,
@@ -279,23 +280,16 @@ class BaseEmbedder(ABC):
     ) -> None:
         self.close()
 
-    def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
+    async def _told(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
+        return self._warned(await self._embed(role, texts, wanted))
+
+    async def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
         asked = self._check(role, texts, wanted)
         with traced_embedding(self.spec, asked) as answered:
-            return answered(self._run(asked, wanted, show_progress))
-
-    async def _aembed(
-        self, role: Role, texts: Iterable[str], wanted: CallOptions, show_progress: bool = False
-    ) -> EmbeddingBatch:
-        asked = self._check(role, texts, wanted)
-        with traced_embedding(self.spec, asked) as answered:
-            return answered(await self._arun(asked, wanted, show_progress))
+            return answered(await self._compute(asked, wanted))
 
     @abstractmethod
-    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
-
-    @abstractmethod
-    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch: ...
+    async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch: ...
 
     @abstractmethod
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]: ...
@@ -339,7 +333,7 @@ class BaseEmbedder(ABC):
                 f"{len(cut)} of {len(batch)} texts were cut at {self.max_length} tokens (first: texts[{cut[0]}]); see "
                 'EmbeddingBatch.truncated. Split them, raise max_length, or pass on_overflow="error".',
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=level_of_caller(),
             )
         return batch
 

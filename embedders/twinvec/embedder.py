@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
 from twinvec.engine.waiting import Call, Part
+from twinvec.flows import call
 from twinvec.local import LocalModel
 from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.spec import ModelSpec
@@ -101,7 +102,7 @@ class Embedder(LocalModel, BaseEmbedder):
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         return {key: texts[key] for key in keys}
 
-    def _call(self, call: CheckedCall, wanted: CallOptions) -> Call:
+    def _call(self, asked: CheckedCall, wanted: CallOptions) -> Call:
         from twinvec.engine.job import Job, Request
         from twinvec.engine.opening import check_dim
 
@@ -111,13 +112,13 @@ class Embedder(LocalModel, BaseEmbedder):
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"
-        urgent = call.role is Role.QUERY and len(call.texts) <= _INTERACTIVE
-        keys = self.spec.sparse_keys if call.sparse else None
+        urgent = asked.role is Role.QUERY and len(asked.texts) <= _INTERACTIVE
+        keys = self.spec.sparse_keys if asked.sparse else None
         both = self._bm25 is None and len(self._leases) == 1
         request = Request(
             max_length=self.max_length,
-            prompt=call.prompt,
-            dim=dim if call.dense else None,
+            prompt=asked.prompt,
+            dim=dim if asked.dense else None,
             keys=keys if both else None,
             urgent=urgent,
             fail_on_overflow=fail_on_overflow,
@@ -126,16 +127,16 @@ class Embedder(LocalModel, BaseEmbedder):
             cache=self.options.cache,
         )
         parts: list[Part] = []
-        if both or call.dense:
-            parts.append(Job(call.texts, request, self._core))
+        if both or asked.dense:
+            parts.append(Job(asked.texts, request, self._core))
         # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
-        if call.sparse and self._bm25 is not None:
-            parts.append(Bm25Job(self._bm25, call.role, call.texts, urgent=urgent))
-        elif call.sparse and not both:
+        if asked.sparse and self._bm25 is not None:
+            parts.append(Bm25Job(self._bm25, asked.role, asked.texts, urgent=urgent))
+        elif asked.sparse and not both:
             lease = self._leases[1]
             length = lease.spec.max_length or self.max_length
             own = replace(request, max_length=length, prompt="", dim=None, keys=keys, fail_on_overflow=False)
-            parts.append(Job(call.texts, own, lease.core))
+            parts.append(Job(asked.texts, own, lease.core))
         return Call(parts, wanted.timeout)
 
     def _resolved(self) -> ModelSpec:
@@ -147,22 +148,13 @@ class Embedder(LocalModel, BaseEmbedder):
         other = self._leases[1].spec
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
-    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        call = self._call(asked, wanted)
-        batch = call.wait(_title(asked, show_progress))
-        trace_work(call.figures)
-        return batch
-
-    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        call = self._call(asked, wanted)
-        batch = await call.wait_async(_title(asked, show_progress))
-        trace_work(call.figures)
+    async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
+        work = self._call(asked, wanted)
+        title = f"Embedding {asked.role.value}s" if wanted.show_progress else None
+        batch = await call(work.wait, work.wait_async, title)
+        trace_work(work.figures)
         return batch
 
 
 def _rebuild(spec: ModelSpec, options: EmbedderOptions) -> Embedder:
     return Embedder(spec, **{field.name: getattr(options, field.name) for field in fields(options)})
-
-
-def _title(asked: CheckedCall, show_progress: bool) -> str | None:
-    return f"Embedding {asked.role.value}s" if show_progress else None

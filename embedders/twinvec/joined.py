@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.errors import ConfigurationError
-from twinvec.flows import Call, block, call, on_thread, wait
+from twinvec.flows import call, on_thread, together
 from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -124,37 +123,25 @@ class JoinedEmbedder(BaseEmbedder):
         assert self._sparse is not None
         return self._sparse._token_texts(keys)
 
-    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        return block(self._both(asked, wanted))
-
-    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        return await wait(self._both(asked, wanted))
-
-    async def _both(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
+    async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
         if wanted.prompt is not None or wanted.timeout is not None:
             raise ConfigurationError(f"{self.spec.model} takes neither prompt= nor timeout=")
         n, dense, sparse = len(asked.texts), None, None
         if asked.dense:
             task = wanted.task if wanted.task is not None else self.task
-            rows = await self._rows(asked.role, asked.texts, task) if n else []
-            dense = self._normalised(rows, n)
+            dense = self._normalised(await self._rows(asked.role, asked.texts, task) if n else [], n)
         if asked.sparse:
             sparse = await self._sparse_half(asked.role, asked.texts)
         return EmbeddingBatch(dense, sparse, np.zeros(n, np.int32), np.zeros(n, np.bool_))
 
-    def _rows(self, role: Role, texts: list[str], task: Task | str | None) -> Call[Sequence[Sequence[float]]]:
+    async def _rows(self, role: Role, texts: list[str], task: Task | str | None) -> Sequence[Sequence[float]]:
+        source = self._source
         if role is Role.DOCUMENT:
-            return call(self._source.documents, self._source.adocuments, texts, task)
-        return call(self._queries, self._aqueries, texts, task)
-
-    def _queries(self, texts: list[str], task: Task | str | None) -> list[Sequence[float]]:
-        return [self._source.query(text, task) for text in texts]
-
-    async def _aqueries(self, texts: list[str], task: Task | str | None) -> list[Sequence[float]]:
+            return await call(source.documents, source.adocuments, texts, task)
         rows: list[Sequence[float]] = []
         for start in range(0, len(texts), _AT_ONCE):
             some = texts[start : start + _AT_ONCE]
-            rows += await asyncio.gather(*(self._source.aquery(text, task) for text in some))
+            rows += await together([call(source.query, source.aquery, text, task) for text in some])
         return rows
 
     def _normalised(self, rows: Sequence[Sequence[float]], n: int) -> Float32:

@@ -229,7 +229,7 @@ class CallOptions:
     """What one call asks for.
 
     Attributes:
-        task, prompt, dense, sparse, timeout: see ``Embedder.embed_queries``.
+        task, prompt, dense, sparse, timeout, show_progress: see ``Embedder.embed_queries``.
         dim: dense dimensions in place of the Embedder's.
         fail_on_overflow: in place of the Embedder's ``on_overflow``.
     """
@@ -239,5 +239,6 @@ class CallOptions:
     dense: bool = True
     sparse: bool | None = None
     timeout: float | None = None
+    show_progress: bool = False
     dim: int | None = None
     fail_on_overflow: bool | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from twinvec.embedder import Embedder
 from twinvec.engine.waiting import Call
 from twinvec.errors import ConfigurationError, ModelKindError
+from twinvec.flows import call
 from twinvec.local import LocalModel
 from twinvec.options import EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.scoring import BaseReranker, ScoreOptions, Scores, sigmoid
@@ -75,14 +76,11 @@ class Reranker(LocalModel, BaseReranker):
             f"dtype={self.spec.dtype!r})"
         )
 
-    def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
+    async def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
         starts, pairs = self._windows(pairs, options)
-        batch = self._call(pairs, options).wait("Scoring pairs" if options.show_progress else None)
-        return self._scores(batch, starts, options)
-
-    async def _acompute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
-        starts, pairs = self._windows(pairs, options)
-        return self._scores(await self._call(pairs, options).wait_async(), starts, options)
+        work = self._call(pairs, options)
+        title = "Scoring pairs" if options.show_progress else None
+        return self._scores(await call(work.wait, work.wait_async, title), starts, options)
 
     def _call(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Call:
         from twinvec.engine.job import Job, Request

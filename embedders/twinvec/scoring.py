@@ -13,7 +13,7 @@ import numpy as np
 
 from twinvec.base import level_of_caller
 from twinvec.errors import ConfigurationError, TruncationWarning
-from twinvec.flows import block, call, wait
+from twinvec.flows import block, wait
 from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Task
@@ -197,10 +197,7 @@ class BaseReranker(ABC):
         self.close()
 
     @abstractmethod
-    def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
-
-    @abstractmethod
-    async def _acompute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
+    async def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
 
     async def _scored(self, pairs: Iterable[tuple[str, str]], options: ScoreOptions) -> Float32:
         return await self._checked(check_pairs(pairs), options)
@@ -214,7 +211,7 @@ class BaseReranker(ABC):
     async def _checked(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Float32:
         if self._closed:
             raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
-        found = await call(self._compute, self._acompute, pairs, options)
+        found = await self._compute(pairs, options)
         if len(cut := np.flatnonzero(found.truncated)):
             warnings.warn(
                 f"the texts of {len(cut)} of {len(pairs)} pairs were cut so that the pair has {self.max_length} tokens "

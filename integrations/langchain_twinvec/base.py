@@ -13,9 +13,10 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
-from twinvec import BaseEmbedder, Embedder, EmbeddingBatch, ModelSpec, Role, SparseBatch, Task
+from twinvec import BaseEmbedder, Embedder, ModelSpec, Role, SparseBatch, Task
 from twinvec.errors import ConfigurationError
 from twinvec.fields import OptionFields, option
+from twinvec.flows import Call, call
 from twinvec.options import option_docs
 from twinvec.vectors import Float32
 
@@ -165,20 +166,17 @@ class TwinVecSparseModel(TwinVecModel):
                     "checkpoint"
                 )
 
-    def _documents(self, texts: list[str]) -> SparseBatch:
-        return _sparse(
-            self.embedder.embed_documents(texts, task=self.task, dense=False, show_progress=self.show_progress)
-        )
+    async def _documents(self, texts: list[str], convert: Callable[[SparseBatch], list[_Value]]) -> list[_Value]:
+        embed, aembed = self.embedder.embed_documents, self.embedder.aembed_documents
+        batch = await call(embed, aembed, texts, task=self.task, dense=False, show_progress=self.show_progress)
+        assert batch.sparse is not None
+        return await in_turns(convert, batch.sparse)
 
-    def _query(self, text: str) -> SparseBatch:
-        return _sparse(self.embedder.embed_queries([text], task=self.task, dense=False))
-
-    async def _adocuments(self, texts: list[str]) -> SparseBatch:
-        embed = self.embedder.aembed_documents
-        return _sparse(await embed(texts, task=self.task, dense=False, show_progress=self.show_progress))
-
-    async def _aquery(self, text: str) -> SparseBatch:
-        return _sparse(await self.embedder.aembed_queries([text], task=self.task, dense=False))
+    async def _query(self, text: str, convert: Callable[[SparseBatch], list[_Value]]) -> _Value:
+        embed, aembed = self.embedder.embed_queries, self.embedder.aembed_queries
+        batch = await call(embed, aembed, [text], task=self.task, dense=False)
+        assert batch.sparse is not None
+        return convert(batch.sparse)[0]
 
 
 def not_serialized(value: Serializable, reason: str) -> SerializedNotImplemented:
@@ -187,15 +185,14 @@ def not_serialized(value: Serializable, reason: str) -> SerializedNotImplemented
     return {**written, "repr": f"{value!r} cannot be rebuilt from JSON: {reason}"}
 
 
-def _sparse(batch: EmbeddingBatch) -> SparseBatch:
-    assert batch.sparse is not None
-    return batch.sparse
+def in_turns(convert: Callable[[_Rows], list[_Value]], rows: _Rows) -> Call[list[_Value]]:
+    """Return the call that converts rows to Python objects, a few at a time: a million numbers would hold up a loop."""
 
+    async def converted() -> list[_Value]:
+        values: list[_Value] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            values += convert(rows[start : start + _AT_ONCE])
+            await asyncio.sleep(0)
+        return values
 
-async def in_turns(convert: Callable[[_Rows], list[_Value]], rows: _Rows) -> list[_Value]:
-    """Convert rows to Python objects, a few at a time: all at once, a million numbers would hold up the event loop."""
-    values: list[_Value] = []
-    for start in range(0, len(rows), _AT_ONCE):
-        values += convert(rows[start : start + _AT_ONCE])
-        await asyncio.sleep(0)
-    return values
+    return Call(lambda: convert(rows), converted)

@@ -10,8 +10,9 @@ from typing_extensions import Self
 
 from langchain_twinvec.base import TwinVecModel, in_turns
 from langchain_twinvec.takeover import said_by, take_over
-from twinvec import EmbeddingBatch
+from twinvec import BaseEmbedder
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
 from twinvec.overriding import twin_of
 from twinvec.vectors import Float32
 
@@ -37,29 +38,33 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a vector per document."""
-        self._need_dense()
-        batch = self.embedder.embed_documents(texts, task=self.task, sparse=False, show_progress=self.show_progress)
-        return _lists(_dense(batch))
+        return block(self._documents(texts))
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of a query."""
-        self._need_dense()
-        return _lists(_dense(self.embedder.embed_queries([text], task=self.task, sparse=False)))[0]
+        return block(self._query(text))
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """See ``embed_documents``."""
-        self._need_dense()
-        embed = self.embedder.aembed_documents
-        dense = _dense(await embed(texts, task=self.task, sparse=False, show_progress=self.show_progress))
-        return await in_turns(_lists, dense)
+        return await wait(self._documents(texts))
 
     @twin_of("embed_query")
     async def aembed_query(self, text: str) -> list[float]:
         """See ``embed_query``."""
-        self._need_dense()
-        batch = await self.embedder.aembed_queries([text], task=self.task, sparse=False)
-        return _lists(_dense(batch))[0]
+        return await wait(self._query(text))
+
+    async def _documents(self, texts: list[str]) -> list[list[float]]:
+        embed, aembed = self._dense_embedder.embed_documents, self._dense_embedder.aembed_documents
+        rows = (await call(embed, aembed, texts, task=self.task, sparse=False, show_progress=self.show_progress)).dense
+        assert rows is not None
+        return await in_turns(_lists, rows)
+
+    async def _query(self, text: str) -> list[float]:
+        embed, aembed = self._dense_embedder.embed_queries, self._dense_embedder.aembed_queries
+        rows = (await call(embed, aembed, [text], task=self.task, sparse=False)).dense
+        assert rows is not None
+        return _lists(rows)[0]
 
     @overload
     def sparse(self, store: Literal["qdrant"] = "qdrant") -> TwinVecSparseEmbeddings: ...
@@ -127,14 +132,11 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
         """Return the parts of a text that are the model's tokens, as they stand in it."""
         return [text[start:end] for start, end in self.embedder.token_offsets([text])[0].tolist()]
 
-    def _need_dense(self) -> None:
+    @property
+    def _dense_embedder(self) -> BaseEmbedder:
         if self.embedder.dim is None:
             raise ConfigurationError(f"{self.embedder.spec.model} has no dense half: use sparse()")
-
-
-def _dense(batch: EmbeddingBatch) -> Float32:
-    assert batch.dense is not None
-    return batch.dense
+        return self.embedder
 
 
 def _lists(rows: Float32) -> list[list[float]]:

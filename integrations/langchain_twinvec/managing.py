@@ -14,6 +14,7 @@ from langchain_twinvec.filters import FilterForm, as_filter
 from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from langchain_twinvec.searching import SearchableStore, to_document
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
 from twinvec.overriding import twin_of
 from twinvec_stores import And, Filter, Result
 
@@ -72,15 +73,16 @@ class ManagedStore(SearchableStore):
 
     def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
-        refuse(kwargs)
-        self.index.store.delete(ids, filter=_doomed(ids, filter))
-        return True
+        return block(self._delete(ids, filter, kwargs))
 
     @twin_of("delete")
     async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """See ``delete``."""
-        refuse(kwargs)
-        await self.index.store.adelete(ids, filter=_doomed(ids, filter))
+        return await wait(self._delete(ids, filter, kwargs))
+
+    async def _delete(self, ids: Sequence[str] | None, filter: FilterForm, unknown: Mapping[str, Any]) -> bool:
+        refuse(unknown)
+        await call(self.index.store.delete, self.index.store.adelete, ids, filter=_doomed(ids, filter))
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langchain_twinvec.base import TwinVecSparseModel, in_turns
+from langchain_twinvec.base import TwinVecSparseModel
 from twinvec import SparseBatch
+from twinvec.flows import block, wait
 from twinvec.overriding import twin_of
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Return a sparse row per document."""
-        return self._documents(texts).to_dicts()
+        return block(self._documents(texts, SparseBatch.to_dicts))
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Return the sparse row of a query."""
-        return self._query(query).to_dicts()[0]
+        return block(self._query(query, SparseBatch.to_dicts))
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """See ``embed_documents``."""
-        return await in_turns(SparseBatch.to_dicts, await self._adocuments(texts))
+        return await wait(self._documents(texts, SparseBatch.to_dicts))
 
     @twin_of("embed_query")
     async def aembed_query(self, query: str) -> dict[int, float]:
         """See ``embed_query``."""
-        return (await self._aquery(query)).to_dicts()[0]
+        return await wait(self._query(query, SparseBatch.to_dicts))

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from twinvec import BaseReranker, Reranker, Task
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
 from twinvec.overriding import twin_of
 from twinvec.scoring import Activation, rank
 
@@ -57,14 +58,12 @@ class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return a score for each (query, text); higher is more relevant."""
-        scores = self.reranker.score(text_pairs, **self._options())
-        return cast("list[float]", scores.tolist())
+        return block(self._score(text_pairs))
 
     @twin_of("score")
     async def ascore(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """See ``score``."""
-        scores = await self.reranker.ascore(text_pairs, **self._options())
-        return cast("list[float]", scores.tolist())
+        return await wait(self._score(text_pairs))
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -79,8 +78,12 @@ class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
         """See ``compress_documents``."""
         return self._best(documents, await self.ascore([(query, document.page_content) for document in documents]))
 
-    def _options(self) -> dict[str, Any]:
-        return {"task": self.task, "activation": self.activation, "windows": self.windows}
+    async def _score(self, pairs: list[tuple[str, str]]) -> list[float]:
+        model = self.reranker
+        scores = await call(
+            model.score, model.ascore, pairs, task=self.task, activation=self.activation, windows=self.windows
+        )
+        return cast("list[float]", scores.tolist())
 
     def _best(self, documents: Sequence[Document], scores: list[float]) -> list[Document]:
         kept = [one for one in rank(scores) if self.min_score is None or one.score >= self.min_score]

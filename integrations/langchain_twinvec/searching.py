@@ -71,16 +71,20 @@ class SearchableStore(VectorStore):
         self, queries: Sequence[str], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Scored]:
         """Search for several queries with one forward pass; see ``similarity_search_with_score``."""
-        found = self.index.search_many(queries, **self._arguments(k, filter, kwargs))
-        return [_scored(results, kwargs) for results in found]
+        return block(self._search_many(queries, k, filter, kwargs))
 
     @twin_of("similarity_search_many")
     async def asimilarity_search_many(
         self, queries: Sequence[str], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Scored]:
         """See ``similarity_search_many``."""
-        found = await self.index.asearch_many(queries, **self._arguments(k, filter, kwargs))
-        return [_scored(results, kwargs) for results in found]
+        return await wait(self._search_many(queries, k, filter, kwargs))
+
+    async def _search_many(
+        self, queries: Sequence[str], k: int, filter: FilterForm, given: Mapping[str, Any]
+    ) -> list[Scored]:
+        search = self.index.search_many, self.index.asearch_many
+        return [_scored(found, given) for found in await call(*search, queries, **self._arguments(k, filter, given))]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
@@ -99,16 +103,21 @@ class SearchableStore(VectorStore):
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
         """Return the documents nearest to a dense vector, with their cosines."""
-        arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
-        return _scored(self.index.search_vectors(_row(embedding), **arguments)[0], kwargs)
+        return block(self._search_vector(embedding, k, filter, kwargs))
 
     @twin_of("similarity_search_with_score_by_vector")
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
         """See ``similarity_search_with_score_by_vector``."""
-        arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
-        return _scored((await self.index.asearch_vectors(_row(embedding), **arguments))[0], kwargs)
+        return await wait(self._search_vector(embedding, k, filter, kwargs))
+
+    async def _search_vector(
+        self, embedding: list[float], k: int, filter: FilterForm, given: Mapping[str, Any]
+    ) -> Scored:
+        arguments = search_arguments(k, filter, given, {}, vectors=True)
+        search = self.index.search_vectors, self.index.asearch_vectors
+        return _scored((await call(*search, _row(embedding), **arguments))[0], given)
 
     def max_marginal_relevance_search(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langchain_twinvec.base import TwinVecSparseModel, in_turns
+from langchain_twinvec.base import TwinVecSparseModel
 from twinvec import SparseBatch
+from twinvec.flows import block, wait
 from twinvec.overriding import twin_of
 
 if TYPE_CHECKING:
@@ -34,21 +35,21 @@ class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Return a sparse vector per document."""
-        return _vectors(self._documents(texts))
+        return block(self._documents(texts, _vectors))
 
     def embed_query(self, text: str) -> SparseVector:
         """Return the sparse vector of a query."""
-        return _vectors(self._query(text))[0]
+        return block(self._query(text, _vectors))
 
     @twin_of("embed_documents")
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """See ``embed_documents``."""
-        return await in_turns(_vectors, await self._adocuments(texts))
+        return await wait(self._documents(texts, _vectors))
 
     @twin_of("embed_query")
     async def aembed_query(self, text: str) -> SparseVector:
         """See ``embed_query``."""
-        return _vectors(await self._aquery(text))[0]
+        return await wait(self._query(text, _vectors))
 
 
 def _vectors(batch: SparseBatch) -> list[SparseVector]:

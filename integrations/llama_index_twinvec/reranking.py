@@ -15,6 +15,7 @@ from llama_index_instrumentation import get_dispatcher
 
 from twinvec import BaseReranker, Reranker, Task
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, call, wait
 from twinvec.overriding import twin_of
 from twinvec.scoring import Activation, rank
 
@@ -61,18 +62,22 @@ class TwinVecRerank(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        with self._told(nodes, query_bundle) as (query, best):
-            pairs = self._pairs(query, nodes)
-            best.extend(self._best(nodes, self.reranker.score(pairs, **self._options()).tolist()))
-        return best
+        return block(self._rerank(nodes, query_bundle))
 
     @twin_of("_postprocess_nodes")
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        return await wait(self._rerank(nodes, query_bundle))
+
+    async def _rerank(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None) -> list[NodeWithScore]:
+        model = self.reranker
         with self._told(nodes, query_bundle) as (query, best):
-            pairs = self._pairs(query, nodes)
-            best.extend(self._best(nodes, (await self.reranker.ascore(pairs, **self._options())).tolist()))
+            pairs = [(query, node.node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes]
+            scores = await call(
+                model.score, model.ascore, pairs, task=self.task, activation=self.activation, windows=self.windows
+            )
+            best.extend(self._best(nodes, scores.tolist()))
         return best
 
     @contextmanager
@@ -96,12 +101,6 @@ class TwinVecRerank(BaseNodePostprocessor):
             yield query, best
             event.on_end(payload={EventPayload.NODES: best})
         _DISPATCHER.event(ReRankEndEvent(nodes=best))
-
-    def _pairs(self, query: str, nodes: list[NodeWithScore]) -> list[tuple[str, str]]:
-        return [(query, node.node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes]
-
-    def _options(self) -> dict[str, Any]:
-        return {"task": self.task, "activation": self.activation, "windows": self.windows}
 
     def _best(self, nodes: list[NodeWithScore], scores: list[float]) -> list[NodeWithScore]:
         kept = [one for one in rank(scores) if self.min_score is None or one.score >= self.min_score]

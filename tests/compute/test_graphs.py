@@ -89,7 +89,7 @@ def texts_of(lengths: list[int], seed: int = 0) -> list[TokenizedText]:
 def encode(encoder: Encoder, graphs: Graphs | None, texts: list[TokenizedText]) -> Any:
     encoder._graphs = graphs
     try:
-        return encoder.finish(encoder.start(texts))
+        return encoder.start(texts)()
     finally:
         encoder._graphs = None
 

@@ -7,12 +7,12 @@ gets the next one before the results of the last are read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -47,23 +47,7 @@ _LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabul
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-@dataclass(frozen=True, eq=False)
-class Launch:
-    """A batch on its way through the device.
-
-    Attributes:
-        texts: of the batch.
-        batch: they as packed, on the host.
-        outputs: dense rows and sparse weights, on the host once ``ready``.
-        ready: recorded behind the copies to the host; None where they are there already.
-        started: when, by the monotonic clock.
-    """
-
-    texts: Sequence[TokenizedText]
-    batch: TokenBatch
-    outputs: Outputs
-    ready: torch.cuda.Event | None
-    started: float
+Finish: TypeAlias = Callable[[], "list[Row | None]"]
 
 
 class Encoder:
@@ -125,23 +109,34 @@ class Encoder:
         """Return how many sizes of small batches are replayed as CUDA graphs."""
         return len(self._graphs) if self._graphs is not None else 0
 
-    def start(self, texts: Sequence[TokenizedText]) -> Launch:
-        """Send one batch to the device; ``texts`` must not be empty."""
+    def start(self, texts: Sequence[TokenizedText]) -> Finish:
+        """Send one batch to the device; ``texts`` must not be empty.
+
+        Returns:
+            A function that waits for the batch and returns the row of each text, None where it is not finite.
+        """
         started = time.monotonic()
         try:
-            return self._launch(texts, started)
+            batch = TokenBatch.pack(texts)
+            return functools.partial(self._finish, texts, batch, *self._launch(batch), started)
         except BaseException:
             self._count_time(started)
             raise
 
-    def finish(self, launch: Launch) -> list[Row | None]:
-        """Wait for a batch; return the row of each text, None where it is not finite."""
+    def _finish(
+        self,
+        texts: Sequence[TokenizedText],
+        batch: TokenBatch,
+        outputs: Outputs,
+        ready: torch.cuda.Event | None,
+        started: float,
+    ) -> list[Row | None]:
         try:
-            if launch.ready is not None:
-                launch.ready.synchronize()
+            if ready is not None:
+                ready.synchronize()
         finally:
-            self._count_time(launch.started)
-        dense, sparse, finite = self._read(launch.outputs, launch.batch)
+            self._count_time(started)
+        dense, sparse, finite = self._read(outputs, batch)
         # copies: a row that is kept would keep those of the whole batch
         return [
             Row(
@@ -152,7 +147,7 @@ class Encoder:
             )
             if finite[i]
             else None
-            for i, text in enumerate(launch.texts)
+            for i, text in enumerate(texts)
         ]
 
     def free_memory(self) -> None:
@@ -183,8 +178,9 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, texts: Sequence[TokenizedText], started: float) -> Launch:
-        batch, ready = TokenBatch.pack(texts), None
+    def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
+        """Return the outputs, on the host once the event has come; None: they are there already."""
+        ready = None
         with self._current():
             outputs = self._graphs.replay(batch) if self._graphs is not None else None
             if outputs is None:
@@ -196,7 +192,7 @@ class Encoder:
         self.forwards += 1
         self.texts += len(batch.lengths)
         self.tokens += batch.n_tokens
-        return Launch(texts, batch, outputs, ready, started)
+        return outputs, ready
 
     def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], and weights per token [tokens] or per vocabulary entry [texts, vocabulary].

@@ -18,7 +18,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from twinvec.cache.rows import Namespaces, Row, find_rows, keep_rows
-from twinvec.compute.encoder import Encoder, Launch, is_device_lost, is_out_of_memory
+from twinvec.compute.encoder import Encoder, Finish, is_device_lost, is_out_of_memory
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
 from twinvec.engine.loading import Model
@@ -222,7 +222,7 @@ class InferenceCore:
     def _serve_until_stopped(self, device: Device, encoder: Encoder) -> None:
         """Keep one batch on the device and, where the device works by itself, the next one right behind it."""
         inbox = self._inboxes[device]
-        launched: deque[tuple[Batch, Launch]] = deque()
+        launched: deque[tuple[Batch, Finish]] = deque()
         wake: float | None = None
         while True:
             try:
@@ -240,19 +240,19 @@ class InferenceCore:
                 self._finish(encoder, *launched.popleft())
             del command  # kept while it waits for the next, it would keep calls and their rows
 
-    def _start(self, device: Device, encoder: Encoder, batch: Batch, launched: deque[tuple[Batch, Launch]]) -> None:
+    def _start(self, device: Device, encoder: Encoder, batch: Batch, launched: deque[tuple[Batch, Finish]]) -> None:
         try:
-            launch = encoder.start([entry.tokens for entry in batch.entries if entry.tokens is not None])
+            finish = encoder.start([entry.tokens for entry in batch.entries if entry.tokens is not None])
         except BaseException as error:
             self._report(encoder, batch, error)
             return
-        launched.append((batch, launch))
+        launched.append((batch, finish))
         if device.ahead:
             self._step(partial(self.state.started, device))
 
-    def _finish(self, encoder: Encoder, batch: Batch, launch: Launch) -> None:
+    def _finish(self, encoder: Encoder, batch: Batch, finish: Finish) -> None:
         try:
-            rows = encoder.finish(launch)
+            rows = finish()
         except BaseException as error:
             self._report(encoder, batch, error)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import weakref
@@ -180,17 +181,19 @@ class RemoteEmbedder(BaseEmbedder):
         self.options = EmbedderOptions(task=known.task, prompts=known.prompts or None)
         self._max_texts = min(_TEXTS, known.max_texts)
 
-    def _run(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        with _progress(asked, show_progress) as progress:
-            return self._wait(self._batch(asked, wanted.timeout, progress))
+    async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
+        with _progress(asked, wanted.show_progress) as progress:
+            return await self._on_line(functools.partial(self._batch, asked, wanted.timeout, progress))
 
-    async def _arun(self, asked: CheckedCall, wanted: CallOptions, show_progress: bool) -> EmbeddingBatch:
-        with _progress(asked, show_progress) as progress:
-            try:
-                return await asyncio.wrap_future(self._submit(self._batch(asked, wanted.timeout, progress)))
-            except asyncio.CancelledError:
-                self._check_open()
-                raise
+    def _on_line(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Call[_T]:
+        return Call(lambda: self._wait(work()), lambda: self._await(work()))
+
+    async def _await(self, work: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            return await asyncio.wrap_future(self._submit(work))
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = self._submit(work)
@@ -333,10 +336,7 @@ class RemoteEmbedder(BaseEmbedder):
             TwinVecError: what went wrong there.
         """
         body = None if asked is None else _json(asked)
-        return Call(
-            lambda: self._wait(self._json_of(path, body, largest)),
-            lambda: asyncio.wrap_future(self._submit(self._json_of(path, body, largest))),
-        )
+        return self._on_line(functools.partial(self._json_of, path, body, largest))
 
     async def _json_of(self, path: str, body: bytes | None, largest: int) -> dict[str, Any]:
         answer = _object(await self._ask(path, largest, body))

@@ -13,6 +13,7 @@ import anyio
 from starlette.requests import Request
 
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
+from twinvec.flows import wait
 from twinvec.options import CallOptions
 from twinvec.server.errors import ClientGoneError, RefusedError
 from twinvec.server.limits import Limits
@@ -225,10 +226,10 @@ class Service:
         Raises:
             RefusedError: see the errors of ``Embedder.embed_queries``; it calls the texts as the request does.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, dim, fail_on_overflow)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, dim=dim, fail_on_overflow=fail_on_overflow)
         try:
             # not the public methods, whose warnings about cut texts would be for somebody at the server
-            return await self.embedder._aembed(role, texts, wanted)
+            return await wait(self.embedder._embed(role, texts, wanted))
         except TwinVecError as error:
             raise RefusedError.of(error, field) from error
 
