@@ -140,14 +140,14 @@ def test_what_is_written_down_of_llama_indexs_classes(
     settings = bytes.fromhex(far.to_dict()["settings"].removeprefix("<settings at 0x").removesuffix(">"))
     written = [far.to_json(), settings.decode(), repr(far), repr(pickle.dumps(far)), str(far.to_payload())]
     assert not [text for text in written if KEY in text]
-    with pytest.raises(RemoteError, match="asks for another API key"):
+    with pytest.raises(RemoteError, match="rejected the API key"):
         llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict())
     monkeypatch.setenv("TWINVEC_API_KEY", KEY)
     sent = len(hosts.requests)
     for url in (None, "http://elsewhere", "https://host-0", "http://host-0:81"):
         if url is not None:
             monkeypatch.setenv("TWINVEC_URL", url)
-        with pytest.raises(RemoteError, match="asks for another API key"):
+        with pytest.raises(RemoteError, match="rejected the API key"):
             llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict())
     assert not [request for request in hosts.requests[sent:] if "authorization" in request.headers]
     monkeypatch.setenv("TWINVEC_URL", "http://host-0/")

@@ -116,7 +116,7 @@ async def test_info_offsets_terms_and_stats(client: httpx.AsyncClient, gte: Embe
         ({"timeout": 10**400}, "timeout", "timeout: number out of range"),
         ({"timeout": 0}, "timeout", "timeout: expected `float` > 0"),
         ({"task": 3}, "task", "task: expected `str | object | null`, got `int`"),
-        ({"task": {"instruction": ""}}, "task", "task: an instruction must be a sentence"),
+        ({"task": {"instruction": ""}}, "task", "task: the instruction must not be empty"),
         ({"task": {"instruction": 3}}, "task", "task.instruction: expected `str`, got `int`"),
         ({"task": {"instruction": "a", "more": 1}}, "task", "task.more: object contains unknown field"),
         ({"rolle": "query"}, "rolle", "rolle: object contains unknown field"),
@@ -158,7 +158,7 @@ async def test_limits(gte: Embedder) -> None:
     async with client_of(create_app(gte, limits=limits)) as client:
         for texts, kind, message in (
             (["a", "b", "c"], "ConfigurationError", "batch size 3 > maximum allowed batch size 2"),
-            (["я" * 100], "TextTooLongError", "the request has more than 200 bytes"),
+            (["я" * 100], "TextTooLongError", "the request body exceeds the limit of 200 bytes"),
         ):
             answer = await client.post(EMBED, json={"role": "query", "texts": texts})
             assert answer.status_code == 413
@@ -249,7 +249,7 @@ def test_a_file_of_keys_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
     path.unlink()
     keys.refresh()
     assert tenants() == ["alice", "bob", None]
-    assert caplog.text.count("the API keys stay as they were") == 4
+    assert caplog.text.count("keeping the current API keys") == 4
     path.write_text("last\n")
     keys.refresh()
     assert (keys.tenant(b"Bearer last"), *tenants()) == ("", None, None, None)

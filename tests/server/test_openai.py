@@ -156,8 +156,14 @@ async def test_several_models(gte: Embedder, giga: Embedder) -> None:
     ("fields", "status", "param", "code", "message"),
     [
         ({"input": [1, 2]}, 400, "input", None, "check_embedding_ctx_length=False"),
-        ({"input": [[1, 2]]}, 400, "input", None, "token ids of another tokenizer mean nothing here"),
-        ({"input": [[0, 10**9, 2]]}, 400, "input", None, "input[0] must be token ids from 0 to 599"),
+        ({"input": [[1, 2]]}, 400, "input", None, "ids of another tokenizer are meaningless here"),
+        (
+            {"input": [[0, 10**9, 2]]},
+            400,
+            "input",
+            None,
+            "input[0] must be a non-empty list of token ids from 0 to 599",
+        ),
         ({"input": [[0, 10**400, 2]]}, 400, "input", None, "input[0][1]: expected `int`"),
         ({"input": [[0, -1, 2]]}, 400, "input", None, "input[0][1]: expected `int` >= 0"),
         ({"input": ["a", 1]}, 400, "input", None, "input[1] must be a string or a list of token ids"),

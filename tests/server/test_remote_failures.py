@@ -98,12 +98,12 @@ def test_failures_that_stay_are_raised(
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        (httpx.ReadTimeout(""), RemoteError, "http://host-0 did not answer within 60 s"),
-        (httpx.Response(401, json={}), RemoteError, "asks for another API key: pass api_key=, or set TWINVEC_API_KEY"),
+        (httpx.ReadTimeout(""), RemoteError, "http://host-0 did not respond within 60 s"),
+        (httpx.Response(401, json={}), RemoteError, "rejected the API key: pass api_key=, or set both TWINVEC_API_KEY"),
         (httpx.Response(302, headers={"location": "http://elsewhere"}), RemoteError, "status 302: nothing more"),
         (httpx.Response(500, json={"error": {"type": "SystemExit", "message": "x"}}), RemoteError, "status 500"),
         (httpx.Response(400, json={"error": "none"}), RemoteError, "status 400"),
-        (httpx.Response(200, content=b"hello"), RemoteError, "has another model now"),
+        (httpx.Response(200, content=b"hello"), RemoteError, "serves a different model now"),
         (httpx.Response(504, json={"error": {"type": "DeadlineError", "message": "late"}}), DeadlineError, "late"),
         (
             httpx.Response(400, json={"error": {"type": "InvalidTextError", "reason": "has no tokens", "position": 0}}),
@@ -136,7 +136,7 @@ def test_answers_that_are_no_vectors(connect: Connect, hosts: Hosts, gte: Embedd
     headers = {"x-twinvec-fingerprint": gte.spec.fingerprint}
     answer = httpx.Response(200, content=content, headers=headers)
     hosts.answering["host-0"] = Scripted(hosts.answering["host-0"], answer)
-    with pytest.raises(RemoteError, match="answered no vectors: not safetensors"):
+    with pytest.raises(RemoteError, match="returned invalid vectors: not safetensors"):
         remote.embed_queries(["a"])
 
 
@@ -191,7 +191,7 @@ def test_vectors_that_no_embedder_would_give(
     arrays = {name: array.copy() for name, array in load(pack_batch(gte.embed_documents(["a b", "c d e"]))).items()}
     change(arrays)
     answered(hosts, gte, save(arrays))
-    with pytest.raises(RemoteError, match="answered no vectors: "):
+    with pytest.raises(RemoteError, match="returned invalid vectors: "):
         remote.embed_documents(["a b", "c d e"])
     assert_same(remote.embed_documents(["a b", "c d e"]), gte.embed_documents(["a b", "c d e"]))
 
@@ -199,7 +199,7 @@ def test_vectors_that_no_embedder_would_give(
 def test_halves_that_were_not_asked_for(connect: Connect, hosts: Hosts, gte: Embedder) -> None:
     remote = connect(gte)
     answered(hosts, gte, pack_batch(gte.embed_documents(["a"])))
-    with pytest.raises(RemoteError, match="the sparse half is there, though not asked for"):
+    with pytest.raises(RemoteError, match="the sparse half is present, but was not requested"):
         remote.embed_documents(["a"], sparse=False)
 
 
@@ -207,14 +207,14 @@ def test_halves_that_were_not_asked_for(connect: Connect, hosts: Hosts, gte: Emb
 def test_offsets_outside_of_their_text(connect: Connect, hosts: Hosts, gte: Embedder, pairs: list[list[int]]) -> None:
     remote = connect(gte)
     answered(hosts, gte, pack_offsets([np.array(pairs, np.int64)]))
-    with pytest.raises(RemoteError, match="lie outside of it"):
+    with pytest.raises(RemoteError, match="lie outside it"):
         remote.token_offsets(["a"])
     answered(hosts, gte, pack_offsets([]))
     with pytest.raises(RemoteError, match="offsets of 0 texts for 1"):
         remote.token_offsets(["a"])
 
 
-NO_TERMS, NO_OBJECT = "answered no terms of 2 columns", "its /v1/twinvec/terms is no JSON object"
+NO_TERMS, NO_OBJECT = "did not return the terms of 2 columns", "/v1/twinvec/terms did not return a JSON object"
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_terms_that_are_none(connect: Connect, hosts: Hosts, gte: Embedder, term
 def test_answers_have_a_size(connect: Connect, hosts: Hosts, gte: Embedder) -> None:
     remote = connect(gte)
     answered(hosts, gte, b"\0" * 2_000_000)
-    with pytest.raises(RemoteError, match=r"answered more than the \d+ bytes that can be right"):
+    with pytest.raises(RemoteError, match=r"sent more than \d+ bytes, the largest plausible response"):
         remote.embed_queries(["a"])
     answered(hosts, gte, gzip.compress(b"\0" * 2_000_000), content_encoding="gzip")
-    with pytest.raises(RemoteError, match="in a compressed form that it was not asked for"):
+    with pytest.raises(RemoteError, match="sent a compressed response, which was not requested"):
         remote.embed_queries(["a"])
 
 
@@ -257,10 +257,10 @@ def test_one_deadline_for_a_request_with_its_retries(connect: Connect, hosts: Ho
 
     remote = connect(gte, timeout=0.2)
     hosts.answering["host-0"] = Slow()
-    with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
+    with pytest.raises(RemoteError, match=r"did not respond within 0\.2 s"):
         remote.embed_queries(["a"])
     hosts.answering["host-0"] = Scripted(Slow(), *[overloaded(**{"retry-after": "1"})] * 9)
-    with pytest.raises(RemoteError, match=r"did not answer within 0\.2 s"):
+    with pytest.raises(RemoteError, match=r"did not respond within 0\.2 s"):
         remote.embed_queries(["a"])
 
 
@@ -289,7 +289,7 @@ def test_a_server_that_tells_nonsense_of_itself(
 ) -> None:
     connect(gte)
     hosts.answering["other"] = Scripted(hosts, httpx.Response(200, json={**_info(hosts), name: value}))
-    with pytest.raises(RemoteError, match="is no TwinVec server that this version knows"):
+    with pytest.raises(RemoteError, match="is not a TwinVec server that this version understands"):
         RemoteEmbedder("http://other")
 
 
@@ -325,7 +325,7 @@ def test_a_key_goes_where_it_was_meant_for(
 def test_a_server_that_has_another_model_by_now(connect: Connect, hosts: Hosts, gte: Embedder, quick: Embedder) -> None:
     remote = connect(gte)
     hosts.answering["host-0"] = httpx.ASGITransport(app=create_app(quick))
-    with pytest.raises(RemoteError, match="has another model now: make a new RemoteEmbedder"):
+    with pytest.raises(RemoteError, match="serves a different model now: create a new RemoteEmbedder"):
         remote.embed_queries(["a"])
 
 
@@ -334,8 +334,8 @@ def test_what_is_no_twinvec_server(hosts: Hosts, waits: list[float], connect: Co
         RemoteEmbedder("http://nowhere", retries=0)
     for answer, message in (
         (httpx.Response(404, text="not found"), "status 404: not found"),
-        (httpx.Response(200, text="welcome"), "is no TwinVec server: its /v1/twinvec/info is no JSON object"),
-        (httpx.Response(200, json={}), "is no TwinVec server that this version knows"),
+        (httpx.Response(200, text="welcome"), "is not a TwinVec server: /v1/twinvec/info did not return a JSON object"),
+        (httpx.Response(200, json={}), "is not a TwinVec server that this version understands"),
         (httpx.Response(200, json={"protocol": 2, "version": "9.0"}), "is TwinVec 9.0, this is"),
     ):
         hosts.answering["other"] = Scripted(hosts, answer)
@@ -344,7 +344,7 @@ def test_what_is_no_twinvec_server(hosts: Hosts, waits: list[float], connect: Co
     connect(gte)
     info = httpx.Response(200, json={**_info(hosts), "fingerprint": "0" * 32})
     hosts.answering["other"] = Scripted(hosts, info)
-    with pytest.raises(RemoteError, match="its fingerprint is not that of its spec"):
+    with pytest.raises(RemoteError, match="its fingerprint does not match its spec"):
         RemoteEmbedder("http://other")
     assert waits == []
 

@@ -134,9 +134,9 @@ def test_stopping_lets_requests_finish(served: Running, quick: Embedder, gate: G
 def test_a_port_that_is_taken(quick: Embedder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=rf"cannot listen at 127\.0\.0\.1:{port}: Address already in use"):
+        with pytest.raises(ConfigurationError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
             run(quick, port=port)
-    with pytest.raises(ConfigurationError, match=r"cannot listen at 127\.0\.0\.1:70000"):
+    with pytest.raises(ConfigurationError, match=r"cannot listen on 127\.0\.0\.1:70000"):
         run(quick, port=70000)
 
 
@@ -151,7 +151,7 @@ def test_listening_to_others_without_a_key_warns(quick: Embedder, monkeypatch: p
             pass
 
     monkeypatch.setattr("twinvec.server.running.Server", Stopped)
-    with pytest.warns(UserWarning, match="listening at 0.0.0.0 without an API key: whoever can reach it"):
+    with pytest.warns(UserWarning, match="listening on 0.0.0.0 without an API key: whoever can reach it"):
         run(quick, host="0.0.0.0", port=0)  # noqa: S104
     run(quick, host="0.0.0.0", port=0, api_key=KEY)  # noqa: S104
     run(quick, host="localhost", port=0)
@@ -207,7 +207,7 @@ def test_an_empty_key_file_and_a_missing_extra(tmp_path: Path, gte_folder: Path)
     (tmp_path / "key").write_text("\n")
     result = CliRunner().invoke(app, ["serve", str(gte_folder), "--api-key-file", str(tmp_path / "key")])
     assert result.exit_code == 2
-    assert "no API key in it: write one a line" in result.stderr
+    assert "contains no API keys: write one per line" in result.stderr
     code = "import sys; sys.modules['starlette'] = None; from twinvec_cli.main import run; run()"
     failed = subprocess.run(
         [sys.executable, "-c", code, "serve", str(gte_folder)], capture_output=True, text=True, check=False

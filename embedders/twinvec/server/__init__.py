@@ -6,15 +6,15 @@
     with Embedder("Alibaba-NLP/gte-multilingual-base") as embedder:
         run(embedder, port=8000)
 
-Concurrent requests share forward passes. ``twinvec.RemoteEmbedder("http://127.0.0.1:8000")`` is the Embedder at the
-other end; any OpenAI or TEI client works too. Routes:
+Concurrent requests share forward passes. ``twinvec.RemoteEmbedder("http://127.0.0.1:8000")`` is the matching client;
+any OpenAI or TEI client works too. Routes:
 
-- ``POST /v1/twinvec/embed``, ``offsets``, ``terms``; ``GET /v1/twinvec/info``, ``stats``: what RemoteEmbedder uses
-- ``POST /v1/embeddings``, ``GET /v1/models``: OpenAI's, with the fields ``input_type`` ("document", the default, or
-  "query") and ``task`` beside OpenAI's own
-- ``POST /embed`` (and ``/``), ``/embed_sparse``, ``GET /info``, ``/health``, ``/metrics``: TEI's. As there, a prompt
-  goes before a text only where ``prompt_name`` asks for it: "query", "document", or the name of a task or of one of
-  the model's prompts
+- ``POST /v1/twinvec/embed``, ``offsets``, ``terms``; ``GET /v1/twinvec/info``, ``stats``: used by RemoteEmbedder
+- ``POST /v1/embeddings``, ``GET /v1/models``: OpenAI's API, plus the fields ``input_type`` ("document", the default, or
+  "query") and ``task``
+- ``POST /embed`` (and ``/``), ``/embed_sparse``, ``GET /info``, ``/health``, ``/metrics``: TEI's API. As in TEI, texts
+  get a prompt only if ``prompt_name`` asks for one: "query", "document", the name of a task or one of the model's
+  prompts
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["Extension", "Keys", "KeysFile", "Limits", "create_app", "reserve", "
 
 
 def __getattr__(name: str) -> Any:
-    """Import the server on demand: the client in this package needs none of its packages."""
+    """Import the server on demand: the client in this package does not need its dependencies."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

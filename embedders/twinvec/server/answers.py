@@ -1,4 +1,4 @@
-"""Answers: JSON by a fast writer, rows of numbers without holding others up, and sent to their last byte."""
+"""Responses: fast JSON serialisation that never blocks the event loop for long, sent to the last byte."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.types import Send
 
 _ROWS_AT_ONCE = 64  # a millisecond or two of JSON
-_IN_ONE_PIECE = 65_536  # bytes that the system's own buffer takes
+_IN_ONE_PIECE = 65_536  # bytes that fit into the kernel's send buffer
 
 
 class Json(Response):
-    """A JSON answer."""
+    """A JSON response."""
 
     media_type = "application/json"
 
@@ -24,7 +24,7 @@ class Json(Response):
 
 
 async def rows_of_json(rows: Iterable[Any], before: bytes = b"[", after: bytes = b"]") -> Response:
-    """Return a JSON answer with many rows; other requests take turns with its writing."""
+    """Return a JSON response with many rows, yielding to other requests while it is serialised."""
     parts = []
     for i, row in enumerate(rows):
         parts.append(msgspec.json.encode(row))
@@ -34,10 +34,10 @@ async def rows_of_json(rows: Iterable[Any], before: bytes = b"[", after: bytes =
 
 
 async def send_whole(response: Response, send: Send) -> None:
-    """Send an answer, and return when its client has taken it."""
+    """Send a response; return once the client has received it."""
     body = bytes(response.body)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    if len(body) > _IN_ONE_PIECE:  # the server waits, before the second piece, until the first is gone
+    if len(body) > _IN_ONE_PIECE:  # the server drains the first piece before it takes the second
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,4 +1,4 @@
-"""The ASGI application: from the table of routes, the models, and who may ask."""
+"""The ASGI application: routes, models and access control put together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from twinvec.settings import Settings
 if TYPE_CHECKING:
     from twinvec.embedder import Embedder
 
-_CLIENT_GONE = 499  # nginx's number; nobody reads it
+_CLIENT_GONE = 499  # nginx's code; no client ever sees it
 
 
 def create_app(
@@ -49,16 +49,17 @@ def create_app(
     """Return an ASGI application that serves models; see ``twinvec.server`` for its routes.
 
     Args:
-        embedder: one, or several by the names that clients know. They stay yours: close them after the server.
-        api_key: what clients must send as bearer token, except to ``/health`` and ``/ready``. Default:
-            TWINVEC_API_KEY, else anybody may ask.
-        limits: of requests. Those of connections need ``run``.
-        hosts: the names that a request's Host header may have; None for any.
-        origins: of web pages that may ask (CORS): "https://example.org", or "*" for all.
-        extension: more routes, such as ``twinvec_stores.serving.search_extension``.
+        embedder: one embedder, or several keyed by the names that clients use. The caller keeps ownership: close them
+            after the server has stopped.
+        api_key: bearer token that clients must send, except to ``/health`` and ``/ready``. Default: TWINVEC_API_KEY; if
+            neither is set, the server is open to everyone.
+        limits: request limits. Connection limits only apply with ``run``.
+        hosts: accepted values of the Host header; None accepts any.
+        origins: origins of web pages allowed to call the API (CORS): "https://example.org", or "*" for all.
+        extension: additional routes, such as ``twinvec_stores.serving.search_extension``.
 
     Raises:
-        ConfigurationError: an empty key, or one that no header can carry.
+        ConfigurationError: a key that is empty or cannot be sent in a header.
     """
     key = api_key if api_key is not None else Settings.from_env().api_key
     keys = Keys({key: ""}) if isinstance(key, str) else key
@@ -110,7 +111,7 @@ class Endpoint:
         self._decoder = None if operation.body is None else msgspec.json.Decoder(operation.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         with contextlib.ExitStack() as at_work:
             await send_whole(await self._answer(Request(scope, receive), at_work), send)
 
@@ -134,13 +135,13 @@ class Endpoint:
 
 
 class Guest:
-    """Another application's route: its requests are counted and bounded as all others are."""
+    """A route of another application: its requests are counted and limited like all others."""
 
     def __init__(self, serving: Serving, path: str, app: ASGIApp) -> None:
         self._serving, self.path, self._app = serving, path, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer one request."""
+        """Pass one request to the application."""
         try:
             body = await read_body(Request(scope, receive), self._serving.limits)
             with self._serving.admitted():

@@ -1,4 +1,4 @@
-"""The body of a request: read within limits, and decoded into its type with the field that is wrong named."""
+"""Request bodies: read within limits and decoded into typed structures; errors name the offending field."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from twinvec.server.limits import Limits
 from twinvec.text.prompts import Task
 from twinvec.workers import in_thread
 
-_AT_ONCE = 65_536  # bytes that are decoded on the event loop, some 0.1 ms
-_DISCARDED = 16  # times max_body_bytes that are still read of too large a body, so that its client hears the answer
+_AT_ONCE = 65_536  # bytes decoded on the event loop itself, about 0.1 ms
+_DISCARDED = 16  # an oversized body is read up to this multiple of max_body_bytes, so that its client sees the response
 _WHERE = re.compile(r"(?: - at `\$\.?(?P<path>[^`]*)`|(?:required|unknown) field `(?P<name>[^`]*)`)")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -23,34 +23,34 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class TaskBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An instruction; symmetric ones go before documents as well."""
+    """An instruction; symmetric tasks also apply to documents."""
 
     instruction: str
     symmetric: bool = False
 
 
 def task_of(given: str | TaskBody | None) -> Task | str | None:
-    """Return a task as the Embedder takes it.
+    """Return a task in the form the Embedder accepts.
 
     Raises:
-        RefusedError: an empty instruction.
+        RefusedError: the instruction is empty.
     """
     if given == "" or (isinstance(given, TaskBody) and not given.instruction.strip()):
-        raise RefusedError(400, "task: an instruction must be a sentence, not an empty string", "task", "PromptError")
+        raise RefusedError(400, "task: the instruction must not be empty", "task", "PromptError")
     return Task(given.instruction, given.symmetric) if isinstance(given, TaskBody) else given
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Return a request's body.
+    """Read a request's body.
 
     Raises:
-        RefusedError: it is too large, or has not come in time.
-        ClientGoneError: it will not come.
+        RefusedError: the body is too large or did not arrive in time.
+        ClientGoneError: the client disconnected.
     """
     limit = limits.max_body_bytes
     too_large = RefusedError(
         413,
-        f"the request has more than {limit} bytes, the limit: send fewer texts at once",
+        f"the request body exceeds the limit of {limit} bytes: send fewer texts per request",
         kind="TextTooLongError",
         headers={"Connection": "close"},
     )
@@ -68,7 +68,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 elif size > _DISCARDED * limit:
                     break
     except TimeoutError:
-        message = f"the request's body has not come within {limits.body_seconds:g} s"
+        message = f"the request body did not arrive within {limits.body_seconds:g} s"
         raise RefusedError(408, message, headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise ClientGoneError from None
@@ -78,10 +78,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 async def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Return a body as the decoder's type.
+    """Decode a body into the decoder's type.
 
     Raises:
-        RefusedError: it is something else; names the field.
+        RefusedError: the body does not match; the error names the field.
     """
     try:
         if len(body) <= _AT_ONCE:
@@ -95,7 +95,7 @@ async def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
 
 def _not_json(body: bytes, error: Exception) -> RefusedError:
     if _SURROGATE.search(body):
-        message = "the request is not valid JSON: it has a lone surrogate (\\ud800 to \\udfff), which is not text"
+        message = "the request is not valid JSON: it contains a lone surrogate (\\ud800 to \\udfff)"
         return RefusedError(400, message, kind="InvalidTextError")
     return RefusedError(400, f"the request is not valid JSON: {error}")
 
@@ -103,7 +103,7 @@ def _not_json(body: bytes, error: Exception) -> RefusedError:
 def _wrong_field(message: str) -> RefusedError:
     found = _WHERE.search(message)
     if found is None:
-        return RefusedError(400, f"the request is not the JSON object it should be: {message}")
+        return RefusedError(400, f"the request is not the expected JSON object: {message}")
     if found["name"] is not None and found["path"] is None:
         rest = _WHERE.search(message, found.end())
         path = ".".join(filter(None, (rest["path"] if rest else None, found["name"])))

@@ -1,7 +1,7 @@
-"""RemoteEmbedder: the Embedder of a server, over HTTP.
+"""RemoteEmbedder: an Embedder served over HTTP.
 
-Its calls run on one thread with an event loop, whoever makes them: callers of any thread and any event loop share its
-connections, and sync and async methods are shells over the same futures, as the Embedder's are.
+All calls run on one thread with an event loop, so that callers on any thread or event loop share its connections. Sync
+and async methods are thin shells over the same futures, as in Embedder.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from twinvec.text.unicode import check_texts
 from twinvec.tracing import trace_headers
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
-# One request: enough to fill a device, little enough for progress, timeouts and the server's memory.
+# One request: enough to fill a device, small enough for progress reports, timeouts and the server's memory.
 _TEXTS = 256
 _BODY_BYTES = 500_000
-_ENVELOPE = 200  # bytes of a request beside its texts and its prompt
-_IN_FLIGHT = 4  # requests of one call at the same time: the server always has the next one
-_TERMS = 2**16  # sparse columns in one request
+_ENVELOPE = 200  # bytes of a request besides its texts and prompt
+_IN_FLIGHT = 4  # concurrent requests per call, so that the server never runs dry
+_TERMS = 2**16  # sparse columns per request
 _REMEMBERED_TERMS = 2**18
-# bytes of an answer that can be right
+# the largest plausible responses, in bytes
 _LARGEST_INFO = 2**24
 _LARGEST_TERM = 4096
 _LARGEST_HEAD = 2**16
@@ -57,13 +57,13 @@ _T = TypeVar("_T")
 
 
 class RemoteEmbedder(BaseEmbedder):
-    """Dense and sparse vectors of a model that ``twinvec serve`` holds elsewhere; the same interface as Embedder.
+    """Dense and sparse vectors from a model held by ``twinvec serve``; the same interface as Embedder.
 
-    ``spec`` and its fingerprint are those of the server's Embedder, so that a store made with one opens with the other.
-    Texts travel in requests of a bounded size, a few at a time. Failed connections and an overloaded server are tried
-    again. Calls raise what the Embedder's do, and RemoteError where no answer can be had. Thread safe, and safe in any
-    number of event loops; cancelling a call cancels its requests, and the server's work. Pickles carry the address
-    without its password, and no key; copies are the same object.
+    ``spec`` and its fingerprint are those of the server's Embedder, so a store created with one opens with the other.
+    Texts are sent in bounded requests, a few at a time. Failed connections and overloaded servers are retried. Calls
+    raise the same errors as Embedder, plus RemoteError when the server gives no usable response. Thread safe, and
+    usable from any number of event loops; cancelling a call cancels its requests and the work on the server. Pickles
+    contain the address without its password, and never the key; copies return the same object.
 
     Examples:
         >>> embedder = RemoteEmbedder("http://127.0.0.1:8000")
@@ -80,24 +80,25 @@ class RemoteEmbedder(BaseEmbedder):
         retries: int = 4,
         from_data: bool = False,
     ) -> None:
-        """Connect, and learn what the server's model is.
+        """Connect, and fetch the description of the server's model.
 
         Args:
-            url: of the server, for example "http://127.0.0.1:8000". "http://user:password@host" is for a proxy that
-                asks for them, in place of a key.
-            api_key: what the server asks for; sent there and nowhere else. Default: TWINVEC_API_KEY, where TWINVEC_URL
-                names this server or is not set.
-            timeout: seconds for one request from its first byte to the answer's last, retries included; a call of many
-                texts makes several requests.
-            retries: how often a request is sent again, after waiting, when the connection fails or the server is
-                overloaded (status 429, 502 or 503; its Retry-After is honoured). Where the connection broke after the
-                request was sent, the server may compute it once more for each retry.
-            from_data: ``url`` was read from a file or a message: TWINVEC_API_KEY is sent there only where TWINVEC_URL
-                names it.
+            url: the server's address, for example "http://127.0.0.1:8000". "http://user:password@host" is for a proxy
+                that requires basic authentication, instead of a key.
+            api_key: the server's key; sent to this address only. Default: TWINVEC_API_KEY, provided that TWINVEC_URL is
+                this address or unset.
+            timeout: seconds per request, from its first byte to the last byte of the response, retries included; a call
+                with many texts makes several requests.
+            retries: how many times a request is repeated, with back-off, after a connection failure or when the server
+                is overloaded (status 429, 502 or 503; its Retry-After is honoured). If the connection broke after the
+                request was sent, each retry may make the server compute it again.
+            from_data: ``url`` comes from a file or a message: TWINVEC_API_KEY is sent only if TWINVEC_URL is that
+                address.
 
         Raises:
-            RemoteError: no server answers there, it asks for another key, or it is not one of this version's.
-            ConfigurationError: arguments that make no sense.
+            RemoteError: no server responds at this address, it requires another key, or it runs an incompatible
+                version.
+            ConfigurationError: invalid arguments.
         """
         self._address = Address.parse(url, api_key, timeout, retries, from_data=from_data)
         self._closed = False
@@ -111,7 +112,7 @@ class RemoteEmbedder(BaseEmbedder):
 
     @property
     def url(self) -> str:
-        """Return where the server is, without secrets."""
+        """Return the server's address, without secrets."""
         return self._address.shown
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
@@ -142,10 +143,10 @@ class RemoteEmbedder(BaseEmbedder):
         return self._info.family
 
     def close(self, *, drain: bool = False) -> None:
-        """Close the connections; the server stays. Later calls raise ConfigurationError.
+        """Close the connections; the server keeps running. Later calls raise ConfigurationError.
 
         Args:
-            drain: let pending calls of other threads finish first; else they raise ConfigurationError.
+            drain: let pending calls of other threads finish first; otherwise they raise ConfigurationError.
         """
         self._closed = True
         if self._finalizer.detach() is not None:
@@ -167,14 +168,14 @@ class RemoteEmbedder(BaseEmbedder):
     def _learn(self, info: dict[str, Any]) -> None:
         if info.get("protocol") != PROTOCOL and "version" in info:
             raise RemoteError(
-                f"{self.url} is TwinVec {str(info['version'])[:40]}, this is {__version__}, and they do not understand "
-                "each other: install the same version on both sides"
+                f"{self.url} runs TwinVec {str(info['version'])[:40]}, which is incompatible with {__version__} here: "
+                "install the same version on both sides"
             )
         try:
             known = ServerInfo.parse(info)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise RemoteError(
-                f"{self.url} is no TwinVec server that this version knows: {str(error)[:200]!r}"
+                f"{self.url} is not a TwinVec server that this version understands: {str(error)[:200]!r}"
             ) from None
         self._info = known
         self.spec, self._prompts = known.spec, known.template
@@ -209,7 +210,7 @@ class RemoteEmbedder(BaseEmbedder):
     def _submit(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         try:
             self._check_open()
-            if self._line.pid != os.getpid():  # forked: the thread did not come along
+            if self._line.pid != os.getpid():  # forked: the child does not have the thread
                 self._open_line()
             return asyncio.run_coroutine_threadsafe(work, self._line.loop)
         except BaseException:
@@ -222,14 +223,14 @@ class RemoteEmbedder(BaseEmbedder):
 
     def _open_line(self) -> None:
         self._line = Line(self._address)
-        # a collected RemoteEmbedder ends its thread like a closed one
+        # garbage collection ends the thread just as close() does
         self._finalizer = weakref.finalize(self, self._line.close_later)
         self._finalizer.atexit = False
 
     async def _batch(
         self, call: CheckedCall, timeout: float | None, progress: Callable[[int], object] | None = None
     ) -> EmbeddingBatch:
-        # the prompt that prompt_for shows is what travels, whatever the server would put there by now
+        # send the prompt that prompt_for shows, even if the server would choose another one by now
         asked = {"role": call.role.value, "prompt": call.prompt, "dense": call.dense, "sparse": call.sparse}
         dim = (self.dim or 0) if call.dense else None
         columns = (self._info.columns or 0) if call.sparse else None
@@ -249,7 +250,7 @@ class RemoteEmbedder(BaseEmbedder):
         try:
             parts = self._parts(call.texts, asked)
             return _stacked(await asyncio.wait_for(in_turns(request, parts, _IN_FLIGHT), timeout))
-        except DeadlineError:  # the server's own, which is a TimeoutError, too
+        except DeadlineError:  # raised by the server; also a TimeoutError
             raise
         except asyncio.TimeoutError:
             raise DeadlineError(f"{len(call.texts)} texts were not embedded within {timeout} s") from None
@@ -273,7 +274,7 @@ class RemoteEmbedder(BaseEmbedder):
         for start in range(0, len(missing), _TERMS):
             part = missing[start : start + _TERMS]
             found.update(zip(part, self._wait(self._some_terms(part)), strict=True))
-        # "#" and a number: a BM25 term that the server does not know yet
+        # "#" and a number: a BM25 term that the server has not seen yet
         known = {key: term for key, term in found.items() if not term.startswith("#")}
         self._terms = {**self._terms, **known} if len(self._terms) < _REMEMBERED_TERMS else known
         return found
@@ -283,18 +284,18 @@ class RemoteEmbedder(BaseEmbedder):
         answer = await self._json_of("/v1/twinvec/terms", body, _LARGEST_TERM * len(keys) + _LARGEST_HEAD)
         terms = answer.get("terms")
         if not isinstance(terms, list) or len(terms) != len(keys) or not all(isinstance(t, str) for t in terms):
-            raise RemoteError(f"{self.url} answered no terms of {len(keys)} columns")
+            raise RemoteError(f"{self.url} did not return the terms of {len(keys)} columns")
         return terms
 
     def _parts(self, texts: list[str], asked: dict[str, Any]) -> Iterator[_Part]:
-        """Yield what goes into one request each; a single empty part for no texts, which gives empty arrays."""
+        """Yield the parts of a call, one per request; no texts give a single empty part, which yields empty arrays."""
         room = self._info.max_body_bytes - len(_json(asked)) - _ENVELOPE
         chunk = min(_BODY_BYTES, room)
         part, size = _Part(0, [], []), 0
         for i, text in enumerate(texts):
             encoded = _json(text)
             if len(encoded) > room:
-                reason = f"has {len(encoded)} bytes as JSON, {self.url} takes {max(room, 0)}: split it"
+                reason = f"has {len(encoded)} bytes as JSON, {self.url} accepts {max(room, 0)}: split it"
                 raise TextTooLongError(reason, position=i)
             if part.texts and (len(part.texts) == self._max_texts or size + len(encoded) + 1 > chunk):
                 yield part
@@ -314,26 +315,26 @@ class RemoteEmbedder(BaseEmbedder):
         except TextError as error:
             raise error.moved(part.start) from None
         if answer.headers.get(FINGERPRINT) != self.spec.fingerprint:
-            raise RemoteError(f"{self.url} has another model now: make a new RemoteEmbedder")
+            raise RemoteError(f"{self.url} serves a different model now: create a new RemoteEmbedder")
         try:
             return unpack(answer.content, part)
         except ValueError as error:
-            raise RemoteError(f"{self.url} answered no vectors: {error}") from None
+            raise RemoteError(f"{self.url} returned invalid vectors: {error}") from None
 
     async def _get(self, route: str) -> dict[str, Any]:
         return await self._json_of(f"/v1/twinvec/{route}", None, _LARGEST_INFO)
 
     def asking(self, path: str, asked: Any = None, *, largest: int = _LARGEST_INFO) -> Call[dict[str, Any]]:
-        """Return the call of another route of this server, for the clients of what it serves beside its Embedder.
+        """Return the call of another route of this server, for clients of what it serves besides its Embedder.
 
         Args:
-            path: of the route.
-            asked: the JSON of a POST request; None: a GET request.
-            largest: bytes of an answer that can be right.
+            path: the route's path.
+            asked: JSON of a POST request; None sends a GET request.
+            largest: the largest plausible response, in bytes.
 
         Raises:
-            RemoteError: there is no answer, or one that is no JSON object.
-            TwinVecError: what went wrong there.
+            RemoteError: no response, or one that is not a JSON object.
+            TwinVecError: the error reported by the server.
         """
         body = None if asked is None else _json(asked)
         return self._on_line(functools.partial(self._json_of, path, body, largest))
@@ -341,7 +342,7 @@ class RemoteEmbedder(BaseEmbedder):
     async def _json_of(self, path: str, body: bytes | None, largest: int) -> dict[str, Any]:
         answer = _object(await self._ask(path, largest, body))
         if answer is None:
-            raise RemoteError(f"{self.url} is no TwinVec server: its {path} is no JSON object")
+            raise RemoteError(f"{self.url} is not a TwinVec server: {path} did not return a JSON object")
         return answer
 
     async def _ask(self, path: str, largest: int, body: bytes | None = None) -> Answer:
@@ -349,11 +350,11 @@ class RemoteEmbedder(BaseEmbedder):
         return await self._line.ask(method, path, largest, self._error, content=body, headers=trace_headers() | headers)
 
     def _error(self, response: httpx.Response, content: bytes) -> TwinVecError:
-        """Return the server's error as what it was there."""
+        """Return the server's error as an instance of its original class."""
         if response.status_code == httpx.codes.UNAUTHORIZED:
             return RemoteError(
-                f"{self.url} asks for another API key: pass api_key=, or set TWINVEC_API_KEY and TWINVEC_URL, without "
-                "which it is not sent to an address that was read from data"
+                f"{self.url} rejected the API key: pass api_key=, or set both TWINVEC_API_KEY and TWINVEC_URL (without "
+                "TWINVEC_URL the key is not sent to an address that comes from data)"
             )
         try:
             error = json.loads(content)["error"]
@@ -380,7 +381,7 @@ def _progress(asked: CheckedCall, show: bool) -> Iterator[Callable[[int], object
 
 @dataclass(frozen=True)
 class _Part:
-    """Texts of one request, their JSON, and the position of the first of them in the caller's list."""
+    """The texts of one request, their JSON, and the position of the first one in the caller's list."""
 
     start: int
     texts: list[str]

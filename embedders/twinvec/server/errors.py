@@ -1,4 +1,4 @@
-"""What goes wrong with a request, on its way to a status and a body."""
+"""Request failures, and how they become a status and a body."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RETRY_AFTER = {"Retry-After": "1"}
 
 @dataclass(eq=False)
 class RefusedError(Exception):
-    """A request that gets no vectors, and why.
+    """A request that is refused, and why.
 
     Attributes:
-        status: of HTTP.
-        message: what, where, and what to do.
-        field: of the request's JSON, where one is to blame.
-        kind: the error's class, by which RemoteEmbedder raises it again.
-        headers: of the answer.
-        position: of the text that is to blame, in the request's list.
+        status: HTTP status.
+        message: what went wrong, where, and what to do.
+        field: the offending field of the request's JSON, if any.
+        kind: class name of the error, from which RemoteEmbedder rebuilds it.
+        headers: headers of the response.
+        position: position of the offending text in the request's list.
         reason: the message without that position.
     """
 
@@ -41,7 +41,7 @@ class RefusedError(Exception):
 
     @classmethod
     def of(cls, error: Exception, field: str = "texts") -> RefusedError:
-        """Return what an error means to a client, whose texts are in a field of this name."""
+        """Translate an error for a client that sent its texts in the given field."""
         if isinstance(error, RefusedError):
             return error
         if isinstance(error, TwinVecError):
@@ -52,8 +52,8 @@ class RefusedError(Exception):
                 refusal.message = f"{field}[{error.position}] {error.reason}"
             return refusal
         logger.error("a request failed", exc_info=error)
-        return cls(500, "the server failed, its log says why", None, "TwinVecError")
+        return cls(500, "internal error; see the server's log", None, "TwinVecError")
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""

@@ -1,4 +1,4 @@
-"""Before every route: who asks, by which name and with what headers; after it: what was done, counted and logged."""
+"""Middleware around every route: checks keys, hosts and headers first; counts and logs afterwards."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ from twinvec.tracing import joined_trace
 logger = logging.getLogger("twinvec.server")
 access = logging.getLogger("twinvec.server.access")
 
-_UNANSWERED = 499  # nginx's number for a client that went away
+_UNANSWERED = 499  # nginx's code for a client that disconnected
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Keys:
-    """The keys that clients may send, and who they are.
+    """The API keys that clients may send, and the tenant of each.
 
     Args:
         keys: key -> tenant.
 
     Raises:
-        ConfigurationError: a key that no header can carry; it is not shown.
+        ConfigurationError: a key that cannot be sent in a header; the message does not show it.
     """
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self.replace(keys)
 
     def replace(self, keys: Mapping[str, str]) -> None:
-        """Take other keys from now on."""
+        """Replace the keys."""
         for key in keys:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigurationError("the API key must be printable ASCII without spaces, and not empty")
         self._keys = {key.encode(): tenant for key, tenant in keys.items()}
 
     def refresh(self) -> None:
-        """Look whether there are other keys by now."""
+        """Check whether the keys have changed."""
 
     def tenant(self, authorization: bytes) -> str | None:
-        """Return who sent a header, None for a stranger. Every key is compared, in constant time."""
+        """Return the tenant of an Authorization header, None if the key is unknown. All keys are compared, in constant
+        time."""
         scheme, _, token = authorization.partition(b" ")
         found = None
         for key, tenant in self._keys.items():
@@ -61,14 +62,15 @@ class Keys:
 
 
 class KeysFile(Keys):
-    """The keys of a file, read again when it changes: one a line, ``KEY`` or ``TENANT KEY``; "#" begins a comment.
+    """Keys from a file, which is read again when it changes: one per line, ``KEY`` or ``TENANT KEY``; "#" starts a
+    comment.
 
     Args:
-        path: of the file.
+        path: the key file.
 
     Raises:
-        ConfigurationError: it holds no keys, or a line has more than two words.
-        OSError: it cannot be read.
+        ConfigurationError: the file has no keys, or a line has more than two words.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +78,13 @@ class KeysFile(Keys):
         super().__init__(self._read())
 
     def refresh(self) -> None:
-        """Read the file again if it has changed. Where that fails, the keys stay as they are, and the log says so."""
+        """Read the file again if it has changed. If that fails, keep the current keys and log the error."""
         try:
             if (state := _state(self._path)) != self._seen:
                 self._seen = state
                 self.replace(self._read())
         except (OSError, UnicodeDecodeError, ConfigurationError) as error:
-            logger.error("the API keys stay as they were: %s", error)
+            logger.error("keeping the current API keys: %s", error)
 
     def _read(self) -> dict[str, str]:
         keys = {}
@@ -91,10 +93,10 @@ class KeysFile(Keys):
             if not words or words[0].startswith("#"):
                 continue
             if len(words) > 2:
-                raise ConfigurationError(f"{self._path}: line {number} must be a key, or a tenant and a key")
+                raise ConfigurationError(f"{self._path}: line {number} must hold a key, or a tenant and a key")
             keys[words[-1]] = words[0] if len(words) == 2 else ""
         if not keys:
-            raise ConfigurationError(f"{self._path}: no API key in it: write one a line")
+            raise ConfigurationError(f"{self._path}: contains no API keys: write one per line")
         return keys
 
 
@@ -104,15 +106,15 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 class Front:
-    """Lets in who may, and keeps the books.
+    """Admits requests and keeps the accounts.
 
     Args:
         app: the routes.
-        serving: whose requests these are.
-        keys: None: anybody may ask.
-        hosts: names that the Host header may have; None for any.
-        open_paths: what needs no key.
-        known: routes by method and path, which are found here without asking one after the other.
+        serving: the server's models and limits.
+        keys: accepted keys; None admits everyone.
+        hosts: accepted values of the Host header; None accepts any.
+        open_paths: paths that need no key.
+        known: routes by method and path, looked up here instead of tried one by one.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Front:
         self._open, self._known = open_paths, known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or let the routes do it."""
+        """Answer one request, or pass it to its route."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -158,7 +160,7 @@ class Front:
         except asyncio.CancelledError:
             if not self._serving.draining or status != _UNANSWERED:
                 raise
-            stopping = RefusedError(503, "the server stops, and had no time left for this request")
+            stopping = RefusedError(503, "the server is shutting down and could not finish this request in time")
             await refused(scope["path"], stopping)(scope, receive, note)
         finally:
             self._book(scope, request_id, tenant, status, time.perf_counter() - started)
@@ -167,9 +169,9 @@ class Front:
         limit = self._serving.limits.max_header_bytes
         line = len(scope.get("raw_path") or b"") + len(scope["query_string"])
         if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > limit:
-            return "", RefusedError(431, f"the headers have more than {limit} bytes")
+            return "", RefusedError(431, f"the headers exceed {limit} bytes")
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
-            return "", RefusedError(421, "the Host header names no host of this server: see --allowed-host")
+            return "", RefusedError(421, "the Host header does not match this server: see --allowed-host")
         if self._keys is None or scope["path"] in self._open:
             return "", None
         tenant = self._keys.tenant(headers.get(b"authorization", b""))

@@ -1,4 +1,4 @@
-"""Limits: how large, how many and how slow what clients send may be."""
+"""Limits on the size, number and slowness of what clients send."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from twinvec.errors import ConfigurationError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server takes on; more is refused, and what is slower is let go.
+    """Bounds of a server: requests beyond them are refused, clients that are too slow are disconnected.
 
-    Memory is bounded by ``max_connections * max_body_bytes`` of bodies that arrive, and by ``max_requests`` requests
-    with their answers.
+    Memory is bounded by ``max_connections * max_body_bytes`` for bodies that are being received, plus ``max_requests``
+    requests with their responses.
 
     Attributes:
-        max_requests: requests at work, each from its whole body to its sent answer; further ones get status 429.
-        max_texts: texts of one request.
-        max_body_bytes: of one request's body (TEI's default).
-        max_header_bytes: of one request's line and headers.
-        max_connections: open at the same time, lowered to what the system's limit of open files allows. For one more,
-            the one that has waited longest without a request is closed.
-        header_seconds: for a request's headers, from the connection or from their first byte.
-        body_seconds: for a request's body, from the end of its headers.
-        idle_seconds: how long a connection without a request stays open. More than clients keep it, so that they close
-            it and not the server.
-        answer_seconds: for a client to take its answer, and one second more for each 128 kB of it.
-        drain_seconds: from being told to stop to the end, whatever is not answered by then.
-        unready_seconds: of these, how long ``/ready`` says no while new requests are still taken, so that load
-            balancers look elsewhere first. Ctrl-C does not wait for it.
+        max_requests: concurrent requests, each counted from its complete body to its sent response; further ones get
+            status 429.
+        max_texts: texts per request.
+        max_body_bytes: size of a request's body (default as in TEI).
+        max_header_bytes: size of a request's line and headers.
+        max_connections: open connections, capped by the system's limit on open files. When one more arrives, the
+            connection that has been idle longest is closed.
+        header_seconds: time to receive a request's headers, from the connection or their first byte.
+        body_seconds: time to receive a request's body, from the end of its headers.
+        idle_seconds: how long an idle connection stays open. Longer than clients keep theirs, so that they close it
+            rather than the server.
+        answer_seconds: time for a client to receive its response, plus one second for every 128 kB of it.
+        drain_seconds: time from the request to stop until the process ends, whatever is still unanswered then.
+        unready_seconds: the part of it during which ``/ready`` fails while new requests are still accepted, so that
+            load balancers move on first. Ctrl-C skips it.
     """
 
     max_requests: int = 512
@@ -48,7 +49,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.startswith("max_"):
-                right, must = isinstance(value, int) and value >= 1, "a positive whole number"
+                right, must = isinstance(value, int) and value >= 1, "a positive integer"
             else:
                 least = 0 if field.name == "unready_seconds" else 0.001
                 right = isinstance(value, (int, float)) and math.isfinite(value) and value >= least

@@ -1,4 +1,4 @@
-"""What a server logs: lines for people or JSON for machines, never texts, and a flood of one message once a second."""
+"""Server logs: lines for people or JSON for machines, never texts; repeated messages are limited to one per second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOGGERS = ("twinvec.server", "uvicorn.error", "asyncio")
 
 
 class OnceASecond(logging.Filter):
-    """Passes the first record of a message in each second, and says how many it kept back before it."""
+    """Passes the first record of each message per second, and reports how many were suppressed before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class OnceASecond(logging.Filter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the facts of a request."""
+    """One JSON object per line: time, level, logger, message, and the details of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record's line."""
+        """Format a record."""
         facts = getattr(record, "facts", None)
         line = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
@@ -54,7 +54,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging(form: Literal["text", "json"], *, access_log: bool) -> None:
-    """Log to stderr, for a process that is a server and nothing else."""
+    """Log to stderr, for a process that does nothing but serve."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -65,7 +65,7 @@ def configure_logging(form: Literal["text", "json"], *, access_log: bool) -> Non
 
 @contextlib.contextmanager
 def quiet_floods() -> Iterator[None]:
-    """Let each message of the server's loggers through once a second."""
+    """Limit each message of the server's loggers to one per second."""
     filters = [(logging.getLogger(name), OnceASecond()) for name in _LOGGERS]
     for log, once in filters:
         log.addFilter(once)

@@ -1,4 +1,4 @@
-"""Counters of embedders, and of a server's requests, for Prometheus.
+"""Prometheus metrics: counters of embedders and of a server's requests.
 
     from prometheus_client import REGISTRY
     from twinvec.server.metrics import PrometheusCollector
@@ -46,10 +46,10 @@ _COUNTERS = {
     "forward_seconds": ("forward_seconds", "Time in forward passes."),
 }
 _GAUGES = {
-    "queued": ("queued_texts", "Texts that wait for a batch."),
-    "token_budget": ("token_budget", "Tokens that a batch may have."),
-    "batch_fill": ("batch_fill_ratio", "Tokens of the batches over their budget, 0 to 1."),
-    "healthy": ("healthy", "1 while the model answers, 0 after its device failed or it was closed."),
+    "queued": ("queued_texts", "Texts waiting for a batch."),
+    "token_budget": ("token_budget", "Maximum tokens per batch."),
+    "batch_fill": ("batch_fill_ratio", "Tokens in batches relative to their budget, 0 to 1."),
+    "healthy": ("healthy", "1 while the model is working, 0 after its device failed or it was closed."),
     "device_memory": ("device_memory_bytes", "Memory held on the device."),
 }
 
@@ -58,13 +58,13 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class RequestMetrics:
-    """Counters of one server's requests, in a registry of its own.
+    """Counters of one server's requests, in their own registry.
 
     Attributes:
-        registry: of these, and of what else is measured beside them.
-        requests: by route, status and tenant.
-        seconds: from a request's headers to its sent answer, by route.
-        at_work: requests between their whole body and their sent answer.
+        registry: holds these counters and whatever else is measured beside them.
+        requests: requests by route, status and tenant.
+        seconds: time from a request's headers to its sent response, by route.
+        at_work: requests between their complete body and their sent response.
     """
 
     def __init__(self) -> None:
@@ -75,11 +75,11 @@ class RequestMetrics:
         self.seconds = Histogram(
             "twinvec_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=_SECONDS
         )
-        self.at_work = Gauge("twinvec_requests_in_flight", "Requests that are being answered.", registry=registry)
+        self.at_work = Gauge("twinvec_requests_in_flight", "Requests in progress.", registry=registry)
 
 
 class ConnectionCollector(Collector):
-    """Connections of a server: how many are open, how many it closed and why."""
+    """Connections of a server: how many are open, and how many were closed and why."""
 
     def __init__(self, count: Callable[[], int], closed: Mapping[str, int]) -> None:
         self._count, self._closed = count, closed
@@ -87,18 +87,20 @@ class ConnectionCollector(Collector):
     def collect(self) -> Iterator[_Family]:
         """Return the metrics."""
         yield GaugeMetricFamily("twinvec_connections", "Open connections.", value=self._count())
-        closed = CounterMetricFamily("twinvec_connections_closed", "Connections closed early.", labels=("reason",))
+        closed = CounterMetricFamily(
+            "twinvec_connections_closed", "Connections closed early by the server.", labels=("reason",)
+        )
         for reason, number in self._closed.items():
             closed.add_metric((reason,), number)
         yield closed
 
 
 class Measured(Protocol):
-    """What the collector needs of an Embedder."""
+    """What the collector needs from an Embedder."""
 
     @property
     def spec(self) -> ModelSpec:
-        """Return the spec, whose model is the label."""
+        """Return the spec; its model becomes the label."""
         ...
 
     def stats(self) -> Mapping[str, Any]:
@@ -115,12 +117,12 @@ class _Source:
 class PrometheusCollector(Collector):
     """Collector for ``prometheus_client``: ``registry.register(PrometheusCollector(embedder))``.
 
-    A registry takes one collector; further embedders of the process are added to it. An embedder is not kept alive:
-    once collected, it is left out.
+    A registry takes one collector; further embedders of the process are added to it. Embedders are held weakly: once
+    garbage-collected, they disappear from the metrics.
 
     Args:
-        embedder: what to measure.
-        name: the ``model`` label; None for the spec's model.
+        embedder: the embedder to measure.
+        name: the ``model`` label; None uses the spec's model.
     """
 
     def __init__(self, embedder: Measured, *, name: str | None = None) -> None:
@@ -132,21 +134,21 @@ class PrometheusCollector(Collector):
         """Measure one more embedder.
 
         Raises:
-            ConfigurationError: the name is that of another one that is still alive.
+            ConfigurationError: the name belongs to another embedder that is still alive.
         """
         label = embedder.spec.model if name is None else name
         with self._lock:
             known = self._sources[label].embedder() if label in self._sources else None
             if known is not None and known is not embedder:
-                raise ConfigurationError(f"another embedder is measured as {label!r}: pass name=")
+                raise ConfigurationError(f"another embedder already reports as {label!r}: pass name=")
             self._sources[label] = _Source(weakref.ref(embedder))
 
     def describe(self) -> Iterator[_Family]:
-        """Return the metrics without samples, so that registering reads no counters."""
+        """Return the metrics without samples, so that registration reads no counters."""
         yield from _families().values()
 
     def collect(self) -> Iterator[_Family]:
-        """Return the metrics with a sample per embedder. A closed embedder has ``healthy`` 0 and nothing else."""
+        """Return the metrics with one sample per embedder. A closed embedder only reports ``healthy`` 0."""
         families = _families()
         with self._lock:
             sources = list(self._sources.items())

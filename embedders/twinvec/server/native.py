@@ -1,4 +1,4 @@
-"""TwinVec's own routes: all that an Embedder says and does, for ``twinvec.RemoteEmbedder``."""
+"""TwinVec's own routes: the complete Embedder interface, for ``twinvec.RemoteEmbedder``."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class TermsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Terms(msgspec.Struct):
-    """What sparse columns stand for."""
+    """The terms of sparse columns."""
 
     terms: list[str]
 
 
 async def info(service: Service, request: Request) -> Response:
-    """Return what makes a client behave as the same Embedder; no path of this machine."""
+    """Return everything a client needs to act as the same Embedder, without local paths."""
     embedder = service.embedder
     spec = embedder.spec
     document = embedder.prompt_for(Role.DOCUMENT)
@@ -80,7 +80,7 @@ async def info(service: Service, request: Request) -> Response:
 
 
 async def embed(service: Service, asked: EmbedBody) -> Response:
-    """Embed texts; the answer is safetensors, see ``twinvec.server.wire.pack_batch``."""
+    """Embed texts; the response is safetensors, see ``twinvec.server.wire.pack_batch``."""
     if asked.texts:
         service.check_count("texts", len(asked.texts))
     batch = await service.embed(
@@ -97,7 +97,7 @@ async def embed(service: Service, asked: EmbedBody) -> Response:
 
 
 async def offsets(service: Service, asked: OffsetsBody) -> Response:
-    """Return where the tokens of texts lie; see ``Embedder.token_offsets`` and ``twinvec.server.wire.pack_offsets``."""
+    """Return the token offsets of texts; see ``Embedder.token_offsets`` and ``twinvec.server.wire.pack_offsets``."""
     if asked.texts:
         service.check_count("texts", len(asked.texts))
     found = await in_thread(service.embedder.token_offsets, asked.texts)
@@ -105,11 +105,11 @@ async def offsets(service: Service, asked: OffsetsBody) -> Response:
 
 
 async def terms(service: Service, asked: TermsBody) -> Response:
-    """Return what sparse columns stand for; see ``Embedder.token_weights``."""
+    """Return the terms of sparse columns; see ``Embedder.token_weights``."""
     columns = service.columns
     for position, key in enumerate(asked.keys):
         if key >= columns:
-            raise RefusedError(400, f"keys[{position}] must be a whole number from 0 to {columns - 1}", "keys")
+            raise RefusedError(400, f"keys[{position}] must be an integer from 0 to {columns - 1}", "keys")
     texts = await in_thread(service.embedder._token_texts, asked.keys)
     return Json({"terms": [texts[key] for key in asked.keys]})
 

@@ -1,4 +1,4 @@
-"""OpenAI's embedding routes, for its clients and all that imitate them."""
+"""OpenAI's embedding routes, for its clients and everything compatible with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STARTED = int(time.time())
 
 
 class EmbeddingsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """OpenAI's fields, and ``input_type`` and ``task`` beside them."""
+    """OpenAI's fields, plus ``input_type`` and ``task``."""
 
     input: str | list[str | TokenId | list[TokenId]]
     model: str | None = None
@@ -55,14 +55,14 @@ class Embedding(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Tokens of a request."""
+    """Tokens used by a request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embeddings(msgspec.Struct, omit_defaults=False):
-    """Vectors in the order of the texts; ``truncated`` has the positions of those that were cut."""
+    """Vectors in the order of the texts; ``truncated`` lists the positions of texts that were cut."""
 
     data: list[Embedding]
     model: str
@@ -82,9 +82,10 @@ async def model(service: Service, request: Request) -> Response:
 
 
 async def embeddings(service: Service, asked: EmbeddingsBody) -> Response:
-    """Embed texts as OpenAI does, with the model that ``model`` names, the server's first without it.
+    """Embed texts as OpenAI does, with the given model, or the server's first if none is named.
 
-    Texts are documents unless ``input_type`` is "query". Token ids must be this model's, special tokens included.
+    Texts are treated as documents unless ``input_type`` is "query". Token ids must come from this model's tokenizer,
+    special tokens included.
     """
     if asked.model is not None:
         service = service.serving.named(asked.model)

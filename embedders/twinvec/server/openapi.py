@@ -1,4 +1,4 @@
-"""The OpenAPI page, made from the types of the routes' requests and answers."""
+"""The OpenAPI document, generated from the request and response types of the routes."""
 
 from __future__ import annotations
 

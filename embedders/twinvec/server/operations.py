@@ -1,4 +1,4 @@
-"""The routes: one table from which the application and its OpenAPI page are made."""
+"""The routes: one table, from which the application and its OpenAPI document are built."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Operation:
 
     Attributes:
         path: of the route.
-        answer: what it does; its docstring is the description in the OpenAPI page.
-        body: type of a POST request's JSON; None for a GET.
-        result: type of the answer's JSON; None for others than JSON.
-        open: needs no key.
+        answer: the handler; its docstring becomes the description in the OpenAPI document.
+        body: type of a POST request's JSON; None for a GET request.
+        result: type of the JSON response; None if the response is not JSON.
+        open: whether it works without a key.
     """
 
     path: str
@@ -44,7 +44,7 @@ OPERATIONS = (
     Operation("/v1/models", openai.models, result=openai.Models),
     Operation("/v1/models/{id:path}", openai.model, result=openai.Model),
     Operation("/embed", tei.embed, tei.EmbedBody, list[list[float]]),
-    Operation("/", tei.embed, tei.EmbedBody, list[list[float]]),  # where Hugging Face's InferenceClient sends texts
+    Operation("/", tei.embed, tei.EmbedBody, list[list[float]]),  # used by Hugging Face's InferenceClient
     Operation("/embed_all", tei.embed_all, tei.EmbedBody, list[list[list[float]]]),
     Operation("/embed_sparse", tei.embed_sparse, tei.SparseBody, list[list[tei.SparseValue]]),
     Operation("/similarity", tei.similarity, tei.SimilarityBody, list[float]),
@@ -64,12 +64,12 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Extension:
-    """What another package adds to a server, behind the same keys and limits.
+    """Routes that another package adds to a server, behind the same keys and limits.
 
     Attributes:
-        operations: routes, of the first model.
-        apps: ASGI applications by their path; they get POST requests alone.
-        lifespan: is entered before the first request and left after the last one.
+        operations: routes, served by the first model.
+        apps: ASGI applications by path; they only receive POST requests.
+        lifespan: entered before the first request and left after the last one.
     """
 
     operations: tuple[Operation, ...] = ()

@@ -1,4 +1,4 @@
-"""The OpenAPI document as a page for people: plain HTML, which loads nothing from anywhere."""
+"""The OpenAPI document as a readable page: plain HTML without external resources."""
 
 from __future__ import annotations
 

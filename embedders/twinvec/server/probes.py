@@ -1,4 +1,4 @@
-"""What operators ask: is it alive, is it ready, what does it do."""
+"""Probes for operators: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from twinvec.server.service import Service
 
 
 async def health(service: Service, request: Request) -> Response:
-    """Say whether the process lives: no only when a device is lost for good, so that it should be started again."""
+    """Liveness: fails only when a device is lost for good, so that the process should be restarted."""
     service.serving.check_healthy()
     return Json({})
 
 
 async def ready(service: Service, request: Request) -> Response:
-    """Say whether requests should be sent here: not while a lost device is restarted, and not before the end."""
+    """Readiness: fails while a lost device is being restarted and before the server shuts down."""
     serving = service.serving
     if serving.draining:
-        raise RefusedError(503, "not ready: the server is about to stop")
+        raise RefusedError(503, "not ready: the server is shutting down")
     if serving.restarting:
         raise RefusedError(503, "not ready: a lost device is being restarted")
     serving.check_healthy()
@@ -28,7 +28,7 @@ async def ready(service: Service, request: Request) -> Response:
 
 
 async def metrics(service: Service, request: Request) -> Response:
-    """Return counters for Prometheus."""
+    """Return the metrics for Prometheus."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     return Response(generate_latest(service.serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,7 +1,7 @@
-"""Connections whose number, headers, pauses and unread answers are bounded: uvicorn bounds none of them.
+"""Connections with bounded number, headers, pauses and unread responses; uvicorn bounds none of these.
 
-A connection waits for a request, or works for one. Each wait has a deadline, and where there are too many connections
-the one that has waited longest makes room for the next.
+A connection either waits for a request or works on one. Every wait has a deadline, and when there are too many
+connections, the one that has waited longest makes room for the next.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from twinvec.server.limits import Limits
 
-_BYTES_PER_SECOND = 128_000  # what a client is expected to take of an answer
+_BYTES_PER_SECOND = 128_000  # the least rate at which clients must read responses
 _CONTINUE = b"HTTP/1.1 100 "
-_FLOOD = 32  # so many times max_body_bytes may arrive of one request, while it is discarded
+_FLOOD = 32  # a discarded request may send this multiple of max_body_bytes
 
 
 class Connections:
-    """What the connections of one server share.
+    """State shared by all connections of a server.
 
     Attributes:
-        limits: of each, and of their number.
-        waiting: those without a request, the longest waiting first.
-        closed: how many were closed by the server before their request was complete, by reason.
+        limits: of each connection, and of their number.
+        waiting: connections without a request, the longest waiting first.
+        closed: how many connections the server closed before their request was complete, by reason.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -36,7 +36,7 @@ class Connections:
 
 
 class HeadWithBody:
-    """One answer's way out: its head waits for the body's first piece, so that both are one packet."""
+    """The way out of one response: its head waits for the first piece of the body, so that both share one packet."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -71,7 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # to be told of every answer that is not taken at once
+        transport.set_write_buffer_limits(high=0)  # to be notified of every response that is not read at once
         if len(self.connections) > self._limits.max_connections and not self._make_room():
             self._close("refused", 503, "too many connections: try again later")
             return
@@ -93,7 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._in_head and self._head_bytes > self._limits.max_header_bytes:
-            self._close("malformed", 431, f"the headers have more than {self._limits.max_header_bytes} bytes")
+            self._close("malformed", 431, f"the headers exceed {self._limits.max_header_bytes} bytes")
         elif self._body_bytes > _FLOOD * self._limits.max_body_bytes:
             self._shared.closed["malformed"] += 1
             self.transport.abort()
@@ -146,7 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._head_deadline = None
         if self._head_bytes:
-            self._close("slow_headers", 408, "the headers took too long")
+            self._close("slow_headers", 408, "the headers did not arrive in time")
         elif not self.transport.is_closing():
             self.transport.close()
 
@@ -155,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _close(self, reason: str, status: int, message: str) -> None:
-        """Answer what is no request yet, so that it has no route whose dialect to speak, and hang up."""
+        """Answer something that is not a request yet (so there is no route and no dialect), and hang up."""
         self._shared.closed[reason] += 1
         if self.transport.is_closing():
             return
@@ -174,7 +174,7 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 def protocol_factory(shared: Connections) -> Callable[..., BoundedProtocol]:
-    """Return what makes a connection's protocol for uvicorn."""
+    """Return the factory of connection protocols for uvicorn."""
 
     def make(*args: Any, **kwargs: Any) -> BoundedProtocol:
         return BoundedProtocol(*args, shared=shared, **kwargs)

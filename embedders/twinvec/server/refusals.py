@@ -1,4 +1,4 @@
-"""Errors in the three shapes that clients read: TwinVec's, OpenAI's and TEI's."""
+"""Errors in the formats that clients expect: TwinVec's, OpenAI's and TEI's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from twinvec.server.answers import Json
 from twinvec.server.errors import RefusedError
 
 _OPENAI_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
-# TEI's error types and their statuses; its validation errors are 413, and malformed JSON is 422
+# TEI's error types and statuses; its validation errors are 413, malformed JSON is 422
 _TEI_TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
 def refused(path: str, refusal: RefusedError) -> Response:
-    """Return an error in the shape that clients of a path read."""
+    """Return an error in the format expected by clients of a path."""
     if "/v1/twinvec/" in path or path.startswith("/v1/search"):
         return _native(refusal)
     return _openai(refusal) if "/v1/" in path else _tei(refusal)

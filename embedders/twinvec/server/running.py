@@ -1,4 +1,4 @@
-"""The application on a port, until it is told to stop."""
+"""Run the application on a port until it is told to stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("twinvec.server")
 
-_SPARE_FILES = 64  # for what is no connection
+_SPARE_FILES = 64  # for files other than connections
 
 
 def run(
@@ -50,28 +50,28 @@ def run(
     on_start: Callable[[str], object] | None = None,
     reserved: socket.socket | None = None,
 ) -> None:
-    """Serve models until SIGINT or SIGTERM; what is being answered then is finished within ``limits.drain_seconds``.
+    """Serve models until SIGINT or SIGTERM; requests in progress are finished within ``limits.drain_seconds``.
 
     A lost device is restarted once.
 
     Args:
         embedder: see ``create_app``.
-        host: address to listen at; "0.0.0.0" for all of the machine's. Others than this machine's own need a key, or
+        host: address to listen on; "0.0.0.0" for all interfaces. Use a key with anything but a loopback address, since
             whoever can reach the port can use the model.
-        port: 0 for any free one.
+        port: 0 picks a free one.
         api_key: see ``create_app``.
-        limits: of requests and connections.
-        hosts: see ``create_app``. Default: at a loopback address without a key only its own names, so that a web page
-            cannot reach the server by a name that it makes point there; else any.
+        limits: request and connection limits.
+        hosts: see ``create_app``. Default: on a loopback address without a key only that address's own names, so that a
+            web page cannot reach the server through DNS rebinding; otherwise any.
         origins: see ``create_app``.
         extension: see ``create_app``.
-        on_start: called with the url when clients can connect.
-        reserved: what ``reserve(host, port)`` gave, before the models were loaded.
+        on_start: called with the URL once clients can connect.
+        reserved: the result of ``reserve(host, port)``, called before the models were loaded.
 
     Raises:
-        ConfigurationError: the address cannot be listened at, for example because the port is taken.
+        ConfigurationError: the address is not available, for example because the port is in use.
         DeviceLostError: a device was lost again after its restart.
-        KeyboardInterrupt: after SIGINT, when all is finished.
+        KeyboardInterrupt: after SIGINT, once all requests are finished.
     """
     key = api_key if api_key is not None else Settings.from_env().api_key
     with reserved or reserve(host, port) as listening:
@@ -80,7 +80,7 @@ def run(
         loopback = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
         if key is None and not loopback:
             warnings.warn(
-                f"listening at {host} without an API key: whoever can reach it can use the model. Set TWINVEC_API_KEY",
+                f"listening on {host} without an API key: whoever can reach it can use the model. Set TWINVEC_API_KEY",
                 stacklevel=2,
             )
         if hosts is None and key is None and loopback:
@@ -95,16 +95,16 @@ def run(
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Take a port before what will listen there is ready: clients are turned away until then.
+    """Reserve a port before the server is ready; until then connections are refused.
 
     Raises:
-        ConfigurationError: it is taken, or not to be had.
+        ConfigurationError: the port is in use or not permitted.
     """
     with _named(host, port):
-        if not 0 <= port < 2**16:  # which getaddrinfo would take modulo 2**16
+        if not 0 <= port < 2**16:  # getaddrinfo would reduce it modulo 2**16
             raise OverflowError("port must be 0 to 65535")
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # asyncio switches Nagle's delay of 40 ms off only where the socket says that it is TCP
+        # asyncio disables Nagle's algorithm (a delay of 40 ms) only if the socket is declared as TCP
         taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if os.name == "posix":
@@ -119,10 +119,10 @@ def reserve(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with bounded connections, an end in two phases, and an eye on the devices.
+    """uvicorn's server with bounded connections, a two-phase shutdown and supervision of the devices.
 
     Attributes:
-        lost: why it has stopped, where a device was lost a second time.
+        lost: the reason it stopped, if a device was lost a second time.
     """
 
     def __init__(self, app: Any, limits: Limits, backlog: int, on_start: Callable[[], object]) -> None:
@@ -153,26 +153,26 @@ class Server(uvicorn.Server):
         )
 
     def stop(self, unready_seconds: float = 0) -> None:
-        """Say that it is not ready, and stop after so many seconds. Safe in a signal handler and on any thread."""
+        """Become unready now, and stop after the given number of seconds. Safe in signal handlers and on any thread."""
         self.serving.draining = True
         now = time.monotonic()
         self._stop_at, self._end_by = now + unready_seconds, now + self._limits.drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; at the second signal, at once."""
+        """Stop; on the second signal, at once."""
         if self._stop_at is not None:
             self.should_exit = self.force_exit = True
         self.stop(self._limits.unready_seconds if sig == signal.SIGTERM else 0)
         if sig == signal.SIGINT:
-            self._captured_signals[:] = [sig]  # raised again at the end: KeyboardInterrupt
+            self._captured_signals[:] = [sig]  # raised again at the end as KeyboardInterrupt
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so when signals are heard and clients can connect."""
+        """Start, and report once signals are handled and clients can connect."""
         await super().startup(sockets)
         self._on_start()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, whether to stop and whether the devices work, and once for other keys."""
+        """Check ten times a second whether to stop and whether the devices work, and once a second for new keys."""
         ends = await super().on_tick(counter)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             left = self._end_by - time.monotonic()
@@ -186,9 +186,9 @@ class Server(uvicorn.Server):
 
     def _revive(self) -> None:
         if self._restarted:
-            self.lost = DeviceLostError("a device was lost again after its restart: the process must be started anew")
+            self.lost = DeviceLostError("a device was lost again after its restart: restart the process")
             return
-        logger.error("a device is lost: its model is restarted, once")
+        logger.error("a device was lost: restarting its model (once)")
         self._restarted = self.serving.restarting = True
         threading.Thread(target=self._restart, name="twinvec-restart", daemon=True).start()
 
@@ -214,12 +214,12 @@ def _named(host: str, port: int) -> Iterator[None]:
         yield
     except (OSError, OverflowError) as error:
         raise ConfigurationError(
-            f"cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}. Choose another host or port"
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. Choose another host or port"
         ) from None
 
 
 def _within_open_files(limits: Limits) -> tuple[Limits, int]:
-    """Return limits whose connections can all be had, and how many may wait to be accepted."""
+    """Return limits whose connections the system can provide, and the length of the accept queue."""
     try:
         import resource
 
@@ -232,7 +232,7 @@ def _within_open_files(limits: Limits) -> tuple[Limits, int]:
     backlog = max(8, min(512, files // 8))
     room = max(1, files - used - backlog - min(_SPARE_FILES, files // 8))
     if room < limits.max_connections:
-        logger.warning("only %d connections: this process may have no more than %d files open", room, files)
+        logger.warning("limited to %d connections: this process may open at most %d files", room, files)
         limits = replace(limits, max_connections=room)
     return limits, backlog
 

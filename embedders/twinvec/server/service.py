@@ -1,4 +1,4 @@
-"""What all routes share: the models, admission, and the work itself."""
+"""What all routes share: the models, admission control, and the embedding itself."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _T = TypeVar("_T")
 
 
 class Serving:
-    """A server: its models, and what is going on.
+    """A server: its models and its state.
 
     Attributes:
-        models: by the name that clients know; the first answers where none is named.
-        limits: of requests.
-        metrics: of requests.
-        draining: no more requests should come, the server is about to stop.
-        restarting: a lost device is being started again.
+        models: by the names that clients use; the first is the default.
+        limits: request limits.
+        metrics: request metrics.
+        draining: the server is about to stop and wants no more requests.
+        restarting: a lost device is being restarted.
     """
 
     def __init__(self, embedders: Mapping[str, Embedder], limits: Limits) -> None:
@@ -63,10 +63,10 @@ class Serving:
         return all(service.embedder.healthy for service in self.models.values())
 
     def named(self, name: str | None) -> Service:
-        """Return a model by its name, or the first.
+        """Return a model by its name; without a name, the first.
 
         Raises:
-            RefusedError: there is no such model.
+            RefusedError: no model has this name.
         """
         if name is None:
             return self.first
@@ -80,13 +80,13 @@ class Serving:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request from its whole body to its sent answer.
+        """Count a request from its complete body to its sent response.
 
         Raises:
-            OverloadedError: there are too many.
+            OverloadedError: too many requests are in progress.
         """
         if self._at_work >= self.limits.max_requests:
-            raise OverloadedError(f"{self._at_work} requests are being answered, the limit: try again later")
+            raise OverloadedError(f"{self._at_work} requests are in progress, which is the limit: try again later")
         self._at_work += 1
         try:
             yield
@@ -94,10 +94,10 @@ class Serving:
             self._at_work -= 1
 
     def check_healthy(self) -> None:
-        """Refuse where a device is lost for good.
+        """Fail if a device is lost for good.
 
         Raises:
-            DeviceLostError: it is.
+            DeviceLostError: no device works any more.
         """
         if not (self.healthy or self.restarting):
             raise DeviceLostError("unhealthy: no device works any more, restart the server")
@@ -108,8 +108,8 @@ class Service:
 
     Attributes:
         serving: the server.
-        name: of the model, as clients know it.
-        embedder: does the work.
+        name: the model's name for clients.
+        embedder: the embedder.
     """
 
     def __init__(self, serving: Serving, name: str, embedder: Embedder) -> None:
@@ -122,12 +122,12 @@ class Service:
 
     @property
     def truncates(self) -> bool:
-        """Return whether texts that are too long are cut where a request does not say."""
+        """Return whether overlong texts are cut when a request does not say."""
         return bool(self.embedder.options.on_overflow == "truncate")
 
     @property
     def columns(self) -> int:
-        """Return one more than the highest index that a sparse row can have; 0 without a sparse half."""
+        """Return the number of sparse columns; 0 without a sparse half."""
         if not self.embedder.has_sparse:
             return 0
         if self.embedder.needs_idf:
@@ -136,28 +136,28 @@ class Service:
 
     @property
     def pooling(self) -> str:
-        """Return the pooling as TEI names it."""
+        """Return the pooling under TEI's name for it."""
         return "+".join(self.embedder._core.model.description.pooling) if self.embedder.dim is not None else "splade"
 
     def public(self, message: str) -> str:
-        """Return a message that shows the model's name where it had a path of this machine."""
+        """Return a message with the model's local path replaced by its public name."""
         for path in (self.embedder.spec.model, self.embedder.spec.sparse):
             if path is not None and os.path.isabs(path):
                 message = message.replace(path, public_name(path))
         return message
 
     def need_dense(self) -> None:
-        """Refuse a request for dense vectors where there are none."""
+        """Refuse a request for dense vectors if the model has none."""
         if self.embedder.dim is None:
             raise ConfigurationError(f"{self.name} has no dense half, only a sparse one")
 
     def check_dimensions(self, dimensions: int | None) -> int | None:
-        """Return dimensions that the model can give.
+        """Check the number of dimensions.
 
         Raises:
-            RefusedError: it was not trained for so many.
+            RefusedError: the model was not trained for it.
         """
-        from twinvec.engine.opening import check_dim  # needs torch, which has come with the model
+        from twinvec.engine.opening import check_dim  # needs torch, which is loaded along with the model
 
         try:
             check_dim(dimensions, self.embedder._core.model.description, self.name)
@@ -166,16 +166,16 @@ class Service:
         return dimensions
 
     def texts(self, field: str, given: str | Sequence[Any], *, foreign: bool = False) -> list[str]:
-        """Return a request's texts: one, a list, or token ids of this model's tokenizer in their place.
+        """Return a request's texts: one string, a list of strings, or token ids of this model's tokenizer.
 
         Args:
-            field: its name.
-            given: what is in it.
-            foreign: clients of this route may send the ids of another tokenizer without knowing; only ids with this
-                one's special tokens around them are taken.
+            field: the field's name.
+            given: the field's value.
+            foreign: clients of this route may unknowingly send ids of another tokenizer; only ids with this tokenizer's
+                special tokens around them are accepted.
 
         Raises:
-            RefusedError: too many texts, none, or token ids that are none of this tokenizer.
+            RefusedError: too many texts, none, or token ids that do not belong to this tokenizer.
         """
         if isinstance(given, str):
             return [given]
@@ -187,7 +187,7 @@ class Service:
         ]
 
     def check_count(self, field: str, count: int) -> None:
-        """Refuse a request without texts, or with more than the limit."""
+        """Refuse a request without texts, or with too many."""
         if count == 0:
             raise RefusedError(400, f"{field} cannot be empty: it must have at least one text", field)
         limit = self.serving.limits.max_texts
@@ -197,13 +197,13 @@ class Service:
 
     def _decoded(self, where: str, field: str, ids: Any, foreign: bool) -> str:
         if not isinstance(ids, list):
-            raise RefusedError(400, f"{where} must be a string or a list of token ids, as the others are", field)
+            raise RefusedError(400, f"{where} must be a string or a list of token ids, like the others", field)
         tokenizer = self.tokenizer
         if not ids or max(ids) >= tokenizer.vocabulary_size:
-            message = f"{where} must be token ids from 0 to {tokenizer.vocabulary_size - 1}, at least one"
+            message = f"{where} must be a non-empty list of token ids from 0 to {tokenizer.vocabulary_size - 1}"
             raise RefusedError(400, f"{message}{_HINT}", field)
         if foreign and not tokenizer.has_specials(ids):
-            message = f"{where} has token ids without the special tokens of this model's tokenizer"
+            message = f"{where} has token ids without this model's special tokens"
             raise RefusedError(400, f"{message}{_HINT}", field)
         return tokenizer.decode(ids)
 
@@ -224,32 +224,32 @@ class Service:
         """Embed the texts of a field.
 
         Raises:
-            RefusedError: see the errors of ``Embedder.embed_queries``; it calls the texts as the request does.
+            RefusedError: see the errors of ``Embedder.embed_queries``; it refers to the texts as the request does.
         """
         wanted = CallOptions(task, prompt, dense, sparse, timeout, dim=dim, fail_on_overflow=fail_on_overflow)
         try:
-            # not the public methods, whose warnings about cut texts would be for somebody at the server
+            # not the public methods: their warnings about cut texts would end up on the server
             return await wait(self.embedder._embed(role, texts, wanted))
         except TwinVecError as error:
             raise RefusedError.of(error, field) from error
 
 
 _HINT = (
-    ": token ids of another tokenizer mean nothing here, send text (in LangChain's OpenAIEmbeddings, "
+    ": ids of another tokenizer are meaningless here; send text (in LangChain's OpenAIEmbeddings, "
     "check_embedding_ctx_length=False)"
 )
 
 
 def public_name(model: str) -> str:
-    """Return a model's name without a path of this machine: a hub id, or a folder's own name."""
+    """Return a model's name without local paths: a hub id, or the folder's own name."""
     return Path(model).resolve().name if os.path.exists(model) or os.path.isabs(model) else model
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
-    """Do work as long as the client waits for it; whether it still does is not asked of what takes a moment.
+    """Do work while the client is connected; the connection is only checked if the work takes longer than a moment.
 
     Raises:
-        ClientGoneError: it has gone; the work is cancelled.
+        ClientGoneError: the client disconnected; the work is cancelled.
     """
     watches: list[asyncio.Future[None]] = []
     with anyio.CancelScope() as scope:

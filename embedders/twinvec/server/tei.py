@@ -42,14 +42,14 @@ class SparseBody(_Inputs, kw_only=True):
 
 
 class Sentences(msgspec.Struct, kw_only=True):
-    """A sentence, and others that it is compared with."""
+    """A sentence, and those it is compared with."""
 
     source_sentence: str
     sentences: list[str]
 
 
 class SimilarityParameters(msgspec.Struct, kw_only=True):
-    """How the sentences are embedded."""
+    """How to embed the sentences."""
 
     prompt_name: str | None = None
     truncate: bool | None = None
@@ -57,14 +57,14 @@ class SimilarityParameters(msgspec.Struct, kw_only=True):
 
 
 class SimilarityBody(msgspec.Struct, kw_only=True):
-    """Sentences, and how they are embedded."""
+    """Sentences, and how to embed them."""
 
     inputs: Sentences
     parameters: SimilarityParameters | None = None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
-    """Texts, with the special tokens of the model around them unless told otherwise."""
+    """Texts to tokenize; special tokens are added unless told otherwise."""
 
     inputs: str | list[str]
     add_special_tokens: bool | None = True
@@ -72,14 +72,14 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 
 
 class DecodeBody(msgspec.Struct, kw_only=True):
-    """Token ids of this model's tokenizer: of one text, or a list for each."""
+    """Token ids of this model's tokenizer: for one text, or a list per text."""
 
     ids: list[TokenId | list[TokenId]]
     skip_special_tokens: bool | None = True
 
 
 class Token(msgspec.Struct):
-    """One token: where it starts and stops in its text, in characters; null for a special token."""
+    """One token; ``start`` and ``stop`` are in characters of its text, null for special tokens."""
 
     id: int
     text: str
@@ -89,7 +89,7 @@ class Token(msgspec.Struct):
 
 
 class SparseValue(msgspec.Struct):
-    """A weight and its index."""
+    """A sparse weight and its index."""
 
     index: int
     value: float
@@ -112,7 +112,7 @@ async def embed_all(service: Service, asked: EmbedBody) -> Response:
 
 
 async def embed_sparse(service: Service, asked: SparseBody) -> Response:
-    """Return sparse vectors: for each text, a list of {"index", "value"}."""
+    """Return sparse vectors: a list of {"index", "value"} per text."""
     if not service.embedder.has_sparse:
         raise ConfigurationError(f"{service.name} has no sparse half")
     batch = await _embedded(service, asked, sparse=True)
@@ -122,7 +122,7 @@ async def embed_sparse(service: Service, asked: SparseBody) -> Response:
 
 
 async def similarity(service: Service, asked: SimilarityBody) -> Response:
-    """Return the cosine of the source sentence and each of the others."""
+    """Return the cosine similarity of the source sentence with each of the others."""
     how = asked.parameters or SimilarityParameters()
     sentences = asked.inputs.sentences
     service.check_count("sentences", len(sentences))
@@ -140,7 +140,7 @@ async def similarity(service: Service, asked: SimilarityBody) -> Response:
 
 
 async def tokenize(service: Service, asked: TokenizeBody) -> Response:
-    """Return the tokens of texts, nothing cut."""
+    """Return the tokens of texts, without truncation."""
     _, prompt = _prompt(service, asked.prompt_name)
     texts = [prompt + text for text in service.texts("inputs", asked.inputs)]
     specials = asked.add_special_tokens is not False
@@ -155,7 +155,7 @@ def _token(token: TextToken, text: str) -> Token:
 
 
 async def decode(service: Service, asked: DecodeBody) -> Response:
-    """Return the texts of token ids."""
+    """Decode token ids into texts."""
     ids: list[Any] = asked.ids
     rows = [ids] if ids and all(isinstance(i, int) for i in ids) else ids
     service.check_count("ids", len(rows))
@@ -170,7 +170,7 @@ async def decode(service: Service, asked: DecodeBody) -> Response:
 async def _embedded(
     service: Service, asked: _Inputs, *, sparse: bool = False, dim: int | None = None
 ) -> EmbeddingBatch:
-    """Embed ``inputs``. Fields that TEI does not know are ignored, as there."""
+    """Embed ``inputs``. Unknown fields are ignored, as in TEI."""
     role, prompt = _prompt(service, asked.prompt_name)
     truncate = service.truncates if asked.truncate is None else asked.truncate
     left = (asked.truncation_direction or "Right").lower() == "left"
@@ -187,13 +187,16 @@ async def _embedded(
         )
     except RefusedError as refusal:
         if refusal.kind == "TextTooLongError":
-            advice = "cut it yourself: here only tails are cut" if left and truncate else "send truncate=true"
+            advice = (
+                "only the end of a text can be cut here: cut it yourself" if left and truncate else "send truncate=true"
+            )
             refusal.message = refusal.message.replace('pass on_overflow="truncate"', advice)
         raise
 
 
 def _prompt(service: Service, name: str | None) -> tuple[Role, str]:
-    """Return what goes before each text: as in TEI nothing without a name, and no name that is not known."""
+    """Return the role and prompt of a prompt name: as in TEI, no name means no prompt, and unknown names are
+    refused."""
     embedder = service.embedder
     if name is None:
         return Role.DOCUMENT, ""

@@ -1,4 +1,4 @@
-"""HTTP as RemoteEmbedder needs it: one thread with an event loop, deadlines, retries, and answers of a bounded size."""
+"""HTTP transport of RemoteEmbedder: one thread with an event loop, deadlines, retries, and bounded responses."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from twinvec.settings import Settings
 
 _RETRIED = (429, 502, 503)
 _LONGEST_WAIT = 30.0
-_ERROR_BYTES = 65_536  # of an answer that says what is wrong
+_ERROR_BYTES = 65_536  # of an error response
 _Failure = Callable[[httpx.Response, bytes], TwinVecError]
 
-# tests put an application and a clock here
+# tests replace these with an application and a clock
 _TRANSPORT: httpx.AsyncBaseTransport | None = None
 _sleep = asyncio.sleep
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is, and with what it is asked.
+    """A server's address, and how to talk to it.
 
     Attributes:
-        shown: the url without secrets.
-        timeout: seconds for one request, with its retries.
+        shown: the URL without secrets.
+        timeout: seconds per request, retries included.
         retries: see ``RemoteEmbedder``.
     """
 
@@ -44,19 +44,19 @@ class Address:
 
     @classmethod
     def parse(cls, url: str, api_key: str | None, timeout: float, retries: int, *, from_data: bool) -> Address:
-        """Check what ``RemoteEmbedder`` was given.
+        """Check the arguments of ``RemoteEmbedder``.
 
         Raises:
-            ConfigurationError: it makes no sense.
+            ConfigurationError: invalid arguments.
         """
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
             raise ConfigurationError(f"timeout={timeout!r} must be a number of seconds greater than 0")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigurationError(f"retries={retries!r} must be a whole number of at least 0")
+            raise ConfigurationError(f"retries={retries!r} must be an integer of at least 0")
         address = _url(url)
         basic = (address.username, address.password) if address.userinfo else None
         if basic and api_key is not None:
-            raise ConfigurationError("pass api_key= or a password in the url, not both: there is one header for them")
+            raise ConfigurationError("pass api_key= or a password in the url, not both: they use the same header")
         key = api_key if api_key is not None else _key_from_settings(address, from_data)
         headers = {"User-Agent": f"twinvec/{__version__}", "Accept-Encoding": "identity"}
         if key is not None and basic is None:
@@ -67,7 +67,7 @@ class Address:
         return cls(shown, timeout, retries, headers, basic)
 
     def client(self) -> httpx.AsyncClient:
-        """Return a client for it."""
+        """Return a client for this address."""
         return httpx.AsyncClient(
             base_url=self.shown,
             headers=self._headers,
@@ -89,9 +89,10 @@ def _url(url: str) -> httpx.URL:
 
 
 def _key_from_settings(address: httpx.URL, from_data: bool) -> str | None:
-    """Return TWINVEC_API_KEY where it is meant for an address.
+    """Return TWINVEC_API_KEY if it is meant for an address.
 
-    With TWINVEC_URL it is meant for that one only; without, for those that a program names, not for those in its data.
+    With TWINVEC_URL set, the key is for that address only; otherwise for addresses named by the program, not those read
+    from data.
     """
     settings = Settings.from_env()
     if settings.url is None:
@@ -103,14 +104,14 @@ def _key_from_settings(address: httpx.URL, from_data: bool) -> str | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of status 200."""
+    """A response with status 200."""
 
     headers: httpx.Headers
     content: bytes
 
 
 class Line:
-    """A thread with an event loop, on which one client has its connections, whoever asks."""
+    """A thread with an event loop, on which one client keeps its connections for all callers."""
 
     def __init__(self, address: Address) -> None:
         self.pid = os.getpid()
@@ -128,26 +129,26 @@ class Line:
         failure: Callable[[httpx.Response, bytes], TwinVecError],
         **body: Any,
     ) -> Answer:
-        """Ask until there is an answer, within the address's timeout.
+        """Send a request, with retries, within the address's timeout.
 
         Args:
-            method: of HTTP.
-            path: after the address.
-            largest: bytes of an answer that can be right.
-            failure: gives the error of an answer that is no 200.
-            body: of the request, as httpx takes it.
+            method: HTTP method.
+            path: path below the address.
+            largest: the largest plausible response, in bytes.
+            failure: makes the error for a response other than 200.
+            body: the request's content, as httpx takes it.
 
         Raises:
-            RemoteError: there is no answer, or a larger one.
-            TwinVecError: what ``failure`` gave.
+            RemoteError: there is no response, or one that is too large.
+            TwinVecError: the error from ``failure``.
         """
         try:
             return await asyncio.wait_for(self._ask(method, path, largest, failure, body), self.address.timeout)
-        except DeadlineError:  # the server's own, which is a TimeoutError, too
+        except DeadlineError:  # raised by the server; also a TimeoutError
             raise
         except asyncio.TimeoutError:
-            # to ask again would double the work of a server that is slow
-            raise RemoteError(f"{self.address.shown} did not answer within {self.address.timeout} s") from None
+            # repeating the request would double the work of a slow server
+            raise RemoteError(f"{self.address.shown} did not respond within {self.address.timeout} s") from None
 
     async def _ask(self, method: str, path: str, largest: int, failure: _Failure, body: dict[str, Any]) -> Answer:
         for attempt in range(self.address.retries + 1):
@@ -174,9 +175,9 @@ class Line:
         raise AssertionError("unreachable")
 
     async def _read(self, response: httpx.Response, largest: int, *, cut: bool) -> bytes:
-        """Return an answer's content; a compressed one was not asked for, and may be any size when it is unpacked."""
+        """Read a response's content; a compressed one was not requested, and could unpack to any size."""
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise RemoteError(f"{self.address.shown} answered in a compressed form that it was not asked for")
+            raise RemoteError(f"{self.address.shown} sent a compressed response, which was not requested")
         parts, size = [], 0
         async for part in response.aiter_bytes():
             parts.append(part)
@@ -184,11 +185,13 @@ class Line:
             if size > largest:
                 if cut:
                     break
-                raise RemoteError(f"{self.address.shown} answered more than the {largest} bytes that can be right")
+                raise RemoteError(
+                    f"{self.address.shown} sent more than {largest} bytes, the largest plausible response"
+                )
         return b"".join(parts)
 
     def close(self, *, drain: bool) -> None:
-        """Finish what is pending (``drain``) or cancel it, and end the thread."""
+        """Finish pending requests (``drain``) or cancel them, and end the thread."""
         if self.pid != os.getpid():
             return
         asyncio.run_coroutine_threadsafe(self._finish(drain), self.loop).result()
@@ -197,7 +200,7 @@ class Line:
             self._thread.join()
 
     def close_later(self) -> None:
-        """End the thread without waiting for it: the collector may run anywhere."""
+        """End the thread without waiting for it, since the garbage collector may run anywhere."""
         if self.pid == os.getpid():
             self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -218,7 +221,7 @@ class Line:
 
 
 async def in_turns(work: Callable[[Any], Coroutine[Any, Any, Any]], parts: Any, at_once: int) -> list[Any]:
-    """Work on parts, a few at a time; return the results in order. A failure cancels the others."""
+    """Work on parts, a few at a time; return the results in order. A failure cancels the rest."""
     results: dict[int, Any] = {}
     numbered = enumerate(parts)
 
@@ -238,6 +241,6 @@ async def in_turns(work: Callable[[Any], Coroutine[Any, Any, Any]], parts: Any, 
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that a server wants to be left alone for."""
+    """Return the seconds that a server asks clients to wait."""
     seconds = response.headers.get("retry-after", "")
     return min(float(seconds), _LONGEST_WAIT) if seconds.isascii() and seconds.isdecimal() else None

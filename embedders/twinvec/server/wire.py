@@ -1,4 +1,4 @@
-"""What server and RemoteEmbedder say to each other: vectors as safetensors, errors by the name of their class."""
+"""The protocol between server and RemoteEmbedder: vectors as safetensors, errors by class name."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from twinvec.text.prompts import PromptTemplate, Task
 from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
 
 PROTOCOL = 1
-FINGERPRINT = "x-twinvec-fingerprint"  # header of every answer with vectors
+FINGERPRINT = "x-twinvec-fingerprint"  # header of every response with vectors
 VECTORS = "application/vnd.safetensors"
 
-# errors that a request can end in, and their HTTP status; others are 500
+# errors that a request can end in, with their HTTP status; all others are 500
 STATUS: Mapping[type[TwinVecError], int] = {
     ConfigurationError: 400,
     PromptError: 400,
     FilterError: 400,
     InvalidTextError: 400,
     TextTooLongError: 413,
-    OutOfMemoryError: 413,  # a text too long for the device: trying again does not help
+    OutOfMemoryError: 413,  # a text too long for the device: retrying does not help
     OverloadedError: 429,
     NonFiniteError: 500,
     StoreError: 500,
@@ -50,7 +50,7 @@ STATUS: Mapping[type[TwinVecError], int] = {
 }
 ERRORS: Mapping[str, type[TwinVecError]] = {error.__name__: error for error in STATUS}
 
-_UNIT = 1e-3  # how far a row's length may be from 1: rows are normalised in float32
+_UNIT = 1e-3  # tolerance of a row's norm: rows are normalised in float32
 
 _DTYPES = {
     "dense": np.float32,
@@ -65,7 +65,7 @@ _DTYPES = {
 
 
 def pack_batch(batch: EmbeddingBatch) -> bytes:
-    """Return a batch as safetensors, bit for bit; a half that is not there is left out."""
+    """Return a batch as safetensors, bit for bit; a missing half is left out."""
     arrays: dict[str, NDArray[Any]] = {"token_counts": batch.token_counts, "truncated": batch.truncated}
     if batch.dense is not None:
         arrays["dense"] = batch.dense
@@ -75,15 +75,15 @@ def pack_batch(batch: EmbeddingBatch) -> bytes:
 
 
 def unpack_batch(data: bytes) -> EmbeddingBatch:
-    """Read what ``pack_batch`` gave.
+    """Read the output of ``pack_batch``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the data is something else.
     """
     arrays = _unpack(data, needed=("token_counts", "truncated"))
     halves = [name for name in arrays if name.startswith("sparse.")]
     if halves and len(halves) != 3:
-        raise ValueError(f"of the sparse half there is only {', '.join(halves)}")
+        raise ValueError(f"the sparse half is incomplete, it only has {', '.join(halves)}")
     sparse = SparseBatch(*(arrays[f"sparse.{n}"] for n in ("indptr", "indices", "values"))) if halves else None
     return EmbeddingBatch(arrays.get("dense"), sparse, arrays["token_counts"], arrays["truncated"])
 
@@ -95,34 +95,34 @@ def pack_offsets(offsets: list[Int64]) -> bytes:
 
 
 def unpack_offsets(data: bytes) -> list[Int64]:
-    """Read what ``pack_offsets`` gave.
+    """Read the output of ``pack_offsets``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the data is something else.
     """
     arrays = _unpack(data, needed=("indptr", "offsets"))
     indptr, offsets = arrays["indptr"], arrays["offsets"]
     fits = offsets.ndim == 2 and offsets.shape[1] == 2 and indptr.ndim == 1 and len(indptr) > 0
     if not (fits and indptr[0] == 0 and indptr[-1] == len(offsets) and (np.diff(indptr) >= 0).all()):
-        raise ValueError("the offsets do not fit together")
+        raise ValueError("the offsets are inconsistent")
     return [offsets[start:end] for start, end in pairwise(indptr)]
 
 
 def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: int | None) -> None:
-    """Check that a batch is what an Embedder would give.
+    """Check that a batch is what an Embedder would return.
 
     Args:
-        batch: from a server.
-        rows: texts that were sent.
-        dim: dense dimensions; None where no dense half was asked for.
-        columns: one more than the highest sparse index; None where no sparse half was asked for.
+        batch: received from a server.
+        rows: number of texts sent.
+        dim: dense dimensions; None if no dense half was requested.
+        columns: number of sparse columns; None if no sparse half was requested.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the batch is invalid.
     """
     for name, half, wanted in (("dense", batch.dense, dim), ("sparse", batch.sparse, columns)):
         if (half is not None) != (wanted is not None):
-            raise ValueError(f"the {name} half is {'missing' if half is None else 'there, though not asked for'}")
+            raise ValueError(f"the {name} half is {'missing' if half is None else 'present, but was not requested'}")
     for counts, name in ((batch.token_counts, "token_counts"), (batch.truncated, "truncated")):
         if counts.shape != (rows,):
             raise ValueError(f"{name} has the shape {list(counts.shape)} for {rows} texts")
@@ -130,40 +130,40 @@ def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: i
         raise ValueError("token_counts are negative")
     if batch.dense is not None:
         if batch.dense.shape != (rows, dim):
-            raise ValueError(f"the dense half has the shape {list(batch.dense.shape)} instead of [{rows}, {dim}]")
+            raise ValueError(f"the dense half has the shape {list(batch.dense.shape)}, expected [{rows}, {dim}]")
         lengths = np.sqrt(np.einsum("ij,ij->i", batch.dense, batch.dense, dtype=np.float64))
-        if not (np.abs(lengths - 1) <= _UNIT).all():  # also where one is not a number
+        if not (np.abs(lengths - 1) <= _UNIT).all():  # also true for NaN
             raise ValueError("the dense rows are not finite and of length 1")
     if batch.sparse is not None:
         if len(batch.sparse) != rows:
             raise ValueError(f"the sparse half has {len(batch.sparse)} rows for {rows} texts")
         if columns is not None and (batch.sparse.indices >= columns).any():
-            raise ValueError(f"a sparse index is not below {columns}")
+            raise ValueError(f"a sparse index is {columns} or greater")
 
 
 def check_offsets(offsets: list[Int64], texts: Sequence[str]) -> None:
-    """Check that offsets lie inside of their texts.
+    """Check that offsets lie within their texts.
 
     Raises:
-        ValueError: they do not, or there are not as many as texts.
+        ValueError: they do not, or their number differs from that of the texts.
     """
     if len(offsets) != len(texts):
-        raise ValueError(f"offsets of {len(offsets)} texts for {len(texts)}")
+        raise ValueError(f"offsets for {len(offsets)} texts, expected {len(texts)}")
     for position, (pairs, text) in enumerate(zip(offsets, texts, strict=True)):
         inside = (pairs >= 0).all() and (pairs <= len(text)).all() and (pairs[:, 0] <= pairs[:, 1]).all()
         if not inside:
-            raise ValueError(f"the offsets of text {position} lie outside of it")
+            raise ValueError(f"the offsets of text {position} lie outside it")
 
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server says of its Embedder, checked.
+    """A server's description of its Embedder, checked.
 
     Attributes:
-        spec, template, task, family, prompts: the Embedder's.
-        special_tokens: that each text is given.
-        columns: one more than the highest sparse index; None without a sparse half.
-        max_texts, max_body_bytes: of one request.
+        spec, template, task, family, prompts: those of the Embedder.
+        special_tokens: number of special tokens added to each text.
+        columns: number of sparse columns; None without a sparse half.
+        max_texts, max_body_bytes: limits per request.
     """
 
     spec: ModelSpec
@@ -181,16 +181,16 @@ class ServerInfo:
         """Read ``/v1/twinvec/info``.
 
         Raises:
-            AttributeError, KeyError, TypeError, ValueError: it is something else.
+            AttributeError, KeyError, TypeError, ValueError: the data is something else.
         """
         spec = ModelSpec(**info["spec"])
         template = PromptTemplate(**{**info["template"], "named": _strings(info["template"]["named"])})
         for prompt in (template.query, template.document, template.instruct or ""):
             _string(prompt)
         if spec.fingerprint != info["fingerprint"]:
-            raise ValueError("its fingerprint is not that of its spec")
+            raise ValueError("its fingerprint does not match its spec")
         if spec.max_length is None or (spec.sparse is not None) != (info["vocabulary_size"] is not None):
-            raise ValueError("its spec is not complete")
+            raise ValueError("its spec is incomplete")
         limits = info["limits"]
         return cls(
             spec=spec,
@@ -207,7 +207,7 @@ class ServerInfo:
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is no string")
+        raise TypeError(f"{str(value)[:40]!r} is not a string")
     return value
 
 
@@ -217,7 +217,7 @@ def _strings(value: Any) -> dict[str, str]:
 
 def _whole(value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ValueError(f"{str(value)[:40]!r} is no whole number from {least}")
+        raise ValueError(f"{str(value)[:40]!r} is not an integer of at least {least}")
     return value
 
 
@@ -227,11 +227,11 @@ def task_to_json(task: Task | str | None) -> Any:
 
 
 def task_from_json(data: Any) -> Task | str | None:
-    """Read what ``task_to_json`` gave.
+    """Read the output of ``task_to_json``.
 
     Raises:
-        TypeError: it is something else.
-        PromptError: an empty instruction.
+        TypeError: the data is something else.
+        PromptError: the instruction is empty.
     """
     if isinstance(data, dict):
         task = Task(**data)
@@ -244,7 +244,7 @@ def task_from_json(data: Any) -> Task | str | None:
 
 
 def _pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    # safetensors writes the memory as it lies: a view with other strides would come out scrambled
+    # safetensors writes the underlying memory: a strided view would be scrambled
     packed: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return packed
 
@@ -255,8 +255,8 @@ def _unpack(data: bytes, needed: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     except SafetensorError as error:
         raise ValueError(f"not safetensors: {error}") from None
     if missing := [name for name in needed if name not in arrays]:
-        raise ValueError(f"without {', '.join(missing)}")
+        raise ValueError(f"missing {', '.join(missing)}")
     for name, array in arrays.items():
         if name not in _DTYPES or array.dtype != _DTYPES[name]:
-            raise ValueError(f"{name} is of an unknown kind, {array.dtype}")
+            raise ValueError(f"{name} has the unexpected type {array.dtype}")
     return arrays
