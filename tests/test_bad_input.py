@@ -173,7 +173,7 @@ def test_sparse_is_refused_where_there_is_none(tmp_path: Path) -> None:
         Embedder(folder, sparse="head")
     with Embedder(folder) as embedder, pytest.raises(ConfigurationError, match="has no sparse half"):
         embedder.embed_documents(["x"], sparse=True)
-    with pytest.raises(ConfigurationError, match="nothing but sparse"):
+    with pytest.raises(ConfigurationError, match="only has sparse vectors"):
         Embedder(build_splade(tmp_path / "splade"), sparse=None)
     with pytest.raises(CheckpointNotFoundError, match="no such head file"):
         Embedder(folder, sparse=tmp_path / "missing.safetensors")

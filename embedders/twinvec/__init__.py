@@ -1,6 +1,6 @@
 """TwinVec: dense and sparse text embeddings from one forward pass, and rerankers on the same engine.
 
-Importing this package imports neither torch nor transformers; they come with the first model.
+Importing this package loads neither torch nor transformers; both are imported with the first model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RemoteEmbedder":  # on demand: its HTTP client takes a tenth of a second to import
+    if name == "RemoteEmbedder":  # on demand: importing its HTTP client takes 0.1 s
         from twinvec.server.client import RemoteEmbedder
 
         return RemoteEmbedder

@@ -1,4 +1,4 @@
-"""BaseEmbedder: what an Embedder in this process and one behind a server have in common."""
+"""BaseEmbedder: the interface shared by Embedder (in this process) and RemoteEmbedder (on a server)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _Self = TypeVar("_Self", bound="BaseEmbedder")
 
 @dataclass(frozen=True)
 class CheckedCall:
-    """A call that can be answered: ``prompt`` goes before each text, ``dense`` and ``sparse`` halves are computed."""
+    """A validated call: ``prompt`` goes before each text; the ``dense`` and ``sparse`` halves are computed as
+    requested."""
 
     role: Role
     texts: list[str]
@@ -39,11 +40,11 @@ class CheckedCall:
 class BaseEmbedder(ABC):
     """Dense and sparse vectors of one model: the interface of ``Embedder`` and ``RemoteEmbedder``.
 
-    Whatever takes an Embedder takes either of them.
+    Wherever an Embedder is accepted, either of them will do.
 
     Attributes:
         spec: everything that decides a vector; ``spec.fingerprint`` names stores and caches.
-        options: everything else, without the token. For a server's model: its task and prompts.
+        options: everything else, except the token. For a remote model: its task and prompts.
     """
 
     spec: ModelSpec
@@ -65,27 +66,27 @@ class BaseEmbedder(ABC):
         """Embed documents (passages).
 
         Args:
-            texts: any number of strings; an empty text is embedded as the model's special tokens.
+            texts: any number of strings; an empty text is embedded as the model's special tokens alone.
             task: only a symmetric task changes documents; see ``embed_queries``.
-            prompt: put exactly this before every text instead of the model's prompt.
-            dense: compute the dense half. Without it, ``sparse="bm25"`` runs no forward pass and truncates nothing,
-                and ``token_counts`` counts terms.
+            prompt: put exactly this text before every text instead of the model's prompt.
+            dense: compute the dense half. With ``dense=False`` and ``sparse="bm25"`` no forward pass runs, nothing is
+                truncated, and ``token_counts`` counts terms.
             sparse: compute the sparse half; None: if the model has one.
-            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
+            timeout: seconds to wait before the work is cancelled and DeadlineError is raised. None: no limit.
             show_progress: draw a progress bar on stderr.
 
         Returns:
-            Rows in the order of ``texts``; equal texts are computed once.
+            Rows in the order of ``texts``; equal texts are computed only once.
 
         Raises:
-            TypeError: ``texts`` is a string, or holds anything but strings (the message names the position).
-            InvalidTextError: a text that is not valid Unicode.
+            TypeError: ``texts`` is a string, or contains something other than strings (the message names the position).
+            InvalidTextError: a text is not valid Unicode.
             TextTooLongError: with ``on_overflow="error"``.
-            PromptError: a task for a model that was not trained with instructions.
-            OutOfMemoryError: a text that does not fit on the device even alone.
+            PromptError: a task was given, but the model was not trained with instructions.
+            OutOfMemoryError: a text does not fit on the device even by itself.
             OverloadedError: the queue is full, with ``on_overload="error"``.
             DeadlineError: the timeout has passed.
-            DeviceLostError: no device works any more.
+            DeviceLostError: no working device is left.
         """
         return block(self._told(Role.DOCUMENT, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress)))
 
@@ -104,9 +105,8 @@ class BaseEmbedder(ABC):
 
         Args:
             texts: see ``embed_documents``.
-            task: a Task; a name from ``TASKS`` or from the checkpoint's prompts; or an instruction such as
-                "Given a question, find a paragraph with the answer". None: the Embedder's task, else the model's
-                own default.
+            task: a Task; a name from ``TASKS`` or from the checkpoint's prompts; or an instruction such as "Given a
+                question, find a paragraph with the answer". None: the Embedder's task, or else the model's default.
             prompt: see ``embed_documents``.
             dense: see ``embed_documents``.
             sparse: see ``embed_documents``.
@@ -158,17 +158,17 @@ class BaseEmbedder(ABC):
         sparse_weight: float = 0.3,
         task: Task | str | None = None,
     ) -> Float32:
-        """Score (query, document) pairs: dense_weight * cosine + sparse_weight * common weights.
+        """Score (query, document) pairs: dense_weight * cosine + sparse_weight * (dot product of sparse weights).
 
-        Formula: ``compute_scores`` of the GTE multilingual reference script. The weights are those of the example on
-        the model's card; the script's own default for the sparse one is 0.1, and it cuts texts at 1,024 tokens, where
-        here the model's limit holds (``max_length=1024`` is the same).
+        This is ``compute_scores`` of the GTE multilingual reference script. The default weights are those of the model
+        card's example; the script itself defaults to 0.1 for the sparse weight and cuts texts at 1,024 tokens, while
+        here the model's own limit applies (pass ``max_length=1024`` to the Embedder for the same).
 
         Returns:
             float32 [pairs].
 
         Raises:
-            ConfigurationError: a weight other than 0 for a half that the model does not have, or for BM25.
+            ConfigurationError: a nonzero weight for a half that the model does not have, or for BM25.
         """
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2:
@@ -191,8 +191,8 @@ class BaseEmbedder(ABC):
     def token_weights(self, sparse: SparseBatch) -> list[dict[str, float]]:
         """Return each sparse row as ``{token text: weight}``, heaviest first.
 
-        Texts are decoded for ``sparse_keys="surface"``, and the vocabulary's own entries for ``"ids"``. For BM25
-        they are stemmed words; a process remembers recent ones, and shows others as "#" and the id.
+        Keys are decoded texts for ``sparse_keys="surface"`` and vocabulary entries for ``"ids"``. For BM25 they are
+        stemmed words; a process remembers recent ones and shows others as "#" followed by the id.
         """
         texts = self._token_texts(np.unique(sparse.indices).tolist())
         rows = []
@@ -202,26 +202,26 @@ class BaseEmbedder(ABC):
         return rows
 
     def prompt_for(self, role: Role | str, task: Task | str | None = None) -> str:
-        """Return the exact prefix that ``embed_queries`` or ``embed_documents`` will use."""
+        """Return the exact prefix that ``embed_queries`` or ``embed_documents`` puts before texts."""
         return self._prompts.prefix(role, task if task is not None else self.task)
 
     @abstractmethod
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
-        """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
+        """Return the start and end of each text's tokens, in characters: int64 [tokens, 2] per text.
 
-        By the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
+        Uses the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
 
         Raises:
-            InvalidTextError: a text that is not valid Unicode.
+            InvalidTextError: a text is not valid Unicode.
         """
 
     @abstractmethod
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
-        """Return how many tokens of a text fit beside its prompt and the special tokens."""
+        """Return how many tokens of a text fit besides its prompt and the special tokens."""
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Return counters and choices of the model; see ``Embedder.stats``."""
+        """Return the model's counters and settings; see ``Embedder.stats``."""
 
     @property
     @abstractmethod
@@ -230,28 +230,28 @@ class BaseEmbedder(ABC):
 
     @property
     def dim(self) -> int | None:
-        """Return the dense dimensions, None for a model that is only sparse."""
+        """Return the number of dense dimensions; None for a sparse-only model."""
         return self.spec.dim
 
     @property
     def max_length(self) -> int:
-        """Return the tokens per text, prompt and specials included."""
+        """Return the maximum number of tokens per text, prompt and special tokens included."""
         assert self.spec.max_length is not None
         return self.spec.max_length
 
     @property
     def has_sparse(self) -> bool:
-        """Return whether there is a sparse half."""
+        """Return whether the model has a sparse half."""
         return self.spec.sparse is not None
 
     @property
     def needs_idf(self) -> bool:
-        """Return whether a store must multiply the sparse weights of queries by its idf: True for BM25."""
+        """Return whether stores must multiply the sparse weights of queries by their idf: True for BM25."""
         return Bm25.parse(self.spec.sparse) is not None
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """Return the prompts that override the checkpoint's."""
+        """Return the prompts that override those of the checkpoint."""
         return dict(self.options.prompts or {})
 
     @property
@@ -266,7 +266,7 @@ class BaseEmbedder(ABC):
 
     @abstractmethod
     def close(self, *, drain: bool = False) -> None:
-        """Release what this object holds; later calls raise ConfigurationError.
+        """Release this object's resources; later calls raise ConfigurationError.
 
         Args:
             drain: let pending calls of other threads finish first.
@@ -296,14 +296,14 @@ class BaseEmbedder(ABC):
 
     def _check(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> CheckedCall:
         if self._closed:
-            raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
+            raise ConfigurationError(f"this {type(self).__name__} is closed; create a new one")
         checked = check_texts(texts)
         dense = wanted.dense and self.dim is not None
         sparse = self.has_sparse if wanted.sparse is None else wanted.sparse
         if sparse and not self.has_sparse:
             raise ConfigurationError(
-                f'{self.spec.model} has no sparse half: make the Embedder with sparse="bm25", a head file or a SPLADE '
-                "checkpoint"
+                f'{self.spec.model} has no sparse half: create the Embedder with sparse="bm25", a head file or a '
+                "SPLADE checkpoint"
             )
         if not (dense or sparse):
             raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
@@ -319,9 +319,9 @@ class BaseEmbedder(ABC):
         double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]
         if double:
             warnings.warn(
-                f"{len(double)} of {len(texts)} texts begin with a prompt already, and this model's goes before it "
+                f"{len(double)} of {len(texts)} texts already begin with a prompt, and the model's is added before it "
                 f"(first: texts[{double[0]}], {texts[double[0]][:80]!r}). Pass texts without prompts, or pass "
-                'prompt="" with texts that have theirs.',
+                'prompt="" with texts that already have one.',
                 DoublePromptWarning,
                 stacklevel=level_of_caller(),
             )
@@ -339,7 +339,7 @@ class BaseEmbedder(ABC):
 
 
 def level_of_caller() -> int:
-    """Return the ``stacklevel`` of whoever called into this package."""
+    """Return the ``stacklevel`` of the first caller outside this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("twinvec."):
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,4 @@
-"""Embedder: the public object. Text in, dense and sparse vectors out; roles are in the method names."""
+"""Embedder: the main class. Texts in, dense and sparse vectors out; the method names say the role."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from twinvec.text.tokenizer import TextTokenizer
 
-_INTERACTIVE = 64  # queries of one call that go before bulk work; more of them are bulk work
+_INTERACTIVE = 64  # calls with more queries count as bulk work
 
 
 class Embedder(LocalModel, BaseEmbedder):
     """Dense and sparse vectors of one model, with the prompts it was trained on.
 
-    Thread safe; calls from several threads and tasks share the model. Pickling carries the specification, not the
-    weights. Use as a context manager, or call ``close``, to release the model early.
+    Thread safe; calls from several threads and tasks share the model. Pickles contain the specification, not the
+    weights. Use it as a context manager, or call ``close``, to release the model early.
 
     Examples:
         >>> embedder = Embedder("Alibaba-NLP/gte-multilingual-base", dim=256)
@@ -46,13 +46,13 @@ class Embedder(LocalModel, BaseEmbedder):
         """Load a model.
 
         Args:
-            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec; with a ModelSpec, leave out
-                the options that are its fields.
+            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec; with a ModelSpec, omit the
+                options that are its fields.
             {options}
 
         Raises:
             CheckpointError: the model cannot be found, read or loaded.
-            ConfigurationError: an argument that cannot be honoured.
+            ConfigurationError: an option cannot be honoured.
         """
         from twinvec.engine.registry import lease_models
 
@@ -71,17 +71,17 @@ class Embedder(LocalModel, BaseEmbedder):
         return self._core.model.tokenizer
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
-        """Return where the tokens of each text start and end in it, in characters: int64 [tokens, 2] per text.
+        """Return the start and end of each text's tokens, in characters: int64 [tokens, 2] per text.
 
-        By the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
+        Uses the dense model's tokenizer, without prompt and special tokens; nothing is truncated.
 
         Raises:
-            InvalidTextError: a text that is not valid Unicode.
+            InvalidTextError: a text is not valid Unicode.
         """
         return self._core.model.tokenizer.offsets(check_texts(texts))
 
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
-        """Return how many tokens of a text fit beside its prompt and the special tokens."""
+        """Return how many tokens of a text fit besides its prompt and the special tokens."""
         prompt = self.prompt_for(role, task)
         return self.max_length - self._core.model.tokenizer.overhead(prompt)
 
@@ -129,7 +129,7 @@ class Embedder(LocalModel, BaseEmbedder):
         parts: list[Part] = []
         if both or asked.dense:
             parts.append(Job(asked.texts, request, self._core))
-        # neither BM25 nor a SPLADE model knows prompts, and the dense model's limit is not theirs
+        # BM25 and SPLADE models know no prompts, and the dense model's limit does not apply to them
         if asked.sparse and self._bm25 is not None:
             parts.append(Bm25Job(self._bm25, asked.role, asked.texts, urgent=urgent))
         elif asked.sparse and not both:

@@ -1,31 +1,31 @@
-"""Every error that TwinVec raises on purpose.
+"""All errors that TwinVec raises deliberately.
 
 TwinVecError
 ├── CheckpointError              a model cannot be found, read or loaded
 │   ├── CheckpointNotFoundError  missing folder or file, or no access to the hub
 │   ├── CheckpointFieldError     an impossible value in one of its files: .file, .field, .value
-│   ├── CheckpointMismatchError  tensors that do not fit the family: .missing, .unexpected, .mismatched
-│   ├── UnsupportedCheckpointError  no family covers it
-│   │   └── ModelKindError       a reranker where an Embedder was asked for, or the other way round
-│   └── RemoteCodeRequiredError  it needs its own code, which was not allowed
+│   ├── CheckpointMismatchError  tensors do not fit the family: .missing, .unexpected, .mismatched
+│   ├── UnsupportedCheckpointError  no family supports it
+│   │   └── ModelKindError       a reranker was loaded as an Embedder, or vice versa
+│   └── RemoteCodeRequiredError  it needs its own code, which is not allowed by default
 ├── ConfigurationError           an argument that cannot be honoured (also a ValueError)
-│   └── PromptError              a task or prompt that the model was not trained for, or that does not fit
-├── TextError                    one text is to blame: .position, .reason
+│   └── PromptError              a task or prompt the model was not trained for, or that does not fit
+├── TextError                    a single text is at fault: .position, .reason
 │   ├── InvalidTextError         it cannot be tokenised (also a ValueError)
 │   ├── TextTooLongError         it is over the limit with on_overflow="error" (also a ValueError)
 │   ├── NonFiniteError           the model returned NaN or infinity for it
-│   └── OutOfMemoryError         it alone does not fit into the device's memory
+│   └── OutOfMemoryError         it does not fit into the device's memory even by itself
 ├── OverloadedError              the queue is full and on_overload="error"
 ├── DeadlineError                a call's timeout passed (also a TimeoutError)
-├── DeviceLostError              no device works any more; Embedder.restart() builds the model again
-├── RemoteError                  an embedding server cannot be reached, or its answer is invalid
+├── DeviceLostError              no working device is left; Embedder.restart() rebuilds the model
+├── RemoteError                  a server cannot be reached, or its response is invalid
 └── StoreError                   a store of vectors cannot do what was asked
-    ├── StoreNotFoundError       the store does not exist, and creating it was not asked for
+    ├── StoreNotFoundError       the store does not exist, and was opened without a config to create it
     ├── StoreLockedError         another process has the folder open
     ├── StoreClosedError         used after close()
     ├── StoreReadOnlyError       a write to a store that was opened with read_only=True
-    ├── StoreMismatchError       a store made with other settings or by another version
-    │   └── FingerprintMismatchError  made with another model: .stored, .given
+    ├── StoreMismatchError       the store was created with other settings or by another version
+    │   └── FingerprintMismatchError  created with another model: .stored, .given
     ├── StoreEngineError         the engine failed, or the server cannot be reached
     ├── InvalidRecordError       a record that would harm the store (also a ValueError): .id, .field, .reason
     ├── FilterError              a filter that cannot be applied (also a ValueError): .field
@@ -33,7 +33,7 @@ TwinVecError
 
 TruncationWarning                texts were cut at the model's limit (a UserWarning, once per call)
 DoublePromptWarning              texts begin with the prompt that goes before them (a UserWarning, once per call)
-FusionWarning                    fusion="weighted" where scores have another scale than its weights (a UserWarning)
+FusionWarning                    fusion="weighted" with scores on a different scale from its weights (a UserWarning)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _Record = TypeVar("_Record", bound="InvalidRecordError")
 
 
 class TwinVecError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of all errors raised deliberately."""
 
 
 class CheckpointError(TwinVecError):
@@ -59,11 +59,11 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointFieldError(CheckpointError):
-    """A value in one of a checkpoint's files that no working model can have.
+    """A checkpoint file contains a value that no working model can have.
 
     Attributes:
         file: the file.
-        field: the field's name; several, separated by commas, if they are missing.
+        field: the field's name; several names separated by commas if they are missing.
         value: the value in the file; None if it is missing.
     """
 
@@ -77,8 +77,8 @@ class CheckpointMismatchError(CheckpointError):
     """The tensors of a checkpoint do not fit its family.
 
     Attributes:
-        missing: tensors the model needs and the checkpoint lacks.
-        unexpected: tensors of the checkpoint that the model has no place for.
+        missing: tensors the model needs but the checkpoint lacks.
+        unexpected: tensors of the checkpoint that the model does not use.
         mismatched: name -> (shape in the checkpoint, shape in the model).
     """
 
@@ -93,23 +93,23 @@ class CheckpointMismatchError(CheckpointError):
         self.missing = tuple(sorted(missing))
         self.unexpected = tuple(sorted(unexpected))
         self.mismatched = dict(sorted((mismatched or {}).items()))
-        parts = [f"{where}: the tensors do not fit the model that its config.json describes."]
+        parts = [f"{where}: the tensors do not fit the model described by config.json."]
         for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
                 parts.append(f"  {len(names)} {title}: {_shorten(names)}")
         if self.mismatched:
             shapes = [f"{k} {list(a)} instead of {list(b)}" for k, (a, b) in self.mismatched.items()]
-            parts.append(f"  {len(shapes)} of another shape: {_shorten(shapes)}")
-        parts.append("Nothing was loaded: download the checkpoint again, or use the one made for this config.")
+            parts.append(f"  {len(shapes)} with another shape: {_shorten(shapes)}")
+        parts.append("Nothing was loaded: download the checkpoint again, or use one that matches this config.")
         super().__init__("\n".join(parts))
 
 
 class UnsupportedCheckpointError(CheckpointError):
-    """No family of TwinVec covers this checkpoint."""
+    """No family of TwinVec supports this checkpoint."""
 
 
 class ModelKindError(UnsupportedCheckpointError):
-    """A reranker where an Embedder was asked for, or the other way round."""
+    """A reranker was loaded as an Embedder, or vice versa."""
 
 
 class RemoteCodeRequiredError(CheckpointError):
@@ -125,11 +125,11 @@ class PromptError(ConfigurationError):
 
 
 class TextError(TwinVecError):
-    """One text is to blame for a call that failed.
+    """A call failed because of a single text.
 
     Attributes:
         position: index of the text in the caller's list; None if unknown.
-        reason: what is wrong with it, and what to do; the message without the position.
+        reason: what is wrong with it and what to do; the message without the position.
     """
 
     def __init__(self, reason: str, *, position: int | None = None, name: str = "texts") -> None:
@@ -147,7 +147,7 @@ class InvalidTextError(TextError, ValueError):
 
 
 class TextTooLongError(TextError, ValueError):
-    """A text is longer than the limit and ``on_overflow="error"`` was asked for."""
+    """A text is longer than the limit, with ``on_overflow="error"``."""
 
 
 class NonFiniteError(TextError):
@@ -155,7 +155,7 @@ class NonFiniteError(TextError):
 
 
 class OutOfMemoryError(TextError):
-    """One text alone does not fit into the device's memory."""
+    """A text does not fit into the device's memory even by itself."""
 
 
 class OverloadedError(TwinVecError):
@@ -167,19 +167,19 @@ class DeadlineError(TwinVecError, TimeoutError):
 
 
 class DeviceLostError(TwinVecError):
-    """Every device of the model has failed; all pending calls get this error."""
+    """All devices of the model have failed; all pending calls get this error."""
 
 
 class RemoteError(TwinVecError):
-    """An embedding server cannot be reached, refuses access, or returns an invalid answer."""
+    """A server cannot be reached, refuses access, or returns an invalid response."""
 
 
 class StoreError(TwinVecError):
-    """A store of vectors cannot do what was asked."""
+    """A vector store cannot do what was asked."""
 
 
 class StoreNotFoundError(StoreError):
-    """The store does not exist, and creating it was not asked for."""
+    """The store does not exist, and was opened without a config to create it."""
 
 
 class StoreLockedError(StoreError):
@@ -191,18 +191,18 @@ class StoreClosedError(StoreError):
 
 
 class StoreReadOnlyError(StoreError):
-    """The store was opened for reading only."""
+    """The store was opened as read-only."""
 
 
 class StoreMismatchError(StoreError):
-    """A store that was made with other settings, or by a version that cannot be read."""
+    """The store was created with other settings, or by a version that cannot be read."""
 
 
 class FingerprintMismatchError(StoreMismatchError):
-    """A store that holds vectors of another model.
+    """The store holds vectors of another model.
 
     Attributes:
-        stored: the fingerprint that the store was made with.
+        stored: the fingerprint the store was created with.
         given: the fingerprint of the model it was opened with.
     """
 
@@ -210,23 +210,23 @@ class FingerprintMismatchError(StoreMismatchError):
         self.stored = stored
         self.given = given
         super().__init__(
-            f"{where} holds vectors of another model, which cannot be compared with this one's:\n"
+            f"{where} holds vectors of another model, which cannot be compared with those of this one:\n"
             f"  store: {stored} ({stored_model})\n"
             f"  given: {given} ({given_model})\n"
-            "Open it with the model and options it was made with, or ingest the documents into a new store."
+            "Open it with the model and options it was created with, or ingest the documents into a new store."
         )
 
 
 class StoreEngineError(StoreError):
-    """The engine under a store failed, or its server cannot be reached."""
+    """A store's engine failed, or its server cannot be reached."""
 
 
 class InvalidRecordError(StoreError, ValueError):
-    """A record that would harm the store.
+    """A record would harm the store.
 
     Attributes:
-        id: the record's id; None if it is unknown or the whole batch is to blame.
-        field: part of the record: "text", "dense", "metadata['a'][0]"; None if no part is to blame.
+        id: the record's id; None if it is unknown or the whole batch is at fault.
+        field: the faulty part of the record: "text", "dense", "metadata['a'][0]"; None if no single part is at fault.
         reason: what is wrong with it; the message without the id.
     """
 
@@ -242,10 +242,10 @@ class InvalidRecordError(StoreError, ValueError):
 
 
 class FilterError(StoreError, ValueError):
-    """A filter that cannot be applied.
+    """A filter cannot be applied.
 
     Attributes:
-        field: the field to blame; None if there is none.
+        field: the field at fault; None if there is none.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -254,11 +254,11 @@ class FilterError(StoreError, ValueError):
 
 
 class IngestError(StoreError):
-    """A source that cannot be read, or a bad row with ``on_error="stop"``."""
+    """A source cannot be read, or contains a bad row with ``on_error="stop"``."""
 
 
 class FusionWarning(UserWarning):
-    """A fusion of raw scores whose weights were made for the scores of another model."""
+    """Raw scores are fused with weights that were made for the scores of another model."""
 
 
 class TruncationWarning(UserWarning):
@@ -266,7 +266,7 @@ class TruncationWarning(UserWarning):
 
 
 class DoublePromptWarning(UserWarning):
-    """Texts begin with the prompt that goes before them, so that the model sees it twice."""
+    """Texts begin with the prompt that is put before them, so that the model sees it twice."""
 
 
 def _shorten(names: Sequence[str], limit: int = 12) -> str:

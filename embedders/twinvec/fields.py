@@ -1,4 +1,4 @@
-"""Every option as a pydantic field, for the frameworks' classes; pydantic comes with the framework."""
+"""All options as pydantic fields, for the framework classes; pydantic comes with the framework."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DEFAULTS = {field.name: field.default for field in option_fields()}
 
 
 def option(name: str, **more: Any) -> Any:
-    """Return a field with the option's declared default and meaning."""
+    """Return a field with the option's declared default and description."""
     return Field(default=_DEFAULTS[name], description=option_docs().get(name), **more)
 
 
 class OptionFields(BaseModel):
-    """The options of an Embedder but ``sparse``, which is a method's name in LangChain's class."""
+    """The options of an Embedder except ``sparse``, which is a method's name in LangChain's class."""
 
     revision: str | None = option("revision")
     dtype: str = option("dtype")
@@ -41,12 +41,12 @@ class OptionFields(BaseModel):
     token_budget: int | None = option("token_budget")
     on_overload: OnOverload = option("on_overload")
     memo_bytes: int = option("memo_bytes")
-    # JSON can name a folder, not an object
+    # JSON can name a folder but not hold an object
     cache: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})] = option("cache")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Write the meaning of every field into the documentation of a class, where ``help`` shows it."""
+        """Write the description of every field into a class docstring, where ``help`` shows it."""
         super().__pydantic_init_subclass__(**kwargs)
         if doc := vars(cls).get("__doc__"):
             docs = {info.alias or name: info.description for name, info in cls.model_fields.items() if info.description}

@@ -1,6 +1,6 @@
-"""Sync and async once: a flow is written one time, ``block`` drives it for threads, ``wait`` for an event loop.
+"""Sync and async from one body: a flow is written once; ``block`` drives it for threads, ``wait`` for an event loop.
 
-A flow is a coroutine that awaits nothing but other flows and calls: what it needs of the outside, in two forms.
+A flow is a coroutine that awaits only other flows and calls; a call is an outside operation in two forms.
 
     async def _answer(self, query: str) -> list[Hit]:
         batch = await call(self.embedder.embed_queries, self.embedder.aembed_queries, [query])
@@ -13,9 +13,9 @@ A flow is a coroutine that awaits nothing but other flows and calls: what it nee
         return await wait(self._answer(query))
 
 ``block`` takes the blocking form of each call, on the caller's own thread and without an event loop, so that it works
-inside of one, too. ``wait`` awaits the other form. Errors and cancellation of a call are raised inside of the flow,
-where it awaits the call, so that ``try`` and ``finally`` mean what they say under both drivers. This is the one idiom
-for twins in this code base; twins are one line each.
+inside a running one, too. ``wait`` awaits the other form. Errors and cancellation of a call are raised inside the flow,
+at the point where it awaits the call, so that ``try`` and ``finally`` work as usual under both drivers. All sync/async
+twins in this code base are built this way, in one line each.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Flow: TypeAlias = Coroutine[Any, Any, _T]
 
 @dataclass(frozen=True)
 class Call(Generic[_T]):
-    """What a flow needs of the outside.
+    """An operation that a flow needs from the outside.
 
     Attributes:
-        blocking: does it on this thread.
-        awaiting: does it without blocking the event loop.
+        blocking: performs it on this thread.
+        awaiting: performs it without blocking the event loop.
     """
 
     blocking: Callable[[], _T]
@@ -53,18 +53,18 @@ class Call(Generic[_T]):
 def call(
     blocking: Callable[_P, _T], awaiting: Callable[..., Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
 ) -> Call[_T]:
-    """Return the call of a method and its async twin with the same arguments."""
+    """Return the call of a method or its async twin, with the same arguments."""
     return Call(functools.partial(blocking, *args, **kwargs), functools.partial(awaiting, *args, **kwargs))
 
 
 def on_thread(blocking: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Call[_T]:
-    """Return the call of something that blocks and has no async twin: a thread does it for an event loop."""
+    """Return the call of a blocking function without an async twin: under an event loop it runs on a thread."""
     work = functools.partial(blocking, *args, **kwargs)
     return Call(work, functools.partial(in_thread, work))
 
 
 def together(calls: Sequence[Call[_T]]) -> Call[list[_T]]:
-    """Return the call of all of them: one after the other for a thread, side by side for an event loop."""
+    """Return the call of all of them: one after another on a thread, concurrently on an event loop."""
 
     async def gathered() -> list[_T]:
         return list(await asyncio.gather(*(one.awaiting() for one in calls)))
@@ -78,7 +78,7 @@ async def one(awaited: Awaitable[_T]) -> _T:
 
 
 def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:
-    """Make a method that blocks one that a flow awaits; see ``on_thread``."""
+    """Turn a blocking method into one that a flow can await; see ``on_thread``."""
 
     @functools.wraps(blocking)
     def made(*args: _P.args, **kwargs: _P.kwargs) -> Call[_T]:

@@ -1,4 +1,4 @@
-"""JoinedEmbedder: dense vectors of somebody else's model beside a sparse half of ours."""
+"""JoinedEmbedder: dense vectors from someone else's model, combined with one of our sparse halves."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
-_AT_ONCE = 16  # queries of one async call that are asked for at the same time
+_AT_ONCE = 16  # concurrent queries of one async call
 _PROBE = "dimension"
 
 
 class DenseSource(ABC):
-    """Where dense vectors come from: a framework's embeddings object, or an API.
+    """A source of dense vectors: a framework's embeddings object, or an API.
 
     Attributes:
-        name: of its class and model; it is part of a store's fingerprint.
-        prompts: what it puts before texts by itself, as far as we know.
+        name: its class and model; part of a store's fingerprint.
+        prompts: the prompts it adds by itself, as far as we know.
     """
 
     name: str
@@ -34,7 +34,7 @@ class DenseSource(ABC):
 
     @abstractmethod
     def documents(self, texts: list[str], task: Task | str | None) -> Sequence[Sequence[float]]:
-        """Return a row per document."""
+        """Return one row per document."""
 
     @abstractmethod
     async def adocuments(self, texts: list[str], task: Task | str | None) -> Sequence[Sequence[float]]:
@@ -50,24 +50,24 @@ class DenseSource(ABC):
 
 
 class JoinedEmbedder(BaseEmbedder):
-    """Two halves of different origin as one embedder: dense rows of a ``DenseSource``, sparse ones of ours.
+    """Two halves of different origin as one embedder: dense rows from a ``DenseSource``, sparse rows from ours.
 
-    Rows have length 1 whatever the source gives. Both halves of a text are asked for one after the other.
+    Dense rows are normalised whatever the source returns. The halves of a text are computed one after the other.
     """
 
     def __init__(
         self, source: DenseSource, sparse: BaseEmbedder | str | None, *, task: Task | str | None = None
     ) -> None:
-        """Bring both together; the source is asked for one vector, to learn its dimension.
+        """Combine both halves; the source is asked for one vector to learn its dimension.
 
         Args:
-            source: of the dense half.
-            sparse: an embedder with a sparse half; "bm25" or a longer form of it, see ``ModelSpec``; None for no
-                sparse half.
-            task: default task of every call, for a source that knows tasks.
+            source: source of the dense half.
+            sparse: an embedder with a sparse half; "bm25" or a longer form of it, see ``ModelSpec``; None for no sparse
+                half.
+            task: default task of every call, for a source that supports tasks.
 
         Raises:
-            ConfigurationError: nothing sparse there.
+            ConfigurationError: ``sparse`` has no sparse half.
         """
         self._source, self._sparse = source, sparse if isinstance(sparse, BaseEmbedder) else None
         self._bm25 = Bm25.parse(sparse.spec.sparse if isinstance(sparse, BaseEmbedder) else sparse)
@@ -87,11 +87,11 @@ class JoinedEmbedder(BaseEmbedder):
         )
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
-        """See ``Embedder.token_offsets``; of the sparse half's model."""
+        """See ``Embedder.token_offsets``; uses the sparse half's model."""
         return self._tokenizing().token_offsets(texts)
 
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
-        """See ``Embedder.token_room``; of the sparse half's model."""
+        """See ``Embedder.token_room``; uses the sparse half's model."""
         return self._tokenizing().token_room(role)
 
     def stats(self) -> dict[str, Any]:
@@ -100,21 +100,21 @@ class JoinedEmbedder(BaseEmbedder):
 
     @property
     def healthy(self) -> bool:
-        """Return whether the sparse half's model is."""
+        """Return whether the sparse half's model is healthy."""
         return not self._closed and (self._sparse is None or self._sparse.healthy)
 
     @property
     def family(self) -> str:
-        """Return that it is of none."""
+        """Return "joined": it belongs to no family."""
         return "joined"
 
     def close(self, *, drain: bool = False) -> None:
-        """Answer no more calls; both halves stay open."""
+        """Accept no more calls; both halves stay open."""
         self._closed = True
 
     def _tokenizing(self) -> BaseEmbedder:
         if self._sparse is None:
-            raise ConfigurationError(f"{self.spec.model} shows no tokenizer: split texts by characters")
+            raise ConfigurationError(f"{self.spec.model} gives no access to its tokenizer: split texts by characters")
         return self._sparse
 
     def _token_texts(self, keys: list[int]) -> Mapping[int, str]:
@@ -125,7 +125,7 @@ class JoinedEmbedder(BaseEmbedder):
 
     async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
         if wanted.prompt is not None or wanted.timeout is not None:
-            raise ConfigurationError(f"{self.spec.model} takes neither prompt= nor timeout=")
+            raise ConfigurationError(f"{self.spec.model} supports neither prompt= nor timeout=")
         n, dense, sparse = len(asked.texts), None, None
         if asked.dense:
             task = wanted.task if wanted.task is not None else self.task
@@ -148,7 +148,7 @@ class JoinedEmbedder(BaseEmbedder):
         dims = {len(row) for row in rows}
         if len(rows) != n or dims - {self.dim}:
             raise ConfigurationError(
-                f"{self.spec.model} gave {len(rows)} vectors of {sorted(dims)} dimensions for {n} texts; {n} of "
+                f"{self.spec.model} returned {len(rows)} vectors of {sorted(dims)} dimensions for {n} texts; {n} of "
                 f"{self.dim} were expected"
             )
         dense = np.asarray(rows, np.float32).reshape(n, self.dim or 0)

@@ -1,4 +1,4 @@
-"""LocalModel: models of this process that an object holds a share in, their counters and their end."""
+"""LocalModel: an object's share in the models of this process, their counters and their release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LocalModel:
-    """What an Embedder and a Reranker of this process have in common."""
+    """What Embedder and Reranker have in common."""
 
     options: EmbedderOptions
     _closed: bool
@@ -23,7 +23,7 @@ class LocalModel:
         self.options = replace(options, token=None)
         self._leases = leases
         self._closed = False
-        # a collected object gives its share back like a closed one
+        # garbage collection returns the share just as close() does
         self._finalizer = weakref.finalize(self, _close_later, leases)
         self._finalizer.atexit = False
 
@@ -32,17 +32,17 @@ class LocalModel:
         return self._leases[0].core
 
     def stats(self) -> dict[str, Any]:
-        """Return counters and choices of the model, which all its users in the process share.
+        """Return the model's counters and settings, shared by all its users in the process.
 
         Counters: ``forwards`` (passes), ``texts`` (rows that went through one), ``tokens``, ``truncated``,
         ``out_of_memory`` (recoveries), ``failures`` (batches that raised), ``memo_hits``, ``memo_misses``,
         ``cache_hits``, ``cache_misses``, ``queue_wait_seconds`` (sum over texts), ``forward_seconds``. Gauges:
         ``queued`` (texts waiting), ``batch_fill`` (mean share of the token budget), ``token_budget``, ``healthy``,
-        ``device_memory`` (bytes held on CUDA devices), ``predicted_memory`` (the most they will be, from a probe at
-        loading). Choices: ``device``, ``dtype``, ``attention`` ("varlen", "flash", "sdpa" or "padded"), ``kernels``
+        ``device_memory`` (bytes held on CUDA devices), ``predicted_memory`` (the expected maximum, from a probe at
+        loading). Settings: ``device``, ``dtype``, ``attention`` ("varlen", "flash", "sdpa" or "padded"), ``kernels``
         ("triton" or "torch"), ``linear`` ("packed", "packed int8", "int8" or "torch": how products with
-        weights run), ``graphs`` (sizes of small batches that are CUDA graphs). ``load_seconds`` is what loading took. A
-        second, sparse model adds to the counters.
+        weights run), ``graphs`` (number of small batch sizes captured as CUDA graphs). ``load_seconds`` is the loading
+        time. A second, sparse model adds to the counters.
         """
         cores = [lease.core for lease in self._leases]
         states = [core.state for core in cores]
@@ -82,7 +82,7 @@ class LocalModel:
         return not self._closed and all(lease.core.healthy for lease in self._leases)
 
     def restart(self) -> None:
-        """Build the model again after ``DeviceLostError``, for all its users."""
+        """Rebuild the model after ``DeviceLostError``, for all its users."""
         for lease in self._leases:
             lease.core.restart()
 
@@ -92,10 +92,10 @@ class LocalModel:
         return self._core.model.description.family
 
     def close(self, *, drain: bool = False) -> None:
-        """Release the model; its last user frees it. Later calls raise ConfigurationError.
+        """Release the model; the last user frees it. Later calls raise ConfigurationError.
 
         Args:
-            drain: let pending calls of other threads finish first; else they raise ConfigurationError.
+            drain: let pending calls of other threads finish first; otherwise they raise ConfigurationError.
         """
         self._closed = True
         if self._finalizer.detach() is not None:

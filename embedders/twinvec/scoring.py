@@ -210,7 +210,7 @@ class BaseReranker(ABC):
 
     async def _checked(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Float32:
         if self._closed:
-            raise ConfigurationError(f"this {type(self).__name__} is closed; make a new one")
+            raise ConfigurationError(f"this {type(self).__name__} is closed; create a new one")
         found = await self._compute(pairs, options)
         if len(cut := np.flatnonzero(found.truncated)):
             warnings.warn(

@@ -705,7 +705,7 @@ def test_a_failing_replica_is_taken_out_and_its_work_goes_on(
         assert len(batch) == 40
         assert embedder.healthy
         assert second.forwards > 0
-        assert "is taken out, 1 devices go on" in caplog.text
+        assert "was removed, 1 devices continue" in caplog.text
 
 
 # --- memo

@@ -171,9 +171,9 @@ def test_a_classifier_of_three_labels_is_no_reranker(tmp_path: Path) -> None:
 def test_each_class_sends_to_the_other(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpointError, match=r"this is a reranker: use twinvec\.Reranker"):
         Embedder(build_cross_encoder(tmp_path / "reranker", "bert"))
-    with pytest.raises(UnsupportedCheckpointError, match=r"no reranker: use twinvec\.Embedder"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"not a reranker: use twinvec\.Embedder"):
         Reranker(build_sentence_transformer(tmp_path / "embedder", "bert"))
-    with pytest.raises(UnsupportedCheckpointError, match=r"no reranker: use twinvec\.Embedder"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"not a reranker: use twinvec\.Embedder"):
         Reranker(build_gte(tmp_path / "gte"))
 
 

@@ -129,7 +129,7 @@ def test_closing_while_a_call_waits(connect: Connect, quick: Embedder, gate: Gat
         gate.open.set()
     closer.join()
     caller.join()
-    assert outcome == [1 if drain else "this RemoteEmbedder is closed; make a new one"]
+    assert outcome == [1 if drain else "this RemoteEmbedder is closed; create a new one"]
 
 
 def test_a_forgotten_one_ends_its_thread(connect: Connect, hosts: Hosts, gte: Embedder) -> None:

@@ -1,1 +1,1 @@
-"""One model in memory and everyone who uses it."""
+"""One model in memory, shared by all its users."""

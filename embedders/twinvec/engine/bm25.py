@@ -1,4 +1,4 @@
-"""One call's part in BM25: a window at a time, so that callers take turns and a cancelled one stops."""
+"""The BM25 part of a call: processed in windows, so that callers take turns and cancelled ones stop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from twinvec.text.prompts import Role
 from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
 from twinvec.workers import workers
 
-_WINDOW = 64  # texts, some milliseconds
+_WINDOW = 64  # texts; a few milliseconds
 
 
 class Bm25Job:
-    """Texts on their way to BM25 rows; as ``twinvec.engine.job.Job`` to its caller."""
+    """Texts on their way to BM25 rows; callers use it like ``twinvec.engine.job.Job``."""
 
     def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
         self.given = texts
@@ -28,11 +28,11 @@ class Bm25Job:
 
     @property
     def done(self) -> float:
-        """Return the share of the texts that have their row."""
+        """Return the fraction of texts whose row is ready."""
         return self._weighed / max(len(self.given), 1)
 
     def start(self) -> None:
-        """Go on, on a thread beside the caller's and the device's."""
+        """Start, on a thread other than the caller's and the device's."""
         workers(self._thread).run(self._advance)
 
     def cancel(self) -> None:
@@ -40,7 +40,7 @@ class Bm25Job:
         self.future.cancel()
 
     def _advance(self) -> None:
-        with contextlib.suppress(InvalidStateError):  # cancelled in this moment
+        with contextlib.suppress(InvalidStateError):  # cancelled just now
             if self.future.done():
                 return
             try:
@@ -56,7 +56,7 @@ class Bm25Job:
                 self.future.set_result(None)
 
     def figures(self) -> dict[str, float]:
-        """Return that no model had anything to do."""
+        """Return no figures: no model was involved."""
         return {}
 
     def batch(self) -> EmbeddingBatch:

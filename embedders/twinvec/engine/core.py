@@ -1,8 +1,8 @@
-"""The inference core: one model in memory, and the threads that carry messages between its callers, hosts and devices.
+"""The inference core: one model in memory, and the threads that carry messages between callers, hosts and devices.
 
-A dispatcher decides everything. Whoever has an event steps it, under one lock, and carries out what it commands: a lone
-query is tokenised on its caller's thread, goes to the device's thread, and back. Host threads tokenise what takes
-longer, and read and write persistent caches.
+The dispatcher makes all decisions. Whoever has an event steps it, under one lock, and executes the resulting commands:
+a single query is tokenised on its caller's thread, goes to the device thread, and back. Host threads do longer
+tokenisation and read and write persistent caches.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from twinvec.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_LIGHT = 2048  # characters, which are tokenised faster than another thread wakes up
+_LIGHT = 2048  # characters; tokenising these is faster than waking another thread
 
 
 class InferenceCore:
     """One loaded model and the threads that serve it.
 
     Attributes:
-        model: what was loaded.
-        state: the dispatcher; others than the core only read its counters.
+        model: the loaded model.
+        state: the dispatcher; only its counters may be read from outside.
     """
 
     def __init__(self, model: Model, namespaces: Namespaces) -> None:
@@ -47,41 +47,41 @@ class InferenceCore:
         self._abandoned = False
         self._lock, self._restarting = threading.Lock(), threading.Lock()
         self._inboxes: dict[Device, SimpleQueue[Command]] = {}
-        # queries are tokenised beside bulk windows, not after them
+        # queries are tokenised in parallel with bulk windows, not after them
         self._hosts = {True: Workers("twinvec-query"), False: Workers("twinvec-bulk")}
         self._start_devices(model)
 
     @property
     def healthy(self) -> bool:
-        """Return whether new work is taken and some device works."""
+        """Return whether new work is accepted and a device works."""
         return self.state.error is None
 
     @property
     def token_budget(self) -> int:
-        """Return the tokens that a batch may have today."""
+        """Return the current token limit of a batch."""
         return next((device.budget for device in self.state.devices), self.model.encoder.token_budget)
 
     def submit(self, job: Job) -> None:
-        """Queue a job, whose future tells how it went; never blocks.
+        """Queue a job; its future reports the outcome. Never blocks.
 
         Raises:
-            ConfigurationError: in a process forked after the model was loaded.
+            ConfigurationError: called in a process that was forked after the model was loaded.
         """
         if os.getpid() != self._pid:
             raise ConfigurationError(
-                "this Embedder was made before the process forked, and its threads did not come along: make it in the "
-                'child, or start workers with the "spawn" method'
+                "this Embedder was created before the process forked, and its threads do not exist here: create it in "
+                'the child, or start workers with the "spawn" method'
             )
         self._step(partial(self.state.submitted, job))
 
     def cancel(self, job: Job) -> None:
-        """Let go of a job's work, as far as nobody else waits for it."""
+        """Cancel a job's work, except for what others are waiting for."""
         if os.getpid() == self._pid:
             job.future.cancel()
             self._step(partial(self.state.cancelled, job))
 
     def limit_memo(self, max_bytes: int) -> None:
-        """Keep recent rows in so much memory."""
+        """Limit the memory used for recent rows."""
         with self._lock:
             self.state.memo.limit(max_bytes)
 
@@ -98,18 +98,18 @@ class InferenceCore:
                 self._start_devices(self.model.rebuild())
 
     def close(self, *, drain: bool = False) -> None:
-        """Stop: finish what is pending (``drain``) or reject it; release the model."""
+        """Stop: finish pending work (``drain``) or reject it; release the model."""
         if os.getpid() == self._pid:
             self._stop(partial(self.state.closed, drain=drain))
 
     def abandon(self) -> None:
-        """Stop at the end of the interpreter: daemon threads in the middle of a call end with it, without an error."""
+        """Stop when the interpreter exits: daemon threads in the middle of a call end silently with it."""
         self._abandoned = True
         self._stop(self.state.abandoned)
 
     def _stop(self, event: Event) -> None:
         self._step(event)
-        with self._restarting:  # what that may just start is stopped
+        with self._restarting:  # whatever a restart is just starting is stopped, too
             self._join_devices()
         for host in self._hosts.values():
             host.join()
@@ -140,7 +140,7 @@ class InferenceCore:
         commands = deque(self._decide(event))
         try:
             self._carry_out(commands)
-        except BaseException:  # Ctrl-C: what it cut off is done again, which does no harm
+        except BaseException:  # Ctrl-C: the interrupted command is repeated, which does no harm
             self._carry_out(commands)
             raise
 
@@ -161,7 +161,7 @@ class InferenceCore:
                 case Keep() as command:
                     self._hosts[False].run(partial(self._keep, command))
                 case Answer(job, error) if not (self._abandoned and threading.current_thread().daemon):
-                    with contextlib.suppress(InvalidStateError):  # cancelled in this moment
+                    with contextlib.suppress(InvalidStateError):  # cancelled just now
                         job.future.set_result(None) if error is None else job.future.set_exception(error)
                 case Stop():
                     for host in self._hosts.values():
@@ -181,13 +181,13 @@ class InferenceCore:
             texts = [entry.key.text for entry, row in zip(batch.entries, rows, strict=True) if row is None]
             tokens = iter(self.model.tokenizer.encode(texts, key.prompt, key.max_length))
             return partial(self.state.tokenised, batch, [next(tokens) if row is None else row for row in rows])
-        except KeyboardInterrupt:  # the text's caller is not the only one who waits for it
+        except KeyboardInterrupt:  # other callers may be waiting for the same text
             raise
         except BaseException as error:
             return partial(self.state.failed, batch, error)
 
     def _look_up(self, batch: Batch) -> list[Row | None]:
-        """Return what a persistent cache has; None for other texts, and for what it has no needed half of."""
+        """Return the rows found in a persistent cache; None for texts that are missing or lack a required half."""
         nothing: list[Row | None] = [None] * len(batch.entries)
         if batch.cache is None:
             return nothing
@@ -203,24 +203,24 @@ class InferenceCore:
         try:
             keep_rows(keep.cache, self._namespaces, keep.rows)
         except Exception:
-            logger.exception("the persistent cache failed; its callers have their vectors")
+            logger.exception("the persistent cache failed; callers still got their vectors")
 
     # --- device threads
 
     def _serve(self, device: Device, encoder: Encoder) -> None:
         try:
             self._serve_until_stopped(device, encoder)
-        except BaseException as error:  # lost, or a defect of ours: its batches go on elsewhere
+        except BaseException as error:  # lost, or a bug: its batches continue elsewhere
             if not is_device_lost(error):
                 logger.exception("the thread of %s ended", device.name)
-            error.__traceback__ = None  # its frames hold the model, and themselves
+            error.__traceback__ = None  # its frames hold the model, and each other
             self._step(partial(self.state.lost, device, error))
         finally:
             del self._inboxes[device]
             encoder.release()
 
     def _serve_until_stopped(self, device: Device, encoder: Encoder) -> None:
-        """Keep one batch on the device and, where the device works by itself, the next one right behind it."""
+        """Keep one batch on the device and, if the device works asynchronously, the next one right behind it."""
         inbox = self._inboxes[device]
         launched: deque[tuple[Batch, Finish]] = deque()
         wake: float | None = None
@@ -238,7 +238,7 @@ class InferenceCore:
                 self._step(partial(self.state.woken, device))
             if launched and (command is None or len(launched) > device.ahead):
                 self._finish(encoder, *launched.popleft())
-            del command  # kept while it waits for the next, it would keep calls and their rows
+            del command  # keeping it while waiting for the next would keep calls and their rows alive
 
     def _start(self, device: Device, encoder: Encoder, batch: Batch, launched: deque[tuple[Batch, Finish]]) -> None:
         try:
@@ -263,7 +263,7 @@ class InferenceCore:
             raise error
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0]
-            error.__traceback__ = None  # it keeps the pass's tensors alive
+            error.__traceback__ = None  # it keeps the tensors of the pass alive
             encoder.free_memory()
             self._step(partial(self.state.ran_out, batch, reason))
         else:

@@ -1,7 +1,7 @@
-"""All state of one model's engine, and every decision about it: events in, commands out.
+"""The complete state of one model's engine, and all decisions about it: events in, commands out.
 
-No thread, lock, clock or torch: the core's threads carry messages, and time comes with them. Equal texts of any callers
-share one entry. A failed batch rejects exactly the callers to whom it belongs.
+There is no thread, lock, clock or torch in here: the core's threads carry messages, and time comes with them. Equal
+texts of different callers share one entry. A failed batch rejects exactly the callers it belongs to.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 65536  # texts of admitted jobs; more callers wait or are refused
-WINDOW = 1024  # texts of a job that are tokenised at once; two of them are ahead of the device
+WINDOW = 1024  # texts of a job that are tokenised together; up to two windows are ahead of the device
 CALM = 256  # passes without running out of memory after which a lowered budget is doubled
-_PATIENCE = 0.005  # seconds that an idle device waits for company, if a caller has come to a busy one as lately
+_PATIENCE = 0.005  # seconds that an idle device waits for more callers, if one has recently come while it was busy
 
 
 class Dispatcher:
-    """``step`` is all that happens; the events are the methods behind it.
+    """Everything happens in ``step``; its events are the methods below.
 
     Attributes:
         memo: recent rows.
-        error: why no new job is taken; None while all is well.
-        devices: those that work.
-        jobs: those that have not ended, in the order of their submission.
-        lanes: entries that wait for a device.
-        truncated, failures, out_of_memory, cache_hits, cache_misses, queue_seconds, filled, offered: counters; the
-            last two are tokens that passes had, and could have had.
+        error: why no new job is accepted; None while all is well.
+        devices: the working devices.
+        jobs: unfinished jobs, in order of submission.
+        lanes: entries waiting for a device.
+        truncated, failures, out_of_memory, cache_hits, cache_misses, queue_seconds, filled, offered: counters; the last
+            two are the tokens that passes contained, and could have contained.
     """
 
     def __init__(self) -> None:
@@ -59,44 +59,44 @@ class Dispatcher:
         self.queue_seconds, self.filled, self.offered = 0.0, 0, 0
         self._now = 0.0
         self._commands: list[Command] = []
-        self._free_thread: Device | None = None  # whose thread speaks, and so has its hands free
+        self._free_thread: Device | None = None  # the device whose thread is reporting, and is therefore free
         self._closed = self._stopped = False
         self._clear()
 
     def _clear(self) -> None:
         self.lanes = Lanes()
         self._pending = 0  # texts of admitted jobs, see _cost
-        self._crowded = float("-inf")  # when a job last came that found no device idle
-        self._hungry: deque[Job] = deque()  # admitted jobs whose next texts have room, then those that wait for room
+        self._crowded = float("-inf")  # when a job last arrived and found no device idle
+        self._hungry: deque[Job] = deque()  # admitted jobs, then those waiting for admission
         self._entries: dict[tuple[Key, bool], Entry] = {}  # that others may join
         self._tokenising: set[Batch] = set()
 
     def step(self, now: float, event: Event) -> list[Command]:
-        """Take an event; return what is to be done about it, in this order.
+        """Handle an event; return the resulting commands, in order.
 
-        A command that is carried out twice does no harm.
+        Executing a command twice does no harm.
         """
         self._now, self._commands, self._free_thread = now, [], None
         try:
             event()
             self._feed_jobs()
             self._fill_devices()
-        except BaseException as error:  # a defect of ours, or Ctrl-C: callers would wait for ever
+        except BaseException as error:  # a bug, or Ctrl-C: callers would wait forever
             logger.exception("the dispatcher failed")
             self._stop_devices()
             self._lose_all("the dispatcher", error)
         if self._closed and not self.jobs and not self._stopped:
             self._stopped = True
-            self._clear()  # what nobody waits for any more may still be under way
+            self._clear()  # work that nobody waits for may still be in flight
             self._stop_devices()
             self._commands.append(Stop(None))
-        commands, self._commands = self._commands, []  # kept, they would keep calls and their rows
+        commands, self._commands = self._commands, []  # keeping them would keep calls and their rows alive
         return commands
 
     # --- events
 
     def submitted(self, job: Job) -> None:
-        """A caller wants a job done."""
+        """A caller submits a job."""
         job.submitted = self._now
         if self.error is not None:
             self._answer(job, _copy(self.error))
@@ -110,11 +110,11 @@ class Dispatcher:
                 self._crowded = self._now
 
     def cancelled(self, job: Job) -> None:
-        """A caller waits no longer."""
+        """A caller no longer waits."""
         self._end(job)
 
     def tokenised(self, batch: Batch, found: Sequence[TokenizedText | Row]) -> None:
-        """A thread has the tokens of each entry, or the row that a persistent cache had."""
+        """A thread delivers the tokens of each entry, or its row from a persistent cache."""
         if not self._take_back(batch):
             return
         for entry, got in zip(batch.entries, found, strict=True):
@@ -125,7 +125,7 @@ class Dispatcher:
                     if job.request.cache is batch.cache and got.has(**job.halves):
                         job.cache_hits += 1
                         self._deliver(job, number, got)
-                    else:  # who joined has another cache, or wants a half that the row does not have
+                    else:  # this waiter uses another cache, or needs a half that the row lacks
                         self._ask(job, [number])
             else:
                 self.cache_misses += batch.cache is not None
@@ -135,15 +135,15 @@ class Dispatcher:
                 self.lanes.put(entry)
 
     def started(self, device: Device) -> None:
-        """A device works on what it was given, and its thread could start the next batch behind it."""
+        """A device works on its batch; its thread could start the next batch behind it."""
         self._free_thread = device
 
     def ran(self, batch: Batch, rows: Sequence[Row | None]) -> None:
-        """A device has the row of each entry; None where it is not finite."""
+        """A device delivers the row of each entry; None for rows that are not finite."""
         if (device := batch.device) is None or not self._take_back(batch):
             return
         device.calm += 1
-        if device.calm % CALM == 0:  # what took the memory may be gone
+        if device.calm % CALM == 0:  # whatever used the memory may be gone
             device.budget = min(2 * device.budget, device.full_budget)
         self.failures += None in rows
         keep: dict[int, Keep] = {}
@@ -159,10 +159,10 @@ class Dispatcher:
                 self._deliver(job, number, row)
                 if (cache := job.request.cache) is not None:
                     keep.setdefault(id(cache), Keep(cache, [])).rows.append((entry.key, row))
-        self._commands[:0] = keep.values()  # a caller may close as soon as it is answered
+        self._commands[:0] = keep.values()  # a caller may close as soon as it has its answer
 
     def ran_out(self, batch: Batch, reason: str) -> None:
-        """A batch did not fit into memory: half the budget, unless a batch of the same budget has halved it before."""
+        """A batch ran out of memory: halve the budget, unless another batch of the same budget already did."""
         if (device := batch.device) is None or not self._take_back(batch):
             return
         self.out_of_memory += 1
@@ -171,8 +171,8 @@ class Dispatcher:
         if len(batch.entries) == 1:
             self.failures += 1
             self._forget(batch.entries[0])
-            message = f"alone ({tokens} tokens) does not fit into the memory of {device.name}: lower max_length, split "
-            message += f"the text, or use a device with more memory. ({reason})"
+            message = f"({tokens} tokens) does not fit into the memory of {device.name} even by itself: lower "
+            message += f"max_length, split the text, or use a device with more memory. ({reason})"
             self._reject_each(batch.entries[0], OutOfMemoryError, message)
             return
         if batch.budget <= device.budget:
@@ -181,19 +181,20 @@ class Dispatcher:
         self.lanes.again(batch.entries, alone=batch.alone, budget=device.budget)
 
     def failed(self, batch: Batch, error: BaseException) -> None:
-        """A batch could not be tokenised or run; to find out whose text did it, each caller's are tried alone, once."""
+        """A batch could not be tokenised or run; each caller's texts are retried separately, once, to find the
+        culprit."""
         if not self._take_back(batch):
             return
         groups: dict[frozenset[Job], list[Entry]] = {}
         for entry in batch.entries:
-            self._forget(entry)  # nobody joins an entry that is tried again
+            self._forget(entry)  # nobody may join an entry that is being retried
             groups.setdefault(frozenset(job for job, _ in entry.waiters if job.live), []).append(entry)
         self.failures += batch.device is not None and not batch.alone
         if batch.alone or len(groups) == 1:
             for job in chain.from_iterable(groups):
                 self._answer(job, error)
             for entry in batch.entries:
-                entry.waiters.clear()  # the error's frames have the batch, and so would each job's future have itself
+                entry.waiters.clear()  # the error's frames hold the batch; each job's future would hold itself
             return
         for jobs, entries in reversed(groups.items()):
             if jobs and batch.device is None:
@@ -202,7 +203,7 @@ class Dispatcher:
                 self.lanes.again(entries, alone=True)
 
     def lost(self, device: Device, error: BaseException) -> None:
-        """A device answers no more, or its thread had a defect and has ended."""
+        """A device stopped responding, or its thread ended because of a bug."""
         if device not in self.devices:
             return
         self.devices.remove(device)
@@ -211,25 +212,25 @@ class Dispatcher:
         if not self.devices:
             self._lose_all(device.name, error)
             return
-        logger.warning("%s failed and is taken out, %d devices go on: %s", device.name, len(self.devices), str(error))
+        logger.warning("%s failed and was removed, %d devices continue: %s", device.name, len(self.devices), str(error))
         for batch in reversed(left):
             self.lanes.again(batch.entries, alone=batch.alone)
 
     def restarted(self, devices: Sequence[Device]) -> None:
-        """A new generation of devices is ready; where none is wanted, it is stopped."""
+        """A new generation of devices is ready; if it is not needed any more, it is stopped."""
         if self._closed or self.error is None:
             self._commands += [Stop(device) for device in devices]
         else:
             self.devices, self.error = list(devices), None
 
     def closed(self, *, drain: bool) -> None:
-        """No more jobs; those that are pending are finished (``drain``) or rejected."""
-        self._closed, self.error = True, ConfigurationError("this Embedder is closed; make a new one")
+        """Accept no more jobs; finish pending ones (``drain``) or reject them."""
+        self._closed, self.error = True, ConfigurationError("this Embedder is closed; create a new one")
         if not drain:
             self._reject_all(self.error)
 
     def abandoned(self) -> None:
-        """The interpreter ends, and with it whoever still waits: nobody is told."""
+        """The interpreter is exiting, along with anyone still waiting: nobody is notified."""
         self.closed(drain=False)
         self._commands.clear()
 
@@ -243,7 +244,7 @@ class Dispatcher:
         return self._pending == 0 or self._pending + _cost(job) <= MAX_PENDING
 
     def _feed_jobs(self) -> None:
-        """Admit who waits, and let each job have so many texts on their way."""
+        """Admit waiting jobs, and start more texts of each as room allows."""
         while self._hungry:
             job = self._hungry[0]
             if job.live and not job.admitted:
@@ -260,7 +261,7 @@ class Dispatcher:
                 self._answer(job, None)
 
     def _ask(self, job: Job, numbers: Iterable[int]) -> None:
-        """Find rows for texts of a job: in the memo, with others who want the same, or by computing them."""
+        """Find the rows of a job's texts: in the memo, by joining entries in flight, or by computing them."""
         request, new = job.request, []
         for number in numbers:
             key = Key(request.prompt, job.texts[number], request.max_length)
@@ -324,11 +325,11 @@ class Dispatcher:
         self._commands.append(Tokenise(batch))
 
     def expects(self, batch: Batch) -> bool:
-        """Return whether an answer is still of use; once it is not, it never is again."""
+        """Return whether an answer is still of use; once it is not, it never will be."""
         return batch in (self._tokenising if batch.device is None else batch.device.running)
 
     def _take_back(self, batch: Batch) -> bool:
-        """Take back what a thread had; return False for what it was not to have any more."""
+        """Take a batch back from its thread; return False if the thread no longer owns it."""
         if not self.expects(batch):
             return False
         if batch.device is None:
@@ -339,12 +340,13 @@ class Dispatcher:
         return True
 
     def _forget(self, entry: Entry) -> None:
-        """Let nobody join any more."""
+        """Let nobody join this entry any more."""
         if self._entries.get((entry.key, entry.urgent)) is entry:
             del self._entries[entry.key, entry.urgent]
 
     def _fill_devices(self) -> None:
-        """Give each idle device a batch, then one more to the device whose thread could start it behind the first."""
+        """Give each idle device a batch, and one more to the device whose thread could start it right behind the
+        first."""
         rooms = [device for device in self.devices if not device.running]
         if (free := self._free_thread) in self.devices and free is not None and free.ahead:
             rooms.append(free)
@@ -360,7 +362,7 @@ class Dispatcher:
                 self._commands.append(Run(batch))
 
     def _ready(self, device: Device) -> bool:
-        """Return whether a batch is to start now; one that is not full waits for callers who come one after another."""
+        """Return whether to start a batch now; a partial batch waits briefly for callers arriving one after another."""
         full = self.lanes.fill(device.budget)
         if device.running:
             return full or bool(self.lanes.urgent)
@@ -373,7 +375,7 @@ class Dispatcher:
         return self._now >= device.wake
 
     def _next(self, device: Device) -> Batch | None:
-        """Return the next batch of entries that somebody waits for."""
+        """Return the next batch with entries that someone is waiting for."""
         while (batch := self.lanes.pop(device.budget, min(device.small, device.budget))) is not None:
             for entry in batch.entries:
                 if not entry.live:
@@ -386,9 +388,9 @@ class Dispatcher:
     # --- devices
 
     def _lose_all(self, name: str, error: BaseException) -> None:
-        logger.error("%s failed, no device is left: %s", name, str(error))
+        logger.error("%s failed, no devices are left: %s", name, str(error))
         lost = DeviceLostError(f"{name} failed ({error}); restart() builds the model again")
-        lost.__cause__ = error.with_traceback(None)  # its frames hold the batch, and so every caller
+        lost.__cause__ = error.with_traceback(None)  # its frames hold the batch, and thereby every caller
         self.error = self.error if self._closed else lost
         self._reject_all(lost)
 
@@ -400,12 +402,12 @@ class Dispatcher:
 
 
 def _cost(job: Job) -> int:
-    """Return how many of a job's texts can be on their way at once."""
+    """Return how many of a job's texts can be in flight at once."""
     return min(len(job.texts), 2 * WINDOW)
 
 
 def _copy(error: TwinVecError) -> TwinVecError:
-    """Return an equal error: one that is raised to several callers would keep the frames of all of them alive."""
+    """Return a copy of an error: one raised to several callers would keep the frames of all of them alive."""
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy

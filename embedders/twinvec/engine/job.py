@@ -1,4 +1,4 @@
-"""One call's part in one model: its distinct texts, its rows as they come, its result."""
+"""One call's work in one model: its distinct texts, the rows as they arrive, the result."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller wants.
+    """What a call asks for.
 
     Attributes:
         max_length: tokens per text.
         prompt: goes before each text.
         dim: dense dimensions to slice and normalise; None: no dense half.
         keys: how to name sparse columns; None: no sparse half.
-        normalize: False leaves dense rows as the model gives them: scores of pairs.
+        normalize: whether to normalise dense rows; False for the scores of pairs.
         urgent: queries go before bulk work.
-        memo: whether recent rows may answer, and be kept.
-        cache: persistent rows; None for none.
+        memo: whether recent rows may be used and kept.
+        cache: cache of persistent rows, if any.
         fail_on_overflow: raise instead of cutting.
         fail_on_overload: raise instead of waiting when the queue is full.
     """
@@ -50,21 +50,21 @@ class Request:
 
 @dataclass(eq=False)
 class Job:
-    """Texts of one call; a dispatcher owns it from its submission to its end.
+    """The texts of one call; owned by a dispatcher from submission to completion.
 
     Attributes:
         given: the caller's texts.
-        request: what is wanted of each.
-        core: the model's.
-        future: resolved when all rows are there.
+        request: what to compute for each text.
+        core: the model's core.
+        future: resolved once all rows are there.
         texts: the distinct texts.
-        rows: of them, as they come.
-        fed, finished: how many of them are on their way or have their row, and how many have it.
-        admitted: whether it counts as pending; else it waits until others have ended.
-        live: whether its caller still waits.
-        memo_hits, cache_hits: texts whose row was there already.
-        submitted, began, ended: when it came, when a device began with the first of its texts (None: it had nothing to
-            do, or did it for others already), and when it was resolved.
+        rows: rows of the distinct texts, as they arrive.
+        fed, finished: how many distinct texts are in flight or done, and how many are done.
+        admitted: whether it counts as pending; if not, it waits for other jobs to end.
+        live: whether its caller is still waiting.
+        memo_hits, cache_hits: texts whose row was already known.
+        submitted, began, ended: when it was submitted, when a device started on the first of its texts (None: it had
+            nothing left to compute, or others' entries computed it), and when it was resolved.
     """
 
     given: Sequence[str]
@@ -87,20 +87,20 @@ class Job:
         self.rows: list[Row | None] = [None] * len(self.texts)
 
     def start(self) -> None:
-        """Hand it to its model; never blocks."""
+        """Hand the job to its model; never blocks."""
         self.core.submit(self)
 
     def cancel(self) -> None:
-        """Let go of its work, as far as nobody else waits for it."""
+        """Cancel its work, except for what others are waiting for."""
         self.core.cancel(self)
 
     @property
     def done(self) -> float:
-        """Return the share of the texts that have their row."""
+        """Return the fraction of texts whose row is ready."""
         return self.finished / max(len(self.texts), 1)
 
     def figures(self) -> dict[str, float]:
-        """Return what there was to do, for traces: seconds until a device began, and from then on; known rows."""
+        """Return figures for traces: seconds before and after a device started on it, and the number of known rows."""
         began = self.ended if self.began is None else self.began
         return {
             "wait_seconds": began - self.submitted,
@@ -111,7 +111,7 @@ class Job:
 
     @property
     def halves(self) -> dict[str, bool]:
-        """Return which halves are wanted, by name."""
+        """Return which halves are requested, by name."""
         return {"dense": self.request.dim is not None, "sparse": self.request.keys is not None}
 
     def position(self, number: int) -> int:
@@ -119,9 +119,10 @@ class Job:
         return self.given.index(self.texts[number])
 
     def refusal(self, number: int, tokens: int, full_length: int) -> TextError | None:
-        """Return the error of a text that has no vector, or that is too long for a caller who wants nothing cut."""
+        """Return the error for a text without a vector, or for one that is too long for a caller who wants nothing
+        cut."""
         if tokens == 0:
-            reason = "has no tokens and this model adds no special ones, so no vector is defined for it: leave it out"
+            reason = "has no tokens, and this model adds no special tokens, so its vector is undefined: leave it out"
             return InvalidTextError(reason, position=self.position(number))
         if full_length > tokens and self.request.fail_on_overflow:
             reason = f"has {full_length} tokens with its prompt, the limit is {self.request.max_length}: split it, "
@@ -130,7 +131,7 @@ class Job:
         return None
 
     def batch(self) -> EmbeddingBatch:
-        """Return the rows as the caller asked for them, in the caller's order."""
+        """Return the rows in the form and order that the caller asked for."""
         rows = [row for row in self.rows if row is not None]
         assert len(rows) == len(self.texts)
         dense = None if self.request.dim is None else _dense(rows, self.request.dim, normalize=self.request.normalize)
@@ -141,7 +142,7 @@ class Job:
         return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
 
     def _sparse(self, rows: list[Row]) -> SparseBatch:
-        """Stack rows by token id and give them the caller's keys, the maximum of equal ones."""
+        """Stack rows by token id and convert ids to the caller's keys, keeping the maximum for equal keys."""
         batch = SparseBatch.stack([row.sparse for row in rows if row.sparse is not None])
         assert len(batch) == len(rows)
         tokenizer = self.core.model.tokenizer

@@ -1,4 +1,4 @@
-"""What waits for a device, in which order: queries first but not for ever, bulk work planned by length."""
+"""What waits for a device, and in which order: queries first but not forever, bulk work planned by length."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from twinvec.compute.packing import plan
 from twinvec.engine.work import Batch, Entry
 
 _PLAN_BATCHES = 16  # batches planned at once: enough to sort by length, few enough to stay fair
-_STREAK = 8  # batches of queries in a row while bulk work waits
-_QUIET = 32  # batches of bulk work after a query, until no other is expected soon
+_STREAK = 8  # consecutive query batches while bulk work waits
+_QUIET = 32  # bulk batches after a query until no other query is expected soon
 
 
 class Lanes:
-    """Entries that wait singly, and batches that are planned already or come back.
+    """Single waiting entries, and batches that are already planned or being retried.
 
     Attributes:
         urgent: queries.
         bulk: all other entries.
-        planned: batches of the latter, and whatever is tried again.
+        planned: planned batches of bulk entries, and retried batches.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Lanes:
         return len(self.urgent) + len(self.bulk) + sum(len(batch.entries) for batch in self.planned)
 
     def fill(self, budget: int) -> bool:
-        """Return whether there is enough for a batch that is full."""
+        """Return whether there is enough work for a full batch."""
         return bool(self.planned) or self._tokens >= budget
 
     def put(self, entry: Entry) -> None:
@@ -43,7 +43,7 @@ class Lanes:
         self._tokens += entry.n_tokens
 
     def again(self, entries: list[Entry], *, alone: bool = False, budget: int | None = None) -> None:
-        """Queue entries before all other bulk work, in batches that fit."""
+        """Queue entries ahead of all other bulk work, in batches that fit."""
         lengths = [entry.n_tokens for entry in entries]
         room = budget or sum(lengths)
         parts = plan(lengths, room) if sum(lengths) > room else [list(range(len(entries)))]
@@ -52,8 +52,8 @@ class Lanes:
     def pop(self, budget: int, small: int) -> Batch | None:
         """Return the next batch: at most ``budget`` tokens of live entries, or one longer entry.
 
-        Bulk work has ``small`` batches while queries come, which wait for the end of one. Entries that nobody waits for
-        any more come along and are not counted.
+        While queries are arriving, bulk batches are limited to ``small`` tokens, since queries wait for them to finish.
+        Entries that nobody waits for any more come along without being counted.
         """
         if self.urgent and (self._streak < _STREAK or not (self.bulk or self.planned)):
             self._streak += 1
@@ -64,7 +64,7 @@ class Lanes:
         if not self.planned:
             return None
         self._since_query += 1
-        batch = self.planned.popleft()  # it may be of a larger budget
+        batch = self.planned.popleft()  # it may have been planned for a larger budget
         self.again(batch.entries, alone=batch.alone, budget=small if self._since_query <= _QUIET else budget)
         return self.planned.popleft()
 

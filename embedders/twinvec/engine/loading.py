@@ -1,4 +1,4 @@
-"""From a checkpoint that was opened to a model in memory: a tokenizer, and an encoder on each device."""
+"""From an opened checkpoint to a model in memory: a tokenizer, and an encoder per device."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A model in memory: one encoder per device, and the way to build it again.
+    """A model in memory: one encoder per device, and the means to build it again.
 
     Attributes:
-        seconds: that loading took.
+        seconds: how long loading took.
     """
 
     family: Family
@@ -52,11 +52,11 @@ class Model:
 def build_model(opened: Opened, token_budget: int | None) -> Model:
     """Load the weights, once per distinct device; replicas on one device share them.
 
-    The work is done on a thread of its own, which ends: OpenMP keeps workers for every thread that has computed
-    anything, and where they are more than the cores, all of them sleep between steps. A single query was twice as slow.
+    Loading runs on a temporary thread: OpenMP keeps workers for every thread that has computed anything, and when there
+    are more workers than cores, they sleep between steps, which made single queries twice as slow.
 
     Raises:
-        CheckpointError: they cannot be read or do not fit.
+        CheckpointError: the weights cannot be read or do not fit.
     """
     built: Future[Model] = Future()
 
@@ -78,7 +78,8 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
     checkpoint, description = opened.checkpoint, opened.description
     if description.experimental:
         logger.warning(
-            "%s: support is experimental, nothing published has confirmed its vectors yet; run `twinvec verify`",
+            "%s: support is experimental; its vectors have not been checked against published numbers yet: run "
+            "`twinvec verify`",
             checkpoint.name,
         )
     tokenizer = opened.family.build_tokenizer(checkpoint, description)
@@ -118,21 +119,21 @@ def _check_tokenizer(tokenizer: TextTokenizer, description: Description, checkpo
     file, most = checkpoint.folder / "tokenizer.json", tokenizer.vocabulary_size - 1
     if description.vocabulary is not None and most >= description.vocabulary:
         raise CheckpointError(
-            f"{file}: has ids up to {most}, but the model embeds {description.vocabulary} tokens (vocab_size): it is "
-            "another model's, or tokens were added to it"
+            f"{file}: has ids up to {most}, but the model embeds {description.vocabulary} tokens (vocab_size): it "
+            "belongs to another model, or tokens were added to it"
         )
     if description.padding_idx is not None and tokenizer.pad_id not in (None, description.padding_idx):
         raise CheckpointFieldError(
             checkpoint.folder / "config.json",
             "pad_token_id",
             description.padding_idx,
-            f"decides all positions and is not the tokenizer's, which is {tokenizer.pad_id}",
+            f"determines all positions, but the tokenizer's is {tokenizer.pad_id}",
         )
 
 
 def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
     quantized = opened.spec.quantization is not None
-    # what is quantised need not fit as it is
+    # layers to be quantised need not fit unquantised
     place = torch.device("cpu") if quantized else device
     backbone = opened.family.build(opened.checkpoint, opened.description, opened.dtype, place)
     backbone.fuse(device)
@@ -147,7 +148,8 @@ def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
 
 
 def _build_head(opened: Opened) -> TokenWeightHead | None:
-    """Build the lexical head even for callers without a sparse half: it costs next to nothing, and all may share."""
+    """Build the lexical head even for callers without a sparse half: it costs next to nothing, and makes sharing
+    possible."""
     from twinvec.compute.heads import TokenWeightHead
 
     if opened.head_file is not None:
@@ -159,6 +161,6 @@ def _build_head(opened: Opened) -> TokenWeightHead | None:
 
 
 def _own_memory(module: torch.nn.Module) -> None:
-    """Copy what may be mapped from a file: rewriting the file would change an open model."""
+    """Copy tensors that may be memory-mapped: rewriting the file would change an open model."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()

@@ -1,4 +1,4 @@
-"""From a ModelSpec to a checkpoint that can be loaded: found, identified, and all that is asked of it checked."""
+"""From a ModelSpec to a loadable checkpoint: found, identified, and checked against everything the spec asks for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twinvec.families import Description, Family, find_family
 from twinvec.spec import ModelSpec
 
 _HEAD_FILES = (".safetensors", ".pt")
-_SAMPLED = 32  # hex digits of digests that early versions made
+_SAMPLED = 32  # hex digits of the digests of early versions
 
 
 @dataclass(frozen=True)
 class Source:
-    """How to get at checkpoints; decides no vector."""
+    """How to access checkpoints; does not affect vectors."""
 
     cache_dir: str | None
     token: str | None
@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint that can be loaded, and the spec with everything resolved; no weights yet."""
+    """A loadable checkpoint and its fully resolved spec; the weights are not loaded yet."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
@@ -46,38 +46,39 @@ class Opened:
 
     @property
     def key(self) -> Hashable:
-        """Return what decides the forward pass, and where: callers that agree in it share one model.
+        """Return what determines the forward pass and where it runs: callers with equal keys share one model.
 
-        The very same files, by path and stat: equal content elsewhere is another model that may go another way.
+        Files are compared by path and stat: an identical copy elsewhere is a different model, which may change
+            independently.
         """
         files = self.identity, self.head_identity
         return files, self.dtype, self.devices, self.spec.reproducible, self.spec.quantization
 
     @property
     def namespaces(self) -> Namespaces:
-        """Return what decides the halves of cached rows, before a caller's dims, keys and lengths are applied.
+        """Return what determines the halves of cached rows, before a caller's dims, keys and lengths are applied.
 
-        A head file or the want of a sparse half changes no dense vector.
+        A head file, or doing without the sparse half, does not affect dense vectors.
         """
         row = replace(self.spec, dim=None, max_length=None, sparse=None, sparse_keys="surface")
         dense = replace(row, digest=self.identity.digest)
         return Namespaces(f"dense {dense.fingerprint}", f"sparse {row.fingerprint}")
 
     def check_unchanged(self) -> None:
-        """Refuse what was loaded from other bytes than the spec's: files may be rewritten meanwhile."""
+        """Raise if the loaded bytes differ from the spec's: files may be rewritten in the meantime."""
         identities = (self.identity, self.head_identity)
         if not all(identity is None or identity.holds() for identity in identities):
             _check_digest(self.spec, _digest(*_identify(self.checkpoint, self.family, self.head_file)))
 
 
 def open_model(spec: ModelSpec, device: str, source: Source, *, scores: bool = False) -> Opened:
-    """Open and describe a checkpoint, and check all that the spec asks of it.
+    """Open and describe a checkpoint, and check everything the spec asks for.
 
     ``spec.sparse`` must not name another checkpoint here.
 
     Raises:
-        CheckpointError: it cannot be found or read, or its content is not the spec's.
-        ConfigurationError: a dim, length, device or sparse source that it cannot have.
+        CheckpointError: the checkpoint cannot be found or read, or its content does not match the spec.
+        ConfigurationError: it does not support the dim, length, device or sparse source.
     """
     checkpoint = open_checkpoint(
         spec.model,
@@ -90,7 +91,7 @@ def open_model(spec: ModelSpec, device: str, source: Source, *, scores: bool = F
     family = find_family(checkpoint)
     description = family.describe(checkpoint)
     if description.scores is not scores:
-        is_one, use = ("a reranker", "Reranker") if description.scores else ("no reranker", "Embedder")
+        is_one, use = ("a reranker", "Reranker") if description.scores else ("not a reranker", "Embedder")
         raise ModelKindError(f"{checkpoint.name}: this is {is_one}: use twinvec.{use}")
     devices = tuple(choose_device(name.strip()) for name in device.split(","))
     dtype = choose_dtype(spec.dtype, devices[0])
@@ -110,15 +111,15 @@ def open_model(spec: ModelSpec, device: str, source: Source, *, scores: bool = F
 
 
 def names_other_checkpoint(sparse: str | None) -> bool:
-    """Return whether ``sparse`` means a second checkpoint (SPLADE), not a head."""
+    """Return whether ``sparse`` names a second checkpoint (SPLADE) rather than a head."""
     return sparse not in (None, "auto", "head") and Path(str(sparse)).suffix not in _HEAD_FILES
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device: "auto" takes CUDA where there is one.
+    """Return the device: "auto" picks CUDA if available.
 
     Raises:
-        ConfigurationError: unknown or absent.
+        ConfigurationError: the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,12 +129,12 @@ def choose_device(name: str) -> torch.device:
         raise ConfigurationError(f'device={name!r} is not a device; use "auto", "cpu", "cuda" or "cuda:1"') from error
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigurationError(f"device={name!r} is not there: torch sees {count} CUDA devices")
+        raise ConfigurationError(f"device={name!r} is not available: torch sees {count} CUDA devices")
     return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype: "auto" takes bfloat16 where the device multiplies it natively."""
+    """Return the dtype: "auto" picks bfloat16 where the device multiplies it natively."""
     if name != "auto":
         dtype = getattr(torch, name)
         assert isinstance(dtype, torch.dtype)
@@ -146,30 +147,31 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def check_dim(dim: int | None, description: Description, where: str) -> int | None:
-    """Return the dense dimensions to give.
+    """Return the number of dense dimensions.
 
     Raises:
-        ConfigurationError: more than there are, fewer than trained for, or fewer from a model without Matryoshka.
+        ConfigurationError: more than the model has, fewer than it was trained for, or fewer without Matryoshka
+            training.
     """
     if dim is None or dim == description.dim:
         return description.dim
     if description.dim is None:
-        raise ConfigurationError(f"dim={dim}: {where} gives sparse vectors only")
+        raise ConfigurationError(f"dim={dim}: {where} has sparse vectors only")
     if description.min_dim is None:
         raise ConfigurationError(
-            f"dim={dim}: {where} was not trained for fewer dimensions (Matryoshka), its first {dim} mean nothing by "
-            f"themselves; it gives {description.dim}"
+            f"dim={dim}: {where} was not trained for fewer dimensions (Matryoshka), so the first {dim} are meaningless "
+            f"by themselves; it has {description.dim}"
         )
     if not description.min_dim <= dim <= description.dim:
-        raise ConfigurationError(f"dim={dim}: {where} gives {description.min_dim} to {description.dim} dimensions")
+        raise ConfigurationError(f"dim={dim}: {where} supports {description.min_dim} to {description.dim} dimensions")
     return dim
 
 
 def check_max_length(max_length: int | None, description: Description, where: str) -> int:
-    """Return the tokens per text.
+    """Return the maximum number of tokens per text.
 
     Raises:
-        ConfigurationError: more than the position encoding can take.
+        ConfigurationError: more than the position encoding supports.
     """
     if max_length is not None and max_length > description.position_limit:
         raise ConfigurationError(
@@ -190,15 +192,15 @@ def _head_file(spec: ModelSpec) -> Path | None:
 def _check_sparse(spec: ModelSpec, description: Description, head_file: Path | None) -> str | None:
     if head_file is not None:
         if description.dim is None:
-            raise ConfigurationError(f"sparse={spec.sparse!r}: {spec.model} is a sparse model already")
+            raise ConfigurationError(f"sparse={spec.sparse!r}: {spec.model} is already a sparse model")
         return spec.sparse
     if spec.sparse == "head" and description.sparse is None:
         raise ConfigurationError(
             f'sparse="head": {spec.model} has no lexical head. Pass a head file or a SPLADE checkpoint as sparse=, '
-            "or leave sparse out"
+            "or omit sparse"
         )
     if spec.sparse is None and description.dim is None:
-        raise ConfigurationError(f"sparse=None: {spec.model} gives nothing but sparse vectors")
+        raise ConfigurationError(f"sparse=None: {spec.model} only has sparse vectors")
     return "head" if spec.sparse is not None and description.sparse is not None else None
 
 
@@ -221,7 +223,7 @@ def _check_digest(spec: ModelSpec, found: str) -> None:
         return
     if len(str(spec.digest)) == _SAMPLED:
         raise CheckpointError(
-            f"{spec.model}: digest={spec.digest} is of an early TwinVec, which read samples of the weights only: two "
-            "models could have one. Make the Embedder from the model's name instead of this spec."
+            f"{spec.model}: digest={spec.digest} comes from an early version of TwinVec, which sampled the weights, "
+            "so that two models could share one. Create the Embedder from the model's name instead of this spec."
         )
-    raise CheckpointError(f"{spec.model}: its content has changed: digest {found}, the spec has {spec.digest}")
+    raise CheckpointError(f"{spec.model}: the content has changed: its digest is {found}, the spec's is {spec.digest}")

@@ -1,4 +1,4 @@
-"""Which models there are in this process, and who uses them."""
+"""The models loaded in this process, and who uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twinvec.text.bm25 import Bm25
 
 @dataclass(eq=False)
 class _Slot:
-    """One core and its leases; gone with the last of them."""
+    """One core and its leases; removed along with the last of them."""
 
     loading: threading.Lock = field(default_factory=threading.Lock)
     core: InferenceCore | None = None
@@ -32,8 +32,8 @@ class Lease:
     """A user's share in a core, until it is closed.
 
     Attributes:
-        spec: the user's, with everything resolved.
-        memo_bytes: what the user wants the memo to have; the largest wish counts.
+        spec: the user's spec, fully resolved.
+        memo_bytes: the memo size this user wants; the largest one applies.
     """
 
     spec: ModelSpec
@@ -42,25 +42,25 @@ class Lease:
 
     @property
     def core(self) -> InferenceCore:
-        """Return the core, which has been made."""
+        """Return the core, which exists by now."""
         assert self.slot.core is not None
         return self.slot.core
 
     def close(self, *, drain: bool = False) -> None:
-        """Give the share back; the last one closes the core."""
+        """Return the share; the last one closes the core."""
         REGISTRY.release(self, drain=drain)
 
     def close_later(self) -> None:
-        """Close on a thread of its own: the collector may run anywhere, under any lock.
+        """Close on a separate thread: the garbage collector may run anywhere, under any lock.
 
-        The interpreter waits for the thread: one that is inside of torch when the interpreter ends aborts the process.
+        The interpreter waits for the thread: one that is still inside torch at exit aborts the process.
         """
-        with contextlib.suppress(RuntimeError):  # the interpreter is at its end already
+        with contextlib.suppress(RuntimeError):  # the interpreter is already exiting
             threading.Thread(target=self.close, name="twinvec-close", daemon=False).start()
 
 
 class Registry:
-    """Cores by what decides their forward pass: one per key in a process, freed with its last lease."""
+    """Cores by what determines their forward pass: one per key in a process, freed with the last lease."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,11 +70,11 @@ class Registry:
         return len(self._slots)
 
     def lease(self, spec: ModelSpec, options: EmbedderOptions, *, scores: bool = False) -> Lease:
-        """Share a model where it is loaded already, restarted when it was lost; else load it.
+        """Share a loaded model (restarting it if its device was lost), or load it.
 
         Args:
-            spec: what the user wants.
-            options: how it is run.
+            spec: the model.
+            options: how to run it.
             scores: whether a reranker is wanted; the other kind of model is refused.
         """
         settings = Settings.from_env()
@@ -104,7 +104,7 @@ class Registry:
         return lease
 
     def release(self, lease: Lease, *, drain: bool = False) -> None:
-        """Take a lease back; the last one closes the core."""
+        """Take back a lease; the last one closes the core."""
         slot = lease.slot
         with self._lock:
             slot.leases.remove(lease)
@@ -121,7 +121,7 @@ class Registry:
                 slot.core.limit_memo(max(lease.memo_bytes for lease in slot.leases))
 
     def abandon(self) -> None:
-        """Stop every core, whoever uses it: the interpreter ends."""
+        """Stop every core regardless of users: the interpreter is exiting."""
         with self._lock:
             slots, self._slots = self._slots, {}
         for slot in slots.values():
@@ -130,7 +130,7 @@ class Registry:
 
 
 def lease_models(spec: ModelSpec, options: EmbedderOptions) -> list[Lease]:
-    """Lease the model, and the second one where ``spec.sparse`` names one."""
+    """Lease the model, and a second one if ``spec.sparse`` names it."""
     if (bm25 := Bm25.parse(spec.sparse)) is not None:
         bm25.prepare()
         return [REGISTRY.lease(replace(spec, sparse=None), options)]
@@ -156,5 +156,5 @@ def lease_models(spec: ModelSpec, options: EmbedderOptions) -> list[Lease]:
 
 REGISTRY = Registry()
 atexit.register(REGISTRY.abandon)
-if hasattr(os, "register_at_fork"):  # the parent's cores have no threads in a child, and its locks may be held
+if hasattr(os, "register_at_fork"):  # in a child, the parent's cores have no threads, and its locks may be held
     os.register_at_fork(after_in_child=REGISTRY.__init__)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A call and its caller: one deadline over all its models, one answer."""
+"""A call and its caller: one deadline for all its models, one result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from twinvec.workers import in_thread
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_REFRESH = 0.1  # seconds between two looks at how far a call is
-_SMALL = 256  # texts whose rows are put together on an event loop
+_REFRESH = 0.1  # seconds between progress updates
+_SMALL = 256  # up to this many texts, rows are assembled on the event loop
 
 
 class Part(Protocol):
-    """What one model does for a call."""
+    """One model's part of a call."""
 
     future: Future[None]
 
@@ -32,26 +32,26 @@ class Part(Protocol):
 
     @property
     def done(self) -> float:
-        """Return the share of the texts that have their row."""
+        """Return the fraction of texts whose row is ready."""
 
     def start(self) -> None:
-        """Begin; never blocks."""
+        """Start; never blocks."""
 
     def cancel(self) -> None:
-        """Let go of the work that nobody else waits for."""
+        """Cancel work that nobody else waits for."""
 
     def batch(self) -> EmbeddingBatch:
         """Return the rows, once the future is resolved."""
 
     def figures(self) -> Mapping[str, float]:
-        """Return what there was to do, once the future is resolved; see ``Job``."""
+        """Return figures about the work, once the future is resolved; see ``Job``."""
 
 
 class Call:
-    """The parts of one call; the first has the token counts.
+    """The parts of one call; the first one supplies the token counts.
 
     Raises:
-        DeadlineError: from waiting, after ``timeout`` seconds.
+        DeadlineError: while waiting, after ``timeout`` seconds.
     """
 
     def __init__(self, parts: Sequence[Part], timeout: float | None) -> None:
@@ -60,7 +60,7 @@ class Call:
         self._texts = len(parts[0].given)
 
     def wait(self, title: str | None = None) -> EmbeddingBatch:
-        """Block until all parts are there or one has failed; ``title`` draws a progress bar."""
+        """Block until all parts are done or one has failed; ``title`` draws a progress bar."""
         end = None if self._timeout is None else time.monotonic() + self._timeout
         try:
             with _bar(title, self._texts) as bar:
@@ -98,7 +98,7 @@ class Call:
             raise
 
     def figures(self) -> Mapping[str, float]:
-        """Return what the first model had to do, once the answer is there."""
+        """Return figures about the first model's work, once the result is there."""
         return self._parts[0].figures()
 
     def _start(self) -> None:
@@ -112,7 +112,7 @@ class Call:
     def _cancel(self) -> None:
         for part in self._parts:
             part.cancel()
-        self._parts, self._futures = (), []  # they have the error, whose traceback has this
+        self._parts, self._futures = (), []  # they hold the error, whose traceback holds this
 
     def _over(self) -> bool:
         return self._failure() is not None or all(future.done() for future in self._futures)
@@ -122,7 +122,7 @@ class Call:
 
     def _answer(self) -> EmbeddingBatch:
         if self._failure() is not None:
-            raise cast(BaseException, self._failure())  # in no variable, see _cancel
+            raise cast(BaseException, self._failure())  # not in a variable, see _cancel
         if not self._over():
             raise DeadlineError(f"{self._texts} texts were not embedded within {self._timeout} s")
         batches = [part.batch() for part in self._parts]
@@ -130,7 +130,7 @@ class Call:
 
 
 def _quiet(future: asyncio.Future[None]) -> asyncio.Future[None]:
-    """Keep the loop from reporting an error as never retrieved that comes when its caller has gone."""
+    """Keep the event loop from logging an unretrieved error for a caller that has gone."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 

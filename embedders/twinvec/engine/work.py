@@ -1,4 +1,4 @@
-"""What a dispatcher deals in: entries, batches, devices, and what it tells the threads to do."""
+"""The dispatcher's vocabulary: entries, batches, devices, and commands for the threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One distinct text on its way, and who waits for it: (job, number of the text in it)."""
+    """One distinct text in flight, and who waits for it: (job, index of the text in the job)."""
 
     key: Key
     urgent: bool
@@ -25,23 +25,23 @@ class Entry:
 
     @property
     def n_tokens(self) -> int:
-        """Return its size, 0 until it is tokenised."""
+        """Return its size; 0 until it is tokenised."""
         return 0 if self.tokens is None else len(self.tokens.ids)
 
     @property
     def live(self) -> bool:
-        """Return whether anyone still waits for it."""
+        """Return whether anyone is still waiting for it."""
         return any(job.live for job, _ in self.waiters)
 
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Entries, at least one, that are tokenised together, or run together.
+    """One or more entries that are tokenised or run together.
 
     Attributes:
         alone: all entries have the same callers, so that a failure is theirs.
-        cache: where to look entries up before they are tokenised.
-        device, budget: that it was given to, and the device's budget then; None until it is run.
+        cache: where to look up entries before they are tokenised.
+        device, budget: the device it was given to, and that device's budget at the time; None until it is run.
     """
 
     entries: list[Entry]
@@ -52,12 +52,12 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Return its size, once tokenised."""
+        """Return its size once tokenised."""
         return sum(entry.n_tokens for entry in self.entries)
 
     @property
     def characters(self) -> int:
-        """Return its size before."""
+        """Return its size before tokenisation."""
         return sum(len(entry.key.text) for entry in self.entries)
 
 
@@ -66,13 +66,13 @@ class Device:
     """An encoder's device, as long as it works.
 
     Attributes:
-        name: for messages.
-        full_budget, budget: tokens per batch at first, and today.
-        small: tokens per batch of bulk work while queries come.
-        ahead: whether it gets a batch while it works on another.
-        running: what its thread has; what it says of any other batch comes too late.
+        name: name used in messages.
+        full_budget, budget: tokens per batch, initially and now.
+        small: tokens per bulk batch while queries are arriving.
+        ahead: whether it takes a batch while it is working on another.
+        running: the batches its thread has; reports about any other batch come too late.
         calm: passes since it last ran out of memory.
-        wake: when its thread looks again whether a batch that is not full has waited for long enough.
+        wake: when its thread checks again whether a partial batch has waited long enough.
     """
 
     name: str
@@ -89,19 +89,19 @@ class Device:
 
 
 class Tokenise(NamedTuple):
-    """Look a batch up and tokenise it, then tell ``tokenised`` or ``failed``."""
+    """Look a batch up and tokenise it, then report ``tokenised`` or ``failed``."""
 
     batch: Batch
 
 
 class Run(NamedTuple):
-    """Run a batch on its device, then tell ``ran``, ``failed``, ``ran_out`` or ``lost``."""
+    """Run a batch on its device, then report ``ran``, ``failed``, ``ran_out`` or ``lost``."""
 
     batch: Batch
 
 
 class Wake(NamedTuple):
-    """Tell ``woken`` at this time, unless the device is given a batch to run before."""
+    """Report ``woken`` at this time, unless the device is given a batch before."""
 
     device: Device
     time: float
@@ -115,7 +115,7 @@ class Keep(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Tell a caller that all rows of its job are there, or why they are not."""
+    """Tell a caller that all rows of its job are ready, or why they are not."""
 
     job: Job
     error: BaseException | None

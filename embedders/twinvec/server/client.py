@@ -219,7 +219,7 @@ class RemoteEmbedder(BaseEmbedder):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ConfigurationError("this RemoteEmbedder is closed; make a new one")
+            raise ConfigurationError("this RemoteEmbedder is closed; create a new one")
 
     def _open_line(self) -> None:
         self._line = Line(self._address)
