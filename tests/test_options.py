@@ -166,7 +166,7 @@ def test_a_positional_model_is_taken_as_the_embedder_takes_it(kind: Any, tmp_pat
             made = kind(model, **options)
             assert made.embedder.spec == embedder.spec
             made.embedder.close()
-        with pytest.raises(ConfigurationError, match="dim: already said by the ModelSpec"):
+        with pytest.raises(ConfigurationError, match="dim: already part of the ModelSpec"):
             kind(embedder.spec, dim=16)
 
 

@@ -1,7 +1,8 @@
-"""EmbedderOptions: how a model is run. With ModelSpec it holds every option, each documented where it is declared.
+"""EmbedderOptions: how a model is run. Together with ModelSpec it holds every option, documented where it is declared.
 
-The constructor of ``Embedder``, the fields of the frameworks' classes, the command's options and pickles are made from
-these two classes. ``EmbedderKeywords`` repeats their names and types for type checkers and editors; a test compares.
+The constructor of ``Embedder``, the fields of the framework classes, the command-line options and pickles are all
+derived from these two classes. ``EmbedderKeywords`` repeats their names and types for type checkers and editors; a test
+keeps them in step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 OnOverflow = Literal["truncate", "error"]
 OnOverload = Literal["wait", "error"]
 _F = TypeVar("_F", bound=Callable[..., None])
-_NOT_ASKED_FOR = ("model", "digest")  # fields of ModelSpec that are no option of a constructor
+_NOT_ASKED_FOR = ("model", "digest")  # fields of ModelSpec that are not constructor options
 _ENTRY = re.compile(r"(\w+): (.*)", re.DOTALL)
 
 
@@ -38,32 +39,32 @@ class Secret(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderOptions:
-    """How a model is run; what decides its vectors is in ``ModelSpec``.
+    """How a model is run; whatever decides its vectors is in ``ModelSpec``.
 
     Pickles and copies carry everything except the token.
 
     Attributes:
-        device: "auto" (TWINVEC_DEVICE, else CUDA if there is one), "cpu", "cuda" or "cuda:1". Several devices,
-            "cuda:0,cuda:1", each hold a copy of the model and share one queue.
+        device: "auto" (TWINVEC_DEVICE, else CUDA if available), "cpu", "cuda" or "cuda:1". With several devices,
+            "cuda:0,cuda:1", each holds a copy of the model and all share one queue.
         task: what the texts are for, for models trained with instructions: a Task, a name from ``TASKS`` or from the
-            checkpoint, or an instruction such as "Given a question, find a paragraph with the answer". The default of
-            every call; None: the model's own.
-        prompts: prompts by name that override the checkpoint's, as sentence-transformers' ``prompts``:
-            {"query": "query: ", "document": "passage: "} for E5 models whose folder lacks them. None: the checkpoint's.
-        on_overflow: "truncate" cuts the tail of longer texts and warns once per call; "error" raises TextTooLongError:
+            checkpoint, or an instruction such as "Given a question, find a paragraph with the answer". Applies to every
+            call without its own task; None: the model's default.
+        prompts: prompts by name that override the checkpoint's, like sentence-transformers' ``prompts``: {"query":
+            "query: ", "document": "passage: "} for E5 models whose folder lacks them. None: the checkpoint's.
+        on_overflow: "truncate" cuts the tail of longer texts and warns once per call; "error" raises TextTooLongError,
             for pipelines that split texts themselves and want to know when that failed.
-        cache_dir: where hub downloads are kept. None: TWINVEC_CACHE_DIR, else the hub library's own place.
-        token: the hub's access token, for gated and private models. None: what the hub library finds (HF_TOKEN, or a
-            login). Never stored, shown, logged or pickled.
-        offline: never contact the hub, use what has been downloaded. None: TWINVEC_OFFLINE, HF_HUB_OFFLINE.
-        token_budget: tokens of one forward pass. More keep a large device busy, fewer save memory and let
-            queries in sooner. None: TWINVEC_TOKEN_BUDGET, else measured on the device.
-        on_overload: when very many texts are pending, "wait" queues the call; "error" raises OverloadedError, for
-            servers that should refuse rather than be late.
-        memo_bytes: memory for recent rows, so that asking for the dense and then for the sparse half of the same
-            texts, as stores do, is one forward pass. 0 turns it off.
-        cache: a folder, or a ``twinvec.cache.VectorCache`` with a size of its own: vectors are kept there for the next
-            run, by text, prompt and model. For texts that are embedded again and again. None: nothing is kept.
+        cache_dir: where hub downloads are kept. None: TWINVEC_CACHE_DIR, else the hub library's default.
+        token: the hub's access token, for gated and private models. None: whatever the hub library finds (HF_TOKEN, or
+            a login). Never stored, shown, logged or pickled.
+        offline: never contact the hub; use what is already downloaded. None: TWINVEC_OFFLINE, HF_HUB_OFFLINE.
+        token_budget: tokens per forward pass. A larger budget keeps a large device busy; a smaller one saves memory and
+            lets queries in sooner. None: TWINVEC_TOKEN_BUDGET, else measured on the device.
+        on_overload: what to do when too many texts are pending: "wait" queues the call; "error" raises OverloadedError,
+            for servers that would rather refuse than be late.
+        memo_bytes: memory for recent rows, so that asking for the dense and then the sparse half of the same texts, as
+            stores do, takes one forward pass. 0 disables it.
+        cache: a folder, or a ``twinvec.cache.VectorCache`` with its own size limit, that keeps vectors for later runs,
+            by text, prompt and model. For texts that are embedded again and again. None: nothing is kept.
     """
 
     device: str = "auto"
@@ -86,7 +87,7 @@ class EmbedderOptions:
         for name, least in (("memo_bytes", 0), ("token_budget", 1)):
             number = getattr(self, name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-                raise ConfigurationError(f"{name}={number!r} must be a whole number of at least {least}")
+                raise ConfigurationError(f"{name}={number!r} must be an integer of at least {least}")
         if self.prompts is not None:
             object.__setattr__(self, "prompts", _texts_by_name(self.prompts))
         if self.cache_dir is not None:
@@ -141,11 +142,11 @@ def option_fields() -> tuple[Field[Any], ...]:
 def read_options(
     model: str | os.PathLike[str] | ModelSpec, given: Mapping[str, Any]
 ) -> tuple[ModelSpec, EmbedderOptions]:
-    """Return what the arguments of ``Embedder`` mean.
+    """Interpret the arguments of ``Embedder``.
 
     Raises:
-        TypeError: an unknown option.
-        ConfigurationError: one that cannot be honoured, or that the ModelSpec says already.
+        TypeError: an option is unknown.
+        ConfigurationError: an option is invalid, or is already part of the ModelSpec.
     """
     names = {field.name for field in option_fields()}
     if unknown := [name for name in given if name not in names]:
@@ -157,20 +158,20 @@ def read_options(
     defaults = {field.name: field.default for field in spec_fields()}
     if said := [name for name, value in deciding.items() if value != defaults[name]]:
         raise ConfigurationError(
-            f"{', '.join(said)}: already said by the ModelSpec; change it with dataclasses.replace"
+            f"{', '.join(said)}: already part of the ModelSpec; change it with dataclasses.replace"
         )
     return model, options
 
 
 @functools.cache
 def option_docs() -> Mapping[str, str]:
-    """Return what each option means, in one line, as the classes that declare them say; empty under ``python -OO``."""
+    """Return the description of each option from the classes that declare it; empty under ``python -OO``."""
     docs = {**_attributes(ModelSpec.__doc__), **_attributes(EmbedderOptions.__doc__)}
     return {name: docs[name] for name in ("model", *(field.name for field in option_fields())) if name in docs}
 
 
 def written_docs(docs: Mapping[str, str], indent: int = 8) -> str:
-    """Return the meanings of arguments as lines of an "Args" section."""
+    """Format argument descriptions as the lines of an "Args" section."""
     margin = " " * indent
     wrapper = textwrap.TextWrapper(
         120, initial_indent=margin, subsequent_indent=margin + "    ", break_long_words=False, break_on_hyphens=False
@@ -179,7 +180,7 @@ def written_docs(docs: Mapping[str, str], indent: int = 8) -> str:
 
 
 def takes_options(init: _F) -> _F:
-    """Give a constructor with ``**options`` all of them as its signature, and their meanings for "{options}"."""
+    """Give a constructor with ``**options`` an explicit signature, and replace "{options}" in its docstring."""
     signature = inspect.signature(init)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = [
@@ -226,12 +227,12 @@ def _opened(cache: Any) -> Cache | None:
 
 @dataclass(frozen=True)
 class CallOptions:
-    """What one call asks for.
+    """The options of one call.
 
     Attributes:
         task, prompt, dense, sparse, timeout, show_progress: see ``Embedder.embed_queries``.
-        dim: dense dimensions in place of the Embedder's.
-        fail_on_overflow: in place of the Embedder's ``on_overflow``.
+        dim: number of dense dimensions, instead of the Embedder's.
+        fail_on_overflow: overrides the Embedder's ``on_overflow``.
     """
 
     task: Task | str | None = None

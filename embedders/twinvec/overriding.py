@@ -1,4 +1,4 @@
-"""Subclasses are heard: a fast path goes around a framework's methods only where nobody has changed them."""
+"""Subclass overrides are honoured: a fast path bypasses a framework's methods only if nobody has overridden them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _F = TypeVar("_F", bound=Callable[..., Awaitable[Any]])
 
 
 def overridden(value: object, base: type, *names: str) -> bool:
-    """Return whether a subclass of ``base``, or the object itself, has one of these methods of its own."""
+    """Return whether a subclass of ``base``, or the object itself, overrides one of these methods."""
     kept = getattr(value, "__dict__", {})
     return any(name in kept or _defined(type(value), name) is not _defined(base, name) for name in names)
 
@@ -20,8 +20,8 @@ def overridden(value: object, base: type, *names: str) -> bool:
 def changed_alone(value: object, blocking: str, awaiting: str) -> bool:
     """Return whether a method was overridden without its async twin, which then has to call it.
 
-    Frameworks' own async methods do that by default, so their users override the blocking one alone. Who overrides
-    both in one class has said what either does.
+    Async methods of the frameworks call the blocking ones by default, so users often override only those. A class that
+    overrides both has defined both.
     """
     kept = getattr(value, "__dict__", {})
     if not isinstance(value, type) and blocking in kept:
@@ -32,7 +32,7 @@ def changed_alone(value: object, blocking: str, awaiting: str) -> bool:
 
 
 def twin_of(blocking: str) -> Callable[[_F], _F]:
-    """Make an async method call its blocking twin, on a thread, where a subclass has changed that one alone."""
+    """Make an async method call its blocking twin, on a thread, if a subclass has overridden only that one."""
 
     def decorate(method: _F) -> _F:
         @functools.wraps(method)

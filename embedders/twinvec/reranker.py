@@ -1,4 +1,4 @@
-"""Reranker: a cross-encoder on the engine of the embedders: pairs of all callers share packed passes."""
+"""Reranker: a cross-encoder on the same engine as embedders; pairs from all callers share packed passes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from twinvec.vectors import EmbeddingBatch, Float32
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_INTERACTIVE = 256  # pairs of one call that go before bulk work: what a search has reranked
+_INTERACTIVE = 256  # calls with more pairs count as bulk work; a search reranks fewer
 _OF_VECTORS = ("dim", "sparse", "sparse_keys")
-_OVERLAP = 4  # a quarter of a window is in the next one, too
+_OVERLAP = 4  # windows overlap by a quarter
 
 
 class Reranker(LocalModel, BaseReranker):
-    """Scores of pairs by one model that reads query and text together.
+    """Relevance scores of (query, text) pairs from a model that reads both together.
 
-    Thread safe; calls from several threads and tasks share the model. Pickling carries the specification, not the
-    weights. Use as a context manager, or call ``close``, to release the model early.
+    Thread safe; calls from several threads and tasks share the model. Pickles contain the specification, not the
+    weights. Use it as a context manager, or call ``close``, to release the model early.
 
     Examples:
         >>> reranker = Reranker("Alibaba-NLP/gte-multilingual-reranker-base")
@@ -46,18 +46,18 @@ class Reranker(LocalModel, BaseReranker):
         """Load a model.
 
         Args:
-            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which says all that decides a
-                score; then leave out what is a field of it. ``dim``, ``sparse`` and ``sparse_keys`` are an Embedder's.
+            model: folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec; with a ModelSpec, omit the
+                options that are its fields. ``dim``, ``sparse`` and ``sparse_keys`` only apply to an Embedder.
             {options}
 
         Raises:
-            CheckpointError: the model cannot be found, read or loaded, or is no reranker.
-            ConfigurationError: an argument that cannot be honoured.
+            CheckpointError: the model cannot be found, read or loaded, or is not a reranker.
+            ConfigurationError: an option cannot be honoured.
         """
         from twinvec.engine.registry import REGISTRY
 
         if given := [name for name in _OF_VECTORS if name in options]:
-            raise ConfigurationError(f"{given[0]}: a reranker gives one score for a pair, and no vectors")
+            raise ConfigurationError(f"{given[0]}: a reranker returns one score per pair, not vectors")
         spec, chosen = read_options(model, options)
         lease = REGISTRY.lease(spec, chosen, scores=True)
         self._hold([lease], chosen)
@@ -105,7 +105,7 @@ class Reranker(LocalModel, BaseReranker):
     def _windows(
         self, pairs: Sequence[tuple[str, str]], options: ScoreOptions
     ) -> tuple[list[int], Sequence[tuple[str, str]]]:
-        """Return where each pair's windows start, and all windows; texts that fit are one."""
+        """Return where each pair's windows start, and all windows; a text that fits is a single window."""
         if not options.windows:
             return list(range(len(pairs))), pairs
         tokenizer, prompt = self._core.model.tokenizer, self._prompt(options)
@@ -122,7 +122,7 @@ class Reranker(LocalModel, BaseReranker):
         if not starts:
             return Scores(np.zeros(0, np.float32), np.zeros(0, np.bool_))
         best = np.maximum.reduceat(batch.dense[:, 0], starts)
-        last = np.array([*starts[1:], len(batch)]) - 1  # what is cut off another window is in the next
+        last = np.array([*starts[1:], len(batch)]) - 1  # whatever an earlier window cuts off is in the next one
         return Scores(self._activated(best, options), batch.truncated[last])
 
     def _activated(self, logits: Float32, options: ScoreOptions) -> Float32:
@@ -142,9 +142,9 @@ class Reranker(LocalModel, BaseReranker):
 
 
 def spans(starts: Sequence[int], room: int, text: str) -> list[tuple[int, int]]:
-    """Return (begin, end) in characters of windows of a text, whose tokens start at ``starts``.
+    """Split a text, whose tokens start at ``starts``, into windows: (begin, end) in characters.
 
-    A window has a few tokens less than there is room for: a text that begins elsewhere may have more of them.
+    Windows are a few tokens shorter than there is room for, since text that starts elsewhere may need more tokens.
     """
     if len(starts) <= room:
         return [(0, len(text))]
@@ -158,7 +158,7 @@ def spans(starts: Sequence[int], room: int, text: str) -> list[tuple[int, int]]:
 
 
 def load_local(model: str | os.PathLike[str] | ModelSpec, **options: Unpack[EmbedderKeywords]) -> Embedder | Reranker:
-    """Return an Embedder or a Reranker, whichever the checkpoint is."""
+    """Return an Embedder or a Reranker, depending on the checkpoint."""
     try:
         return Embedder(model, **options)
     except ModelKindError:

@@ -1,4 +1,4 @@
-"""BaseReranker: what a Reranker in this process and one behind a server have in common."""
+"""BaseReranker: the interface shared by rerankers in this process and on a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Activation = Literal["sigmoid", "model"]
 
 
 class Ranked(NamedTuple):
-    """A text in a ranking: ``index`` in the caller's list, and its score."""
+    """A text in a ranking: its ``index`` in the caller's list, and its score."""
 
     index: int  # type: ignore[assignment]  # of a tuple it is a method, which nobody needs here
     score: float
@@ -33,7 +33,7 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What one call asks for; see ``BaseReranker.score``."""
+    """The options of one call; see ``BaseReranker.score``."""
 
     task: Task | str | None = None
     activation: Activation | None = None
@@ -48,18 +48,18 @@ class ScoreOptions:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of pairs: ``values`` float32 [n], and bool [n] whether the text of a pair was ``truncated``."""
+    """Scores of pairs: ``values`` float32 [n]; ``truncated`` bool [n], whether the pair's text was cut."""
 
     values: Float32
     truncated: Bool
 
 
 class BaseReranker(ABC):
-    """Scores of a query and a text that one model reads together: the interface of Reranker and RemoteReranker.
+    """Relevance scores of (query, text) pairs read together: the interface of Reranker and RemoteReranker.
 
     Attributes:
         spec: everything that decides a score.
-        options: everything else, without the token.
+        options: everything else, except the token.
     """
 
     spec: ModelSpec
@@ -79,29 +79,29 @@ class BaseReranker(ABC):
         """Score (query, text) pairs; higher is more relevant.
 
         Args:
-            pairs: any number of them; equal ones are computed once.
-            task: an instruction, for models trained with them (Qwen3-Reranker). None: the Reranker's task, else the
-                model's own default.
-            activation: None gives the model's raw logits; "sigmoid" numbers between 0 and 1 in the same order;
-                "model" what the checkpoint itself names (sentence-transformers' ``activation_fn``), else the sigmoid.
-            windows: score a text that is longer than the model's limit window by window, a quarter of each in the next
-                one, too, and take the best. False: its tail is cut.
-            timeout: seconds to wait; then the work is cancelled and DeadlineError raised. None: no limit.
+            pairs: any number of them; equal pairs are computed only once.
+            task: an instruction, for models trained with them (Qwen3-Reranker). None: the Reranker's task, or else the
+                model's default.
+            activation: None returns the model's raw logits; "sigmoid" maps them to 0 to 1 in the same order; "model"
+                applies the checkpoint's own (sentence-transformers' ``activation_fn``), or else the sigmoid.
+            windows: score a text that exceeds the model's limit in windows that overlap by a quarter, and take the best
+                score. False: its tail is cut.
+            timeout: seconds to wait before the work is cancelled and DeadlineError is raised. None: no limit.
             show_progress: draw a progress bar on stderr.
 
         Returns:
             float32 [pairs].
 
         Raises:
-            TypeError: a pair that is not two strings (names the position).
-            InvalidTextError: a text that is not valid Unicode.
+            TypeError: a pair is not two strings (the message names the position).
+            InvalidTextError: a text is not valid Unicode.
             TextTooLongError: with ``on_overflow="error"``.
-            ConfigurationError: a query that leaves no room for a text: it is never cut.
-            PromptError: a task for a model that was not trained with instructions.
-            OutOfMemoryError: a pair that does not fit by itself.
+            ConfigurationError: a query, which is never cut, leaves no room for a text.
+            PromptError: a task was given, but the model was not trained with instructions.
+            OutOfMemoryError: a pair does not fit even by itself.
             OverloadedError: the queue is full, with ``on_overload="error"``.
             DeadlineError: the timeout has passed.
-            DeviceLostError: no device works any more.
+            DeviceLostError: no working device is left.
         """
         return block(self._scored(pairs, ScoreOptions(task, activation, windows, timeout, show_progress)))
 
@@ -128,13 +128,13 @@ class BaseReranker(ABC):
         windows: bool = False,
         timeout: float | None = None,
     ) -> list[Ranked]:
-        """Rank texts for a query, best first; of equal scores the first in the list goes first.
+        """Rank texts for a query, best first; ties go to the lower index.
 
         Args:
             query: a string.
             texts: any number of them.
             top_n: how many to return; None: all.
-            task: see ``score``, as are the others and the errors.
+            task: see ``score``, also for the other options and the errors.
             activation: see ``score``.
             windows: see ``score``.
             timeout: see ``score``.
@@ -157,7 +157,7 @@ class BaseReranker(ABC):
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Return counters and choices of the model; see ``Embedder.stats``."""
+        """Return the model's counters and settings; see ``Embedder.stats``."""
 
     @property
     @abstractmethod
@@ -171,7 +171,7 @@ class BaseReranker(ABC):
 
     @property
     def max_length(self) -> int:
-        """Return the tokens per pair, specials included."""
+        """Return the maximum number of tokens per pair, special tokens included."""
         assert self.spec.max_length is not None
         return self.spec.max_length
 
@@ -182,7 +182,7 @@ class BaseReranker(ABC):
 
     @abstractmethod
     def close(self, *, drain: bool = False) -> None:
-        """Give back what this object holds; later calls raise ConfigurationError.
+        """Release this object's resources; later calls raise ConfigurationError.
 
         Args:
             drain: let pending calls of other threads finish first.
@@ -205,7 +205,7 @@ class BaseReranker(ABC):
     async def _ranked(self, query: str, texts: Iterable[str], top_n: int | None, options: ScoreOptions) -> list[Ranked]:
         check_texts([query], "query")
         if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-            raise ConfigurationError(f"top_n={top_n!r} must be a whole number of at least 1, or None")
+            raise ConfigurationError(f"top_n={top_n!r} must be an integer of at least 1, or None")
         return rank(await self._checked([(query, text) for text in check_texts(texts)], options))[:top_n]
 
     async def _checked(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Float32:
@@ -214,8 +214,8 @@ class BaseReranker(ABC):
         found = await self._compute(pairs, options)
         if len(cut := np.flatnonzero(found.truncated)):
             warnings.warn(
-                f"the texts of {len(cut)} of {len(pairs)} pairs were cut so that the pair has {self.max_length} tokens "
-                f"(first: pair {cut[0]}). Pass windows=True to score all of a text, split it, raise max_length, or "
+                f"the texts of {len(cut)} of {len(pairs)} pairs were cut to fit the pair into {self.max_length} tokens "
+                f"(first: pair {cut[0]}). Pass windows=True to score the whole text, split it, raise max_length, or "
                 'pass on_overflow="error".',
                 TruncationWarning,
                 stacklevel=level_of_caller(),
@@ -224,7 +224,7 @@ class BaseReranker(ABC):
 
 
 def rank(scores: Float32 | Sequence[float]) -> list[Ranked]:
-    """Return all indices, best first; of equal scores the lowest index goes first."""
+    """Return all indices, best first; ties go to the lower index."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return [Ranked(index, float(scores[index])) for index in order]
 
@@ -233,11 +233,11 @@ def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return pairs as a list.
 
     Raises:
-        TypeError: something else than pairs of two strings (names the position).
-        InvalidTextError: a lone surrogate.
+        TypeError: something other than pairs of two strings (the message names the position).
+        InvalidTextError: a text has a lone surrogate.
     """
     if isinstance(pairs, (str, bytes)):
-        raise TypeError(f"pairs must be a list of (query, text), not one {type(pairs).__name__}")
+        raise TypeError(f"pairs must be a list of (query, text), not a {type(pairs).__name__}")
     checked = []
     for position, pair in enumerate(pairs):
         if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -249,5 +249,5 @@ def check_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def sigmoid(logits: Float32) -> Float32:
-    """Return numbers between 0 and 1; no logit overflows."""
+    """Return numbers between 0 and 1, without overflow."""
     return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)

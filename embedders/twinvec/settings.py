@@ -1,4 +1,4 @@
-"""Settings from the environment: one object, read when an Embedder is made."""
+"""Settings from the environment: one object, read when an Embedder is created."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from twinvec.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults for what the caller leaves out.
+    """Defaults for options that the caller leaves out.
 
     Attributes:
         device: TWINVEC_DEVICE: "auto", "cpu", "cuda", "cuda:1", ...
-        cache_dir: TWINVEC_CACHE_DIR: where hub downloads are kept; the hub library's own place when unset.
-        offline: TWINVEC_OFFLINE=1: never ask the hub, use what is cached (HF_HUB_OFFLINE=1 does the same).
-        token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen by device when unset. A higher
-            budget fills a bigger device, a lower one saves memory.
-        qdrant_api_key: TWINVEC_QDRANT_API_KEY: for a Qdrant server, where no key is passed.
-        api_key: TWINVEC_API_KEY: what ``twinvec serve`` asks of its clients and ``RemoteEmbedder`` sends, where no key
-            is passed.
-        url: TWINVEC_URL: the one server that ``api_key`` is sent to. Unset, a RemoteEmbedder sends it to the address
-            that a program names, but not to one that is read from data, as by LlamaIndex' ``from_dict``.
+        cache_dir: TWINVEC_CACHE_DIR: where hub downloads are kept; the hub library's default when unset.
+        offline: TWINVEC_OFFLINE=1: never contact the hub; use what is cached (HF_HUB_OFFLINE=1 does the same).
+        token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen for the device when unset. A larger budget
+            fills a bigger device, a smaller one saves memory.
+        qdrant_api_key: TWINVEC_QDRANT_API_KEY: key of a Qdrant server, unless one is passed.
+        api_key: TWINVEC_API_KEY: the key that ``twinvec serve`` requires and ``RemoteEmbedder`` sends, unless one is
+            passed.
+        url: TWINVEC_URL: the only server that ``api_key`` is sent to. If unset, a RemoteEmbedder sends the key to an
+            address named by the program, but not to one read from data, as by LlamaIndex's ``from_dict``.
     """
 
     device: str = "auto"
@@ -39,11 +39,11 @@ class Settings:
         """Read ``TWINVEC_*`` variables.
 
         Raises:
-            ConfigurationError: a value that cannot be read, with the variable's name.
+            ConfigurationError: a value is invalid; names the variable.
         """
         budget = env.get("TWINVEC_TOKEN_BUDGET") or None
         if budget is not None and (not budget.isdecimal() or int(budget) < 1):
-            raise ConfigurationError(f"TWINVEC_TOKEN_BUDGET={budget!r} must be a positive whole number")
+            raise ConfigurationError(f"TWINVEC_TOKEN_BUDGET={budget!r} must be a positive integer")
         offline = env.get("TWINVEC_OFFLINE", "0")
         if offline not in ("0", "1", "", "true", "false"):
             raise ConfigurationError(f"TWINVEC_OFFLINE={offline!r} must be 0 or 1")

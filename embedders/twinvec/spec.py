@@ -17,27 +17,26 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Everything that decides a vector; hashable, picklable, without weights.
+    """Everything that decides a vector; hashable and picklable, contains no weights.
 
     Attributes:
         model: folder, hub id, or ``modelscope:owner/name``.
         revision: branch, tag or commit of a hub id; resolved to the commit once loaded.
         dtype: "auto" (bfloat16 on CUDA and on CPUs that multiply it natively, where it costs less than 0.0005 of
-            cosine, else float32), "float32", "bfloat16" or "float16".
-        dim: dense dimensions; None for all. Fewer only where the model was trained for it (Matryoshka).
-        max_length: tokens per text, prompt and specials included; None for the model's own limit.
-        sparse: "auto" (the checkpoint's own head where it has one), "head" (demand it), a head file
-            (``.safetensors`` or ``.pt`` with ``weight`` [1, hidden] and ``bias`` [1]), a SPLADE checkpoint,
-            "bm25" or, for example, "bm25:german,k1=0.9" (see ``twinvec.text.bm25.Bm25``; kept with all its numbers),
-            or None.
-        sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for
-            BM25, which has ids of its own.
-        reproducible: one text per forward pass, so that its vector is bitwise the same in any batch. Slower.
-        quantization: "int8" keeps the weights of linear layers in 8 bits, for models that do not fit. On a CPU their
-            inputs are rounded to 8 bits as well, per token, which makes it faster and a little less exact.
-        trust_remote_code: run the checkpoint's own code; needs a folder or a full commit as revision.
-        digest: content digest of the loaded files, filled in by ``Embedder.spec``. When given, loading other
-            content is an error.
+            cosine; otherwise float32), "float32", "bfloat16" or "float16".
+        dim: number of dense dimensions; None for all. Fewer only if the model was trained for it (Matryoshka).
+        max_length: tokens per text, prompt and special tokens included; None for the model's own limit.
+        sparse: "auto" (the checkpoint's own head, if it has one), "head" (require it), a head file (``.safetensors`` or
+            ``.pt`` with ``weight`` [1, hidden] and ``bias`` [1]), a SPLADE checkpoint, "bm25" or, for example,
+            "bm25:german,k1=0.9" (see ``twinvec.text.bm25.Bm25``; stored with all its parameters), or None.
+        sparse_keys: "surface": ids that decode to the same string share the lowest id; "ids": token ids. Not for BM25,
+            which has its own ids.
+        reproducible: run one text per forward pass, so that its vector is bitwise identical in any batch. Slower.
+        quantization: "int8" stores the weights of linear layers in 8 bits, for models that do not fit otherwise. On a
+            CPU their inputs are rounded to 8 bits as well, per token, which is faster and slightly less exact.
+        trust_remote_code: run the checkpoint's own code; requires a folder, or a full commit as revision.
+        digest: content digest of the loaded files, filled in by ``Embedder.spec``. If given, loading different content
+            is an error.
     """
 
     model: str
@@ -72,17 +71,17 @@ class ModelSpec:
         for name in ("dim", "max_length"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name}={value!r} must be a positive whole number or None")
+                raise ConfigurationError(f"{name}={value!r} must be a positive integer or None")
 
     @property
     def fingerprint(self) -> str:
         """Return 32 hex digits that name caches and collections.
 
-        The location of the files does not matter once their digest is known: a moved folder, or a hub id and its local
+        Once the digest is known, the location of the files does not matter: a moved folder, or a hub id and its local
         copy, have the same fingerprint.
         """
         fields = asdict(self)
-        if self.quantization is None:  # as in stores that were made before there was a choice
+        if self.quantization is None:  # compatible with stores from before the option existed
             del fields["quantization"]
         if self.digest is not None:
             del fields["model"], fields["revision"], fields["trust_remote_code"]

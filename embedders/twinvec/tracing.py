@@ -1,11 +1,11 @@
-"""Traces: OpenTelemetry spans of embedding and retrieval, by OpenInference's conventions.
+"""Traces: OpenTelemetry spans of embedding and retrieval, following OpenInference's conventions.
 
-Off until the program itself sets a tracer provider; a call costs some microseconds then. Vectors are not recorded; of
-many texts or documents, the first 24 are, as a span holds 128 attributes. Names:
+Off until the program sets a tracer provider; until then a call costs a few microseconds. Vectors are not recorded, and
+of many texts or documents only the first 24, since a span holds 128 attributes. Names:
 https://arize-ai.github.io/openinference/spec/.
 
-OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide the texts that are embedded (and the queries
-of a search, the first two), OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT the documents that are found.
+OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide embedded texts (the first two also the
+queries of a search); OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT hide the documents found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FoundDocument: TypeAlias = "tuple[str, float, str, Mapping[str, Any]]"  # id, sc
 
 _MOST = 24
 _HIDDEN = "__REDACTED__"
-_OF_CALLERS = ("session.id", "user.id", "metadata", "tag.tags")  # what OpenInference keeps in the context
+_OF_CALLERS = ("session.id", "user.id", "metadata", "tag.tags")  # attributes that OpenInference keeps in the context
 _SUPPRESSED = "suppress_instrumentation"
 _CARRIED = ("traceparent", "tracestate")
 
@@ -40,14 +40,14 @@ _CARRIED = ("traceparent", "tracestate")
 def traced_embedding(
     spec: ModelSpec, asked: CheckedCall
 ) -> AbstractContextManager[Callable[[EmbeddingBatch], EmbeddingBatch]]:
-    """Trace one call; what it yields takes the answer, and gives it back."""
+    """Trace one call; yields a function that records the result and returns it."""
     return _embedding(spec, asked) if _on() else nullcontext(_as_it_is)
 
 
 def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[Iterable[FoundDocument]], None]]:
-    """Trace one search; what it yields takes what was found, of all queries one after the other.
+    """Trace one search; yields a function that records what was found, query by query.
 
-    ``queries`` are empty where only vectors are known.
+    ``queries`` is empty if only vectors are known.
     """
     return _search(queries) if _on() else nullcontext(_unseen)
 
@@ -57,7 +57,7 @@ def _embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[Embedd
     with _span("CreateEmbeddings", "EMBEDDING", lambda: _asked(spec, asked)) as span:
 
         def answered(batch: EmbeddingBatch) -> EmbeddingBatch:
-            if span is not None and (tokens := int(batch.token_counts.sum())):  # 0: somebody else's model, who knows
+            if span is not None and (tokens := int(batch.token_counts.sum())):  # 0: someone else's model, count unknown
                 span.set_attribute("llm.token_count.prompt", tokens)
                 span.set_attribute("llm.token_count.total", tokens)
                 span.set_attribute("twinvec.truncated", int(batch.truncated.sum()))
@@ -79,13 +79,13 @@ def _search(queries: Sequence[str]) -> Iterator[Callable[[Iterable[FoundDocument
 
 
 def trace_work(figures: Callable[[], Mapping[str, float]]) -> None:
-    """Say in the span of the present call what the engine had to do."""
+    """Record the engine's work in the current span."""
     if (span := _recording()) is not None:
         span.set_attributes({f"twinvec.{name}": value for name, value in figures().items()})
 
 
 def trace_headers() -> dict[str, str]:
-    """Return the headers that let a server go on with the present trace."""
+    """Return the headers with which a server can continue the current trace."""
     headers: dict[str, str] = {}
     if _recording() is not None:
         from opentelemetry.propagate import inject
@@ -95,7 +95,7 @@ def trace_headers() -> dict[str, str]:
 
 
 def joined_trace(headers: Mapping[bytes, bytes]) -> AbstractContextManager[object]:
-    """Let spans be part of the trace that a request belongs to."""
+    """Make spans part of the trace that a request belongs to."""
     if b"traceparent" not in headers or not _on():
         return nullcontext()
     return _continued({name: headers[name.encode()].decode("latin-1") for name in _CARRIED if name.encode() in headers})

@@ -1,4 +1,4 @@
-"""The value types that leave the encoder: dense rows, sparse rows, and what happened to each text."""
+"""The value types that the encoder returns: dense rows, sparse rows, and what happened to each text."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class SparseVector:
     values: Float32
 
     def to_dict(self) -> dict[int, float]:
-        """Return ``{key: weight}`` with Python numbers."""
+        """Return ``{key: weight}`` as Python numbers."""
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
 
     def copy(self) -> SparseVector:
-        """Return a vector with memory of its own, not a view into a batch."""
+        """Return a copy with its own memory, rather than a view into a batch."""
         return SparseVector(self.indices.copy(), self.values.copy())
 
     def __len__(self) -> int:
@@ -41,15 +41,15 @@ class SparseVector:
 
 @dataclass(frozen=True, eq=False)
 class SparseBatch:
-    """Sparse rows in CSR form, validated once, when made.
+    """Sparse rows in CSR form, validated on construction.
 
     Attributes:
         indptr: int64 [n + 1]; row i is ``indices[indptr[i]:indptr[i + 1]]``.
-        indices: int32 [nnz], sorted and unique within a row, not negative.
+        indices: int32 [nnz], sorted and unique within a row, nonnegative.
         values: float32 [nnz], finite and > 0.
 
     Raises:
-        ValueError: when the arrays break one of these rules.
+        ValueError: the arrays break one of these rules.
     """
 
     indptr: Int64
@@ -67,7 +67,7 @@ class SparseBatch:
             object.__setattr__(self, name, array)
         indptr, indices, values = self.indptr, self.indices, self.values
         if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
-            raise ValueError("SparseBatch.indptr must rise from 0 to len(indices)")
+            raise ValueError("SparseBatch.indptr must increase from 0 to len(indices)")
         if len(indices) != len(values):
             raise ValueError(f"SparseBatch has {len(indices)} indices but {len(values)} values")
         if not (np.isfinite(values).all() and (values > 0).all()):
@@ -83,7 +83,7 @@ class SparseBatch:
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[int, float]]) -> SparseBatch:
-        """Build a batch from ``{key: weight}`` rows; weights of 0 are left out."""
+        """Build a batch from ``{key: weight}`` rows; zero weights are left out."""
         kept = [sorted((k, v) for k, v in row.items() if np.float32(v) != 0) for row in rows]
         return cls(
             np.cumsum([0, *map(len, kept)], dtype=np.int64),
@@ -102,7 +102,7 @@ class SparseBatch:
 
     @classmethod
     def stack(cls, parts: Iterable[SparseVector | SparseBatch]) -> SparseBatch:
-        """Put rows and batches one below the other."""
+        """Concatenate rows and batches."""
         parts = list(parts)
         counts = [np.array([len(part)]) if isinstance(part, SparseVector) else np.diff(part.indptr) for part in parts]
         return cls(
@@ -122,7 +122,7 @@ class SparseBatch:
     @overload
     def __getitem__(self, rows: Rows) -> SparseBatch: ...
     def __getitem__(self, rows: int | Rows) -> SparseVector | SparseBatch:
-        """Return one row, or a batch of the rows chosen by a slice, positions or a mask."""
+        """Return one row, or a batch of the rows selected by a slice, positions or a mask."""
         if isinstance(rows, (int, np.integer)):
             row = range(len(self))[rows]
             start, stop = self.indptr[row], self.indptr[row + 1]
@@ -151,7 +151,7 @@ class SparseBatch:
         return dense
 
     def similarity(self, other: SparseBatch) -> Float32:
-        """Return float32 [len(self), len(other)]: sums over common keys of weight * weight."""
+        """Return float32 [len(self), len(other)]: dot products over common keys."""
         by_key = np.argsort(other.indices, kind="stable")
         keys, weights = other.indices[by_key], other.values[by_key]
         owners = np.repeat(np.arange(len(other)), np.diff(other.indptr))[by_key]
@@ -181,13 +181,13 @@ class SparseBatch:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingBatch:
-    """What one call returns: row i belongs to text i.
+    """The result of one call: row i belongs to text i.
 
     Attributes:
-        dense: float32 [n, dim], L2-normalised; None where it was not asked for or the model has none.
-        sparse: n sparse rows, without the prompt's tokens; None where it was not asked for or the model has none.
-        token_counts: int32 [n], tokens that the model saw, prompt and special tokens included.
-        truncated: bool [n], True where the text's tail was cut at the maximum length.
+        dense: float32 [n, dim], L2-normalised; None if it was not requested or the model has none.
+        sparse: n sparse rows, without the prompt's tokens; None if not requested or the model has none.
+        token_counts: int32 [n], tokens seen by the model, prompt and special tokens included.
+        truncated: bool [n], whether the text's tail was cut at the maximum length.
     """
 
     dense: Float32 | None
@@ -208,7 +208,7 @@ class EmbeddingBatch:
         return len(self.token_counts)
 
     def __getitem__(self, rows: Rows) -> EmbeddingBatch:
-        """Return a batch of the rows chosen by a slice, positions or a mask."""
+        """Return a batch of the rows selected by a slice, positions or a mask."""
         chosen = _positions(rows, len(self))
         return EmbeddingBatch(
             dense=None if self.dense is None else self.dense[chosen],

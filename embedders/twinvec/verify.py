@@ -1,4 +1,4 @@
-"""verify: recompute the scores that a model card prints, and compare."""
+"""verify: recompute the scores published on a model card, and compare."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _WEIGHTS = {"dense": (1.0, 0.0), "sparse": (0.0, 1.0), "dense + 0.3 sparse": (1.
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One published score beside the computed one.
+    """One published score and the computed one.
 
     Attributes:
         source: where the number is published.
-        half: "dense" (cosine), "sparse", or their weighted sum; "logit" of a reranker.
+        half: "dense" (cosine), "sparse", or their weighted sum; "logit" for rerankers.
         query, document: the texts.
         published, computed: the scores.
-        tolerance: greatest absolute difference that counts as agreement.
-        variant: the rotation that was tried, None where the checkpoint leaves no choice.
+        tolerance: largest absolute difference that counts as agreement.
+        variant: the rotation tried; None if the checkpoint leaves no choice.
     """
 
     source: str
@@ -57,12 +57,12 @@ class VerifyRow:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What ``verify`` found.
+    """The result of ``verify``.
 
     Attributes:
-        model, family, dtype: what was verified, and in which precision.
-        rows: every published score; once per variant where variants were tried.
-        variants: rotations that were tried; the first is the one that the Embedder uses.
+        model, family, dtype: the verified model, and its precision.
+        rows: every published score; once per variant if variants were tried.
+        variants: rotations that were tried; the first is the one used by the Embedder.
     """
 
     model: str
@@ -73,7 +73,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Return whether the Embedder, as it is used, agrees with every published score."""
+        """Return whether the Embedder, as used normally, agrees with every published score."""
         return self.variants[0] in self.agreeing
 
     @property
@@ -88,12 +88,12 @@ def verify(
     """Recompute the published scores of a model's family.
 
     Args:
-        model: an Embedder or a Reranker, which nobody else should use meanwhile; or what one is made of, then it is
-            loaded in float32, so that the comparison shows the computation and not this machine's rounding.
-        published: scores to compare with instead of the family's.
+        model: an Embedder or a Reranker, not in use by anyone else; or a model name, folder or spec, which is loaded in
+            float32, so that the comparison shows the computation rather than this machine's rounding.
+        published: scores to compare with, instead of the family's.
 
     Raises:
-        ConfigurationError: nothing is published for the family, or this model is not the one that was published.
+        ConfigurationError: nothing is published for the family, or this model is not the published one.
         CheckpointError: the model cannot be loaded.
     """
     if isinstance(model, (Embedder, Reranker)):
@@ -112,7 +112,7 @@ def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None
         published = model.family.published
     if not published:
         raise ConfigurationError(
-            f"{embedder.spec.model}: no scores are published for the family {embedder.family!r} that verify could "
+            f"{embedder.spec.model}: there are no published scores for the family {embedder.family!r} to "
             "compare with; `twinvec models` lists the families"
         )
     if isinstance(embedder, Embedder):
@@ -134,19 +134,19 @@ def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None
 
 
 def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> None:
-    """Refuse what would change the scores by itself, and relatives that share the family without its numbers."""
+    """Refuse options that change scores, and relatives that share the family without its published numbers."""
     spec, full = embedder.spec, embedder._core.model.description.dim
     needs_sparse = any(_WEIGHTS[half][1] for card in published for half in card.scores)
     if needs_sparse and spec.sparse != "head":
         raise ConfigurationError(
             f"{spec.model}: the published scores of the family {embedder.family!r} need the checkpoint's own lexical "
-            f"head, and this Embedder has sparse={spec.sparse!r}: they are another model's, or load it with "
+            f"head, but this Embedder has sparse={spec.sparse!r}: it is another model, or load it with "
             'sparse="head"'
         )
     if needs_sparse and spec.sparse_keys != "surface":
         raise ConfigurationError('the published sparse scores count equal strings: load with sparse_keys="surface"')
     if spec.dim != full:
-        raise ConfigurationError(f"the published scores are of all {full} dimensions: load without dim={spec.dim}")
+        raise ConfigurationError(f"the published scores are for all {full} dimensions: load without dim={spec.dim}")
 
 
 def _compare_logits(reranker: Reranker, card: Published) -> list[VerifyRow]:
@@ -182,7 +182,7 @@ def _compare(embedder: Embedder | Reranker, card: Published, variant: str | None
 
 
 def tolerance(half: str, published: float) -> float:
-    """Return the greatest difference that counts as agreement: 0.01, and 1% more of sparse weights and logits."""
-    # The cards computed in fp16 or bf16: two runs of one card differ by up to 0.0026 in a cosine; sparse scores are
-    # sums of products that are not normalised, so their rounding grows with them.
+    """Return the largest difference that counts as agreement: 0.01, plus 1% for sparse weights and logits."""
+    # Model cards computed in fp16 or bf16: two runs of one card differ by up to 0.0026 in a cosine. Sparse scores are
+    # sums of unnormalised products, so their rounding error grows with them.
     return 0.01 if half == "dense" else 0.01 + 0.01 * abs(published)

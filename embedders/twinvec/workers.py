@@ -1,7 +1,7 @@
-"""Daemon threads that take work in turn, and a way to await it.
+"""Daemon threads that execute work in order, and a way to await it.
 
-Not ``concurrent.futures`` executors and ``asyncio.to_thread``: the interpreter shuts those down when main ends, before
-it waits for the threads whose work still needs them.
+Not ``concurrent.futures`` executors or ``asyncio.to_thread``: the interpreter shuts those down when the main thread
+ends, before it waits for the threads whose work still needs them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
-_BLOCKING = 32  # threads for what blocks, such as the calls of a store
+_BLOCKING = 32  # threads for blocking work, such as calls of a store
 
 
 class Workers:
-    """At most ``most`` threads, each started when there is work and none is free."""
+    """At most ``most`` threads, each started when there is work and no thread is free."""
 
     def __init__(self, name: str, most: int = 1) -> None:
         self._name, self._most = name, most
@@ -35,7 +35,7 @@ class Workers:
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[], object]) -> None:
-        """Have work done; how it ends is its own matter."""
+        """Queue work; how it ends is not reported."""
         self._work.put(work)
         if self._idle.acquire(blocking=False):
             return
@@ -46,11 +46,11 @@ class Workers:
                 thread.start()
 
     def close(self) -> None:
-        """End the threads once the work is done that was given before."""
+        """End the threads once all work queued before is done."""
         self._work.put(None)
 
     def join(self) -> None:
-        """Wait for the threads' end, but for the caller's own."""
+        """Wait for the threads to end, except the caller's own."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -68,22 +68,22 @@ class Workers:
             try:
                 work()
             except BaseException:
-                _logger.exception("%s: a defect", self._name)
+                _logger.exception("%s: unexpected error", self._name)
             del work
 
 
 @functools.cache
 def workers(name: str, most: int = 1) -> Workers:
-    """Return the process's own threads of a name."""
+    """Return this process's threads of the given name."""
     return Workers(name, most)
 
 
-if hasattr(os, "register_at_fork"):  # the threads do not come along
+if hasattr(os, "register_at_fork"):  # a child does not inherit the threads
     os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def executors_work() -> bool:
-    """Return whether the interpreter still lets executors take work; it does until main ends."""
+    """Return whether the interpreter still lets executors accept work, which it does until the main thread ends."""
     with ThreadPoolExecutor(1) as pool, contextlib.suppress(RuntimeError):
         pool.submit(int)
         return True
@@ -91,7 +91,7 @@ def executors_work() -> bool:
 
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call a function that blocks, as ``asyncio.to_thread`` does, also after main has ended."""
+    """Call a blocking function like ``asyncio.to_thread``, but also after the main thread has ended."""
     future: Future[_T] = Future()
     call = functools.partial(contextvars.copy_context().run, functools.partial(function, *args, **kwargs))
     workers("twinvec-blocking", _BLOCKING).run(functools.partial(_settle, future, call))
@@ -105,4 +105,4 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(call())
     except BaseException as error:
         future.set_exception(error)
-        del future  # the error's traceback has this frame
+        del future  # the error's traceback holds this frame

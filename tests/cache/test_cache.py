@@ -128,7 +128,7 @@ def test_paths_that_cannot_be_a_cache(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     for path in (file, file / "below"):
-        with pytest.raises(ConfigurationError, match="cannot be the folder"):
+        with pytest.raises(ConfigurationError, match="cannot be used as a vector cache"):
             VectorCache(path)
     assert file.read_text() == "mine"
 

@@ -43,7 +43,7 @@ def test_verify_disagrees(run: Run, gte: str) -> None:
 
 
 def test_verify_cannot_run(run: Run, bge: str) -> None:
-    for model, reason in ((bge, "no scores are published for the family"), ("/nowhere", "no such folder")):
+    for model, reason in ((bge, "there are no published scores for the family"), ("/nowhere", "no such folder")):
         result = run("verify", model)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith("error: ")

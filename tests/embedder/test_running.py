@@ -241,7 +241,7 @@ def test_the_resolved_spec_loads_the_same_model(own_folder: Path) -> None:
     with Embedder(spec) as again:
         assert again.spec == spec
         assert again.spec.fingerprint == spec.fingerprint
-    with pytest.raises(ConfigurationError, match="dim: already said by the ModelSpec"):
+    with pytest.raises(ConfigurationError, match="dim: already part of the ModelSpec"):
         Embedder(spec, dim=32)
 
 

@@ -179,5 +179,5 @@ def test_each_class_sends_to_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"dim": 1}, {"sparse": None}, {"sparse_keys": "ids"}])
 def test_options_of_vectors_are_refused(tmp_path: Path, option: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError, match="no vectors"):
+    with pytest.raises(ConfigurationError, match="not vectors"):
         Reranker(tmp_path, **option)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_what_is_cut_is_said(folder: Path) -> None:
     with Reranker(folder, dtype="float32", max_length=32) as reranker:
         with pytest.warns(TruncationWarning, match="1 of 2 pairs"):
             reranker.score([(QUERY, "moscow"), (QUERY, LONG)])
-        with pytest.raises(ConfigurationError, match="query takes"):
+        with pytest.raises(ConfigurationError, match="a query and the tokens around it take"):
             reranker.score([(LONG, "moscow")])
     with Reranker(folder, dtype="float32", max_length=32, on_overflow="error") as strict:
         with pytest.raises(TextTooLongError) as error:

@@ -367,7 +367,7 @@ def test_other_sources_are_not_bm25(other: str | None) -> None:
         ("bm25:", "not one of auto, arabic"),
         ("bm25:klingon", "'klingon'.*auto, arabic.*german"),
         ("bm25:german,french", "'french'.*each once"),
-        ("bm25:k2=1", r"'k2=1' is not understood.*k1=NUMBER.*average_length=NUMBER"),
+        ("bm25:k2=1", r"'k2=1' is invalid.*k1=NUMBER.*average_length=NUMBER"),
         ("bm25:k1=much", "'k1=much'"),
         ("bm25:k1=1,k1=1", "each once"),
         ("bm25:k1=-1", "k1=-1.0 is not a number from 0 to 100"),

@@ -1,4 +1,4 @@
-"""Rows that were computed before: recent ones in memory, others on disk."""
+"""Caches of computed rows: recent ones in memory, others on disk."""
 
 from twinvec.cache.disk import VectorCache
 from twinvec.cache.rows import Cache, Key, Row

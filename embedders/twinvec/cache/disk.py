@@ -1,8 +1,8 @@
-"""Rows on disk, for every process of a machine.
+"""Rows on disk, shared by all processes of a machine.
 
-SQLite, which comes with Python, rather than the two libraries that were measured against it: diskcache is SQLite plus
-pickle, without a release since 2023 and with an open report about that (CVE-2025-69872); LMDB maps its file into
-memory, so that a damaged file ends the process with SIGBUS (8 of 30 trials), and may be open once per process only.
+This uses SQLite, which comes with Python, rather than the two libraries it was compared with: diskcache is SQLite plus
+pickle, without a release since 2023 and with an open vulnerability for that (CVE-2025-69872); LMDB maps its file into
+memory, so that a damaged file kills the process with SIGBUS (8 of 30 trials), and can be opened only once per process.
 """
 
 from __future__ import annotations
@@ -37,40 +37,41 @@ _DENSE, _SPARSE = 1, 2
 _NO_INDICES, _NO_VALUES = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 _SMALLEST = 2**20
-_LOOKUP = 500  # keys per SELECT: below the 999 parameters that older SQLite allows
-_TRANSACTION = 2**20  # bytes per transaction: other processes get their turn between two
+_LOOKUP = 500  # keys per SELECT: older SQLite allows at most 999 parameters
+_TRANSACTION = 2**20  # bytes per transaction: other processes get their turn in between
 _EVICTED = 16  # rows per step
-_REMEMBERED = 2**14  # hits before they are written down
+_REMEMBERED = 2**14  # hits kept in memory before they are recorded
 _PUT = """INSERT INTO vectors (key, used, value) VALUES (?, ?, ?)
     ON CONFLICT (key) DO UPDATE SET used = excluded.used, value = excluded.value"""
 _OLDEST = "DELETE FROM vectors WHERE id IN (SELECT id FROM vectors ORDER BY used, id LIMIT ?)"
 
 
 class VectorCache:
-    """Rows in a folder on a local disk, the least recently used ones given up at a size limit.
+    """Rows in a folder on a local disk; the least recently used ones are evicted at a size limit.
 
-    Any number of threads and processes may share the folder; a process that is killed loses at most the call it was
-    in. What is read is exactly what was written: a row that is damaged, or of another format, is a miss. Texts are not
-    stored, only hashes of them; vectors are, so the folder is made readable for its owner alone. A disk that is full
-    or read-only costs one logged warning; found rows are still returned. A copy (pickle, ``fork``) opens the folder
-    for itself.
+    Any number of threads and processes may share the folder; a killed process loses at most the call it was in. Rows
+    are returned exactly as written: one that is damaged or in another format counts as a miss. Texts are not stored,
+    only their hashes; vectors are, so the folder is readable by its owner only. A full or read-only disk causes a
+    single logged warning, and rows already stored are still returned. A copy (pickle, ``fork``) opens the folder anew.
 
     Args:
-        path: the folder; made when missing. Not on a network share, whose locks SQLite cannot trust.
-        size_limit: bytes of the database, at least 1 MiB; the file may pass it by 1 MiB, and a log of some MiB lies
-            beside it. A row of 1024 dims takes about 5 kB, so that the default of 1 GiB keeps about 200,000.
+        path: the folder; created if missing. Not a network share, where SQLite's locks are unreliable.
+        size_limit: bytes of the database, at least 1 MiB; the file may exceed it by 1 MiB, plus a log of a few MiB. A
+            row of 1024 dims takes about 5 kB, so that the default of 1 GiB holds about 200,000.
 
     Attributes:
-        hits, misses: counters of this object, in rows as they are kept: dense and sparse halves apart.
+        hits, misses: counters of this object; dense and sparse halves are separate rows.
 
     Raises:
-        ConfigurationError: a path that cannot be a cache, a folder made by an early version, or a size limit that is
-            too small.
+        ConfigurationError: the path cannot be used as a cache, the folder comes from an early version, or the size
+            limit is too small.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, size_limit: int = 2**30) -> None:
         if isinstance(size_limit, bool) or not isinstance(size_limit, int) or size_limit < _SMALLEST:
-            raise ConfigurationError(f"size_limit={size_limit!r} must be a whole number of bytes, at least {_SMALLEST}")
+            raise ConfigurationError(
+                f"size_limit={size_limit!r} must be an integer number of bytes, at least {_SMALLEST}"
+            )
         self.path = Path(path).absolute()
         self.size_limit = size_limit
         self.hits = self.misses = 0
@@ -78,7 +79,7 @@ class VectorCache:
         self._lock = threading.Lock()
         self._warned = False
         file = self.path / "vectors.sqlite3"
-        # two connections: a lookup never waits for the turn of a write
+        # two connections: a lookup never waits for a write
         self._reader, self._writer = Database(file), Database(file)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,16 +87,16 @@ class VectorCache:
                 connection.execute("SELECT 1 FROM vectors LIMIT 1")
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
-                f"{self.path} cannot be the folder of a vector cache: {error}. Pass a folder that can be written, or "
-                f"remove {file.name} from it when it is damaged."
+                f"{self.path} cannot be used as a vector cache: {error}. Pass a writable folder, or "
+                f"remove {file.name} from it if it is damaged."
             ) from error
 
     def get_many(self, namespace: str, keys: Sequence[Key]) -> list[Row | None]:
-        """Return the row of each key, None for a key without one.
+        """Return the row of each key; None for keys without one.
 
         Args:
-            namespace: what decides a row besides the key, such as a model's fingerprint.
-            keys: may hold duplicates.
+            namespace: whatever decides a row besides the key, such as a model's fingerprint.
+            keys: may contain duplicates.
         """
         digests = [_digest(namespace, key) for key in keys]
         rows: dict[bytes, Row] = {}
@@ -114,7 +115,7 @@ class VectorCache:
             self._used.update(dict.fromkeys(rows))
             full = len(self._used) >= _REMEMBERED
         if damaged:
-            _log.info("%d rows of %s are damaged or of another format: dropped", len(damaged), self.path)
+            _log.info("dropped %d rows of %s that are damaged or in another format", len(damaged), self.path)
             gone = [(digest,) for digest in damaged]
             self._write(lambda connection: connection.executemany("DELETE FROM vectors WHERE key = ?", gone))
         if full:
@@ -122,7 +123,7 @@ class VectorCache:
         return found
 
     def put_many(self, namespace: str, rows: Sequence[tuple[Key, Row]]) -> None:
-        """Keep rows, in place of older ones of the same keys. A row larger than half the limit is not kept."""
+        """Store rows, replacing those with the same keys. A row larger than half the limit is not stored."""
         chunk: list[tuple[bytes, bytes]] = []
         size = 0
         for position, (key, row) in enumerate(rows, 1):
@@ -137,9 +138,9 @@ class VectorCache:
                 chunk, size = [], 0
 
     def stats(self) -> dict[str, int]:
-        """Return ``hits`` and ``misses`` of this object, ``entries`` and ``bytes`` of the whole cache.
+        """Return ``hits`` and ``misses`` of this object, and ``entries`` and ``bytes`` of the whole cache.
 
-        Counting the entries reads an index: some 10 ms for a million. ``hits`` and ``misses`` are attributes too.
+        Counting the entries scans an index: about 10 ms per million. ``hits`` and ``misses`` are attributes, too.
         """
         entries = size = 0
         try:
@@ -151,10 +152,10 @@ class VectorCache:
         return {"hits": self.hits, "misses": self.misses, "entries": entries, "bytes": size}
 
     def clear(self) -> None:
-        """Remove every row and give the space back to the disk.
+        """Remove all rows and return the space to the disk.
 
         Raises:
-            TwinVecError: the folder cannot be written.
+            TwinVecError: the folder is not writable.
         """
         try:
             with self._writer.connection() as connection:
@@ -164,7 +165,7 @@ class VectorCache:
             raise TwinVecError(f"the vector cache in {self.path} could not be cleared: {error}") from error
 
     def close(self) -> None:
-        """Write down what was used and close the files; later calls raise ConfigurationError."""
+        """Record what was used and close the files; later calls raise ConfigurationError."""
         if self._used and not self._writer.closed:
             self._write(self._note_use)
         self._reader.close()
@@ -213,7 +214,7 @@ class VectorCache:
                 pass
 
     def _note_use(self, connection: sqlite3.Connection) -> None:
-        """Write down the hits since the last time; only the order of eviction needs them, so it can wait until then."""
+        """Record hits since the last time; only the eviction order depends on them, so this can wait."""
         with self._lock:
             used, self._used = self._used, {}
         now = _next_use(connection)
@@ -223,7 +224,9 @@ class VectorCache:
         with self._lock:
             first, self._warned = not self._warned, True
         if first:
-            _log.warning("vector cache in %s: cannot be %s (%s); going on, said once", self.path, what, error)
+            _log.warning(
+                "vector cache in %s cannot be %s (%s); continuing without it (logged once)", self.path, what, error
+            )
 
 
 def _open(path: str, size_limit: int) -> VectorCache:
@@ -246,18 +249,18 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 
 
 def _next_use(connection: sqlite3.Connection) -> int:
-    """Return a stamp newer than all: a clock may go back, and differs between two machines with one disk."""
+    """Return a stamp newer than all others: clocks may go backwards, or differ between machines that share a disk."""
     return _number(connection, "SELECT COALESCE(MAX(used), 0) + 1 FROM vectors")
 
 
 def _size(connection: sqlite3.Connection) -> int:
-    """Return the bytes of the pages in use: the file grows no further while there are free ones."""
+    """Return the bytes of the pages in use: while there are free pages, the file does not grow."""
     pages = _number(connection, "PRAGMA page_count") - _number(connection, "PRAGMA freelist_count")
     return pages * _number(connection, "PRAGMA page_size")
 
 
 def _digest(namespace: str, key: Key) -> bytes:
-    """Return 32 bytes; each part goes in behind its length, so that no two keys give the same input."""
+    """Return 32 bytes; each part is preceded by its length, so that different keys never produce the same input."""
     parts = [part.encode("utf-8", "surrogatepass") for part in (namespace, key.prompt, key.text)]
     lengths = struct.pack("<QQQQ", *map(len, parts), key.max_length)
     return hashlib.sha256(lengths + b"".join(parts)).digest()
@@ -279,7 +282,7 @@ def _bytes(array: NDArray[Any], kind: str) -> bytes:
 
 
 def _decode(digest: bytes, value: object) -> Row | None:
-    """Return the row, None for anything but the very bytes that ``_encode`` made for this digest."""
+    """Return the row; None unless these are exactly the bytes that ``_encode`` produced for this digest."""
     if not isinstance(value, bytes) or len(value) < _HEADER.size:
         return None
     checksum, version, halves, dims, keys, tokens, full_length = _HEADER.unpack_from(value)
@@ -287,7 +290,7 @@ def _decode(digest: bytes, value: object) -> Row | None:
         return None
     if zlib.crc32(value[_CHECKSUM:], zlib.crc32(digest)) != checksum:
         return None
-    # astype copies: aligned, and of this machine's byte order
+    # astype copies: aligned, and in native byte order
     dense = np.frombuffer(value, "<f4", dims, _HEADER.size).astype(np.float32)
     indices = np.frombuffer(value, "<i4", keys, _HEADER.size + 4 * dims).astype(np.int32)
     values = np.frombuffer(value, "<f4", keys, _HEADER.size + 4 * (dims + keys)).astype(np.float32)

@@ -1,7 +1,7 @@
 """A short-lived memo of rows.
 
-Vector stores ask for the dense half of some texts, then for the sparse half of the same texts. The memo answers the
-second call, so that both cost one forward pass.
+Vector stores ask for the dense half of some texts and then for the sparse half of the same texts. The memo answers the
+second request, so that both cost one forward pass.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections import OrderedDict
 
 from twinvec.cache.rows import Key, Row
 
-_OVERHEAD = 400  # bytes of objects and dictionary slots per row, besides arrays and text
+_OVERHEAD = 400  # bytes per row for objects and dictionary slots, besides arrays and text
 
 
 class Memo:
-    """The most recently used rows within a byte limit. Its owner guards it: no lock.
+    """The most recently used rows within a byte limit. Not locked: its owner guards it.
 
     Attributes:
         hits, misses: counters.
@@ -27,7 +27,7 @@ class Memo:
         self._rows: OrderedDict[Key, Row] = OrderedDict()
 
     def get(self, key: Key) -> Row | None:
-        """Return the row of a text, None where it is not kept."""
+        """Return the row of a text; None if it is not stored."""
         row = self._rows.get(key)
         if row is None:
             self.misses += 1
@@ -37,7 +37,7 @@ class Memo:
         return row
 
     def put(self, key: Key, row: Row) -> None:
-        """Keep a row; the least recently used ones make room. A row larger than the limit is not kept."""
+        """Store a row, evicting the least recently used ones if needed. A row larger than the limit is not stored."""
         if (old := self._rows.pop(key, None)) is not None:
             self._bytes -= _size(key, old)
         self._rows[key] = row
@@ -45,7 +45,7 @@ class Memo:
         self.limit(self._max_bytes)
 
     def limit(self, max_bytes: int) -> None:
-        """Set the byte limit; the least recently used rows over it are forgotten."""
+        """Set the byte limit; evict the least recently used rows beyond it."""
         self._max_bytes = max_bytes
         while self._bytes > max_bytes:
             self._bytes -= _size(*self._rows.popitem(last=False))

@@ -1,7 +1,8 @@
-"""A connection to the cache's SQLite file that threads share and that no fork carries along.
+"""A connection to the cache's SQLite file that is shared by threads but never survives a fork.
 
-SQLite keeps file locks per process in memory: a child that continues with its parent's connection, or opens the
-same file beside it, believes in locks that it does not hold and can damage the file. So they are closed before a fork.
+SQLite keeps file locks per process in memory: a child that continues to use its parent's connection, or opens the same
+file next to it, relies on locks that it does not hold and can damage the file. Connections are therefore closed before
+a fork.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ _SCHEMA = (
     " (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, value BLOB NOT NULL)",
     "CREATE INDEX vectors_by_use ON vectors (used)",
 )
-_FORMAT = 2  # 1, which said 0: namespaces came from samples of the weights
-_BUSY = 5.0  # seconds to wait for the turn of another process
-_LOG = 4 * 2**20  # bytes that the write-ahead log is cut back to
+_FORMAT = 2  # format 1 (stored as 0) had namespaces from samples of the weights
+_BUSY = 5.0  # seconds to wait for another process
+_LOG = 4 * 2**20  # size to which the write-ahead log is cut back
 
 
 class Database:
-    """One connection, opened when it is needed, used by one thread at a time.
+    """One connection, opened on demand, used by one thread at a time.
 
     Attributes:
-        file: of the database.
-        closed: for good.
+        file: the database file.
+        closed: permanently.
     """
 
     def __init__(self, file: Path) -> None:
@@ -47,8 +48,8 @@ class Database:
         """Hold the connection.
 
         Raises:
-            ConfigurationError: when closed, or when the file is not a cache.
-            sqlite3.Error: when the file cannot be opened.
+            ConfigurationError: the cache is closed, or the file is not a cache.
+            sqlite3.Error: the file cannot be opened.
         """
         with self.lock:
             if self.closed:
@@ -58,7 +59,7 @@ class Database:
             yield self._connection
 
     def close(self) -> None:
-        """Close for good."""
+        """Close permanently."""
         with self.lock:
             self.closed = True
             self.disconnect()
@@ -76,11 +77,11 @@ def _connect(file: Path) -> sqlite3.Connection:
         try:
             return _prepared(file.as_uri())
         except sqlite3.OperationalError as error:
-            # SQLite itself does not wait while another process makes the file or its log
+            # SQLite itself does not wait while another process creates the file or its log
             if "locked" not in str(error) or time.monotonic() > deadline:
                 if not file.exists() or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
                     raise
-                # a read-only disk: nobody can write, so that the lock files that cannot be made are not needed
+                # read-only disk: nobody can write, so the lock files that cannot be created are not needed
                 return _prepared(f"{file.as_uri()}?immutable=1")
         time.sleep(0.01)
 
@@ -88,17 +89,17 @@ def _connect(file: Path) -> sqlite3.Connection:
 def _prepared(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
     try:
-        connection.text_factory = bytes  # a planted text must not fail to decode
+        connection.text_factory = bytes  # a maliciously planted string must not cause a decoding error
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         if not _schema(connection):
             _create(connection)
         if _schema(connection) != sorted(_SCHEMA):
-            raise ConfigurationError(f"{uri} is the database of another program: choose another folder for the cache")
+            raise ConfigurationError(f"{uri} belongs to another program: choose another folder for the cache")
         if _format(connection) != _FORMAT:
             raise ConfigurationError(
-                f"{uri} was written by an early TwinVec, which identified models by samples of their weights, so its "
-                "rows may be another model's: remove the folder or choose another; the vectors will be computed again"
+                f"{uri} was written by an early version of TwinVec, which identified models by samples of their weights, so "
+                "its rows may belong to another model: remove the folder or choose another; vectors will be recomputed"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG}")
@@ -118,7 +119,7 @@ def _format(connection: sqlite3.Connection) -> int:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
     connection.execute("BEGIN IMMEDIATE")
     try:
         if not _schema(connection):

@@ -1,1 +1,1 @@
-"""The forward pass: only here is a device."""
+"""The forward pass: the only part that touches a device."""

@@ -1,8 +1,8 @@
 """Packed attention for unmodified transformers classes.
 
-Each function is registered with transformers' ``AttentionInterface``. No mask function has its name, so the models
-build no mask and pass ``attention_mask=None``; the batch arrives as the keyword argument ``packed``. Queries are
-[1, heads, tokens, dim], the result is [1, tokens, heads, dim_v].
+Each function is registered with transformers' ``AttentionInterface``. No mask function has its name, so that models
+build no mask and pass ``attention_mask=None``; the batch arrives as the keyword argument ``packed``. Queries are [1,
+heads, tokens, dim], results [1, tokens, heads, dim_v].
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from twinvec.errors import ConfigurationError
 PREFIX = "twinvec_"
 _HALF = (torch.float16, torch.bfloat16)
 _SCORE_BYTES = 2**22
-_SHORT = 32  # tokens of texts whose products are nothing beside the calls
+_SHORT = 32  # for shorter texts the products cost nothing compared with the calls
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """Return the name of the fastest packed attention that runs here: "varlen", "flash" or "sdpa"."""
+    """Return the name of the fastest packed attention available: "varlen", "flash" or "sdpa"."""
     if device.type != "cuda" or dtype not in _HALF:
         return "sdpa"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -40,7 +40,7 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _varlen_parameters() -> frozenset[str]:
-    """Return the options of torch's varlen_attn, empty without it (it grew from 2.10 to 2.12)."""
+    """Return the options of torch's varlen_attn; empty without it (it evolved from 2.10 to 2.12)."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -50,14 +50,14 @@ def _varlen_parameters() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a layer asks for: score factor, window |i - j| < sliding_window, and whether later tokens are hidden."""
+    """A layer's parameters: score factor, window |i - j| < sliding_window, and whether later tokens are hidden."""
 
     scaling: float | None
     sliding_window: int | None
     causal: bool
 
     def window(self, length: int) -> int | None:
-        """Return the window where it hides anything of a text."""
+        """Return the window if it hides any part of a text."""
         return self.sliding_window if self.sliding_window is not None and self.sliding_window < length else None
 
 
@@ -65,7 +65,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TokenBatch, _Option
 
 
 def _register(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
-    """Give a kernel the signature that transformers calls, and make it known under its name."""
+    """Give a kernel the signature that transformers calls, and register it under its name."""
 
     @functools.wraps(kernel)
     def attend(
@@ -95,10 +95,10 @@ def sdpa(
     """Run one call per run of texts of equal length."""
     n, heads, dim_v = packed.n_tokens, query.shape[1], value.shape[-1]
     if len(packed.lengths) == 1 and options.window(n) is None and not _in_products(query, n, options):
-        # rows of no text look at the only one as well: nothing has to be copied
+        # rows that belong to no text attend to the only text, too: nothing has to be copied
         return _fused(query, key[:, :, :n], value[:, :, :n], options).transpose(1, 2)
     out = query.new_empty(1, query.shape[2], heads, dim_v)
-    out[0, n:] = 0  # rows of no text (``filled``)
+    out[0, n:] = 0  # rows that belong to no text (``filled``)
     for start, count, length in packed.runs:
         stop = start + count * length
         q, k, v = (x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
@@ -123,7 +123,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options:
 
 
 def _in_products(query: torch.Tensor, length: int, options: _Options) -> bool:
-    """Return whether ``_products`` is faster: of bfloat16 instructions the fused kernel reaches AMX alone."""
+    """Return whether ``_products`` is faster: of all bfloat16 instructions the fused kernel only uses AMX."""
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length <= _SHORT:
         return False
     return not options.causal and options.window(length) is None and not _has_amx()
@@ -143,7 +143,7 @@ def varlen(
 
     q, k, v, scale = _ragged(query, key, value, options.scaling)
     window = -1 if options.sliding_window is None else options.sliding_window - 1
-    # before torch 2.12 the kernel takes fewer key heads without being told
+    # before torch 2.12 the kernel accepts fewer key heads without being told
     grouped: dict[str, Any] = {"enable_gqa": k.shape[1] != q.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
     out = varlen_attn(
         q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.longest, packed.longest,
@@ -174,8 +174,8 @@ def _ragged(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """Return [tokens, heads, dim] and the score factor.
 
-    The kernels take one width of heads, a multiple of 8: narrower ones (the values of latent attention, say) are
-    widened with zeros.
+    The kernels require equal head widths, a multiple of 8: narrower ones (such as the values of latent attention) are
+    padded with zeros.
     """
     dim, dim_v = query.shape[-1], value.shape[-1]
     if dim_v > dim:
@@ -186,7 +186,7 @@ def _ragged(
 
 
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor) -> None:
-    """Attend without a mask by two matrix products per block of queries; all are [texts, heads, length, dim].
+    """Attend without a mask, with two matrix products per block of queries; all are [texts, heads, length, dim].
 
     Scores are rounded to bfloat16, as in transformers' eager attention; blocks keep them in the cache.
     """
@@ -196,7 +196,7 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float 
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (x.flatten(0, 1).contiguous() for x in (q, k, v))
     keys = keys.mT
-    nothing = q.new_empty(1).expand(len(queries), 1, 1)  # baddbmm is the product that takes a factor
+    nothing = q.new_empty(1).expand(len(queries), 1, 1)  # of the products only baddbmm takes a factor
     rows = max(_SCORE_BYTES // (q.element_size() * len(queries) * q.shape[2]), 16)
     for start in range(0, q.shape[2], rows):
         block = slice(start, start + rows)

@@ -1,4 +1,4 @@
-"""From a token batch to token states: transformers classes, packed where they can be and padded where not."""
+"""From a token batch to token states: transformers classes, packed if possible and padded otherwise."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNUSED = re.compile(
 )
 
 
-# what a config says about code, labels, memory and results, and not about the computation
+# config fields about code, labels, memory and results rather than the computation
 _NO_FORMULA = frozenset(
     [
         "auto_map",
@@ -57,7 +57,7 @@ _NO_FORMULA = frozenset(
         "transformers_version",
     ]
 )
-_QUIET = threading.Lock()  # the verbosity of transformers belongs to the whole process
+_QUIET = threading.Lock()  # transformers' verbosity is global to the process
 
 
 class Backbone(torch.nn.Module):
@@ -66,8 +66,8 @@ class Backbone(torch.nn.Module):
     Attributes:
         output: "states": token states [tokens, hidden]; "logits": vocabulary logits [tokens, vocabulary];
             "pooled": finished vectors [texts, dim].
-        packed: False where the model pads inside.
-        token_types: whether the model is told which tokens are a pair's text.
+        packed: False if the model pads internally.
+        token_types: whether the model is told which tokens belong to a pair's text.
     """
 
     output: Literal["states", "logits", "pooled"] = "states"
@@ -78,20 +78,20 @@ class Backbone(torch.nn.Module):
         """Choose the packed attention: "sdpa", "varlen" or "flash"."""
 
     def fuse(self, device: torch.device) -> None:
-        """Replace layers by faster ones for a device (``fused``), where they are known; once."""
+        """Replace known layers by faster ones for a device (``fused``); once."""
 
     def pack(self) -> None:
-        """Lay out the weights of linear layers for a CPU (``linear``), last of all changes.
+        """Lay out the weights of linear layers for a CPU (``linear``); the last of all changes.
 
-        Code that a checkpoint brings may read its layers' weights: nothing is done there.
+        Does nothing for models with their own code, which may read the weights of their layers.
         """
 
     def rope_variants(self) -> tuple[str, ...]:
-        """Return the rotations that ``verify`` may try; empty where the checkpoint settles it."""
+        """Return the rotations that ``verify`` may try; empty if the checkpoint leaves no choice."""
         return ()
 
     def use_rope(self, variant: str) -> None:
-        """Choose one of ``rope_variants``."""
+        """Select one of ``rope_variants``."""
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Run one batch."""
@@ -109,7 +109,7 @@ class PackedTransformer(Backbone):
         Args:
             model: in evaluation mode.
             padding_idx: positions count from padding_idx + 1 (XLM-R, RoBERTa).
-            causal: force causal or bidirectional attention; None leaves what the class says.
+            causal: force causal or bidirectional attention; None keeps the class's own.
             token_types: give a pair's text the token type 1.
         """
         super().__init__()
@@ -135,7 +135,7 @@ class PackedTransformer(Backbone):
         pack(self)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
-        """Return token states [tokens, hidden], or logits where the model ends in a language-model head."""
+        """Return token states [tokens, hidden], or logits if the model ends in a language-model head."""
         tokens = len(batch.input_ids)
         types = batch.token_types() if self.token_types else None
         batch = replace(batch, position_ids=self._positions(batch))
@@ -151,7 +151,7 @@ class PackedTransformer(Backbone):
         return states[0, :tokens]
 
     def _positions(self, batch: TokenBatch) -> torch.Tensor:
-        """Count as the class does; RoBERTa does not count a pad token inside the text."""
+        """Number positions as the class does; RoBERTa does not count a pad token within the text."""
         if self._padding_idx is None:
             return batch.position_ids
         counted = (batch.input_ids != self._padding_idx).long()
@@ -180,7 +180,7 @@ class PaddedTransformer(Backbone):
         self._pad_id = pad_id
 
     def fuse(self, device: torch.device) -> None:
-        """Replace the layers that ``fused`` knows, but for attention."""
+        """Replace the layers that ``fused`` knows, except attention."""
         fuse(self.model, device, packed=False)
 
     def pack(self) -> None:
@@ -205,7 +205,7 @@ class PaddedMaskedLM(PaddedTransformer):
 
 
 def pad(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids [texts, longest] and the mask of real tokens; never derived from token ids."""
+    """Return ids [texts, longest] and the mask of real tokens, which is never derived from token ids."""
     lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
     mask = torch.arange(max(batch.lengths), device=lengths.device)[None] < lengths[:, None]
     ids = torch.full(mask.shape, pad_id, dtype=torch.int64, device=lengths.device)
@@ -226,15 +226,15 @@ def load_native(
 
     Args:
         model_class: a class, not an Auto class.
-        config: its configuration, made by the family.
-        checkpoint: where the weights are.
+        config: its configuration, built by the family.
+        checkpoint: the source of the weights.
         dtype: of the parameters; position buffers stay fp32.
-        device: where to; the weights go there straight from the file.
+        device: where the weights go, straight from the file.
         ignore: regular expressions of tensors that the family knows to be unused.
 
     Raises:
         CheckpointMismatchError: any missing, unexpected or mismatched tensor; transformers would only log it.
-        CheckpointError: the weights cannot be read, or the config describes no working model.
+        CheckpointError: the weights cannot be read, or the config does not describe a working model.
     """
     checkpoint.tensors  # noqa: B018  reading the headers first gives clear errors for damaged files
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
@@ -259,9 +259,9 @@ def load_native(
             except RuntimeError:
                 if executors_work():
                     raise
-                os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers goes without its executor then
+                os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # makes transformers do without its executor
                 model, info = load()
-        except Exception as error:  # transformers fails with many types, and each means that there is no model
+        except Exception as error:  # transformers raises many types, all of which mean that there is no model
             raise CheckpointError(f"{checkpoint.name}: {model_class.__name__} cannot be loaded: {error}") from error
     unused = re.compile("|".join([_UNUSED.pattern, *ignore]))
     missing = [k for k in info["missing_keys"] if not unused.search(k)]
@@ -276,7 +276,7 @@ def native_config(config_class: Any, raw: dict[str, Any], checkpoint: Checkpoint
     """Build a native configuration from raw values.
 
     Raises:
-        CheckpointError: values that the class refuses.
+        CheckpointError: the class refuses a value.
     """
     values = {k: v for k, v in raw.items() if k not in _NO_FORMULA and not k.startswith("_") and "dropout" not in k}
     try:
@@ -290,7 +290,7 @@ def native_config(config_class: Any, raw: dict[str, Any], checkpoint: Checkpoint
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep transformers from logging and drawing what becomes an error here."""
+    """Keep transformers from logging and drawing progress for things that are errors here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
 """One model on one device: token batches in, vectors out.
 
-Nothing else touches the device. A batch is started and finished in two steps, so that a device that works by itself
-gets the next one before the results of the last are read.
+Nothing else touches the device. A batch is started and finished in two steps, so that an asynchronous device gets the
+next batch before the results of the last one are read.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CPU_BUDGET = 1024  # a query that comes meanwhile waits for a shorter pass; see benchmarks/NOTES.md
+_CPU_BUDGET = 1024  # a smaller pass keeps queries from waiting long; see benchmarks/NOTES.md
 _CPU_SMALL = 256
-_CUDA_BUDGETS = (4096, 16384)  # the products are at full speed from the first, and queries wait too long from the last
-_CUDA_FLOPS = 2e13  # of a batch: some 40 ms on an H100; larger models get fewer tokens
-_PROBE = 2048  # tokens of the batch that tells how much memory a token takes
+_CUDA_BUDGETS = (4096, 16384)  # products run at full speed from the first on; beyond the last, queries wait too long
+_CUDA_FLOPS = 2e13  # per batch: about 40 ms on an H100; larger models get fewer tokens
+_PROBE = 2048  # tokens of the batch that measures memory per token
 _PROBE_TEXT = 256
-_LOGIT_BYTES = 2**28  # a masked language model makes a row of the whole vocabulary per token
+_LOGIT_BYTES = 2**28  # a masked language model outputs a row of the whole vocabulary per token
 _CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -55,11 +55,11 @@ class Encoder:
 
     Attributes:
         token_budget: tokens per forward pass, as long as memory does not run out.
-        forwards, texts, tokens, seconds: counters; seconds of forward passes, overlaps once.
+        forwards, texts, tokens, seconds: counters; seconds spent in forward passes, overlaps counted once.
         attention: the packed attention in use, or "padded".
         kernels: "triton" or "torch": what runs between the matrix products.
-        linear: how most of them run: "packed", "packed int8", "int8" or "torch" (``linear``).
-        predicted_memory: bytes that torch will hold at most, as far as a measured probe tells; 0 on a CPU.
+        linear: how most matrix products run: "packed", "packed int8", "int8" or "torch" (``linear``).
+        predicted_memory: expected maximum of bytes held by torch, from a measured probe; 0 on a CPU.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Encoder:
 
     @property
     def small_budget(self) -> int:
-        """Return the tokens of a pass that a query can wait for; on CUDA any pass is such."""
+        """Return the tokens of a pass that a query can wait for; on CUDA any pass qualifies."""
         return min(self.token_budget, _CPU_SMALL) if self.device.type == "cpu" else self.token_budget
 
     @property
@@ -137,7 +137,7 @@ class Encoder:
         finally:
             self._count_time(started)
         dense, sparse, finite = self._read(outputs, batch)
-        # copies: a row that is kept would keep those of the whole batch
+        # copies: a stored row would keep the rows of the whole batch alive
         return [
             Row(
                 None if dense is None else dense[i].copy(),
@@ -151,13 +151,13 @@ class Encoder:
         ]
 
     def free_memory(self) -> None:
-        """Give memory back that ran out."""
+        """Free memory after it ran out."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def release(self) -> None:
-        """Let go of the weights, whoever still holds this for its counters; nothing can be started any more."""
+        """Drop the weights, even if someone still holds this for its counters; nothing can be started any more."""
         del self._backbone, self._dense_layers
         self._head = self._graphs = None
 
@@ -167,7 +167,7 @@ class Encoder:
         self._finished = now
 
     def memory(self) -> int:
-        """Return the bytes that torch holds on a CUDA device; 0 elsewhere."""
+        """Return the bytes held by torch on a CUDA device; 0 elsewhere."""
         return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
 
     @property
@@ -179,7 +179,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
-        """Return the outputs, on the host once the event has come; None: they are there already."""
+        """Return the outputs, which are on the host once the event has occurred; None: they already are."""
         ready = None
         with self._current():
             outputs = self._graphs.replay(batch) if self._graphs is not None else None
@@ -197,7 +197,7 @@ class Encoder:
     def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], and weights per token [tokens] or per vocabulary entry [texts, vocabulary].
 
-        With ``graphs`` everything here only queues work for the device.
+        With ``graphs`` everything in here only queues work for the device.
         """
         output = self._backbone(batch)
         dense = self._dense(output, batch) if self.description.dim is not None else None
@@ -206,7 +206,7 @@ class Encoder:
         if self._backbone.output != "logits":
             return dense, None
         parts = output[:, : len(self._id_keys)].split(list(batch.lengths))
-        # log1p(relu(x)) rises with x, so the maximum may come first
+        # log1p(relu(x)) is monotonic, so the maximum may come first
         return dense, torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float()))
 
     def _dense(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
@@ -218,7 +218,7 @@ class Encoder:
         return vectors
 
     def _current(self) -> contextlib.AbstractContextManager[object]:
-        """Make the device the thread's own: events and Triton go where the thread is."""
+        """Make the device current on this thread, for events and Triton."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     # --- on the host
@@ -240,7 +240,7 @@ class Encoder:
             return rows, reduce_vocabulary_weights(values, self._id_keys[: values.shape[1]]), finite
         finite &= np.isfinite(np.add.reduceat(values, batch.cu_seqlens[:-1].numpy()))
         values[np.repeat(~finite, batch.lengths)] = 0
-        # a prompt's words say nothing about the text
+        # the words of a prompt say nothing about the text
         values[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
         ids, keys = batch.input_ids.numpy(), self._id_keys
         return rows, reduce_token_weights(values, ids, batch.lengths, keys), finite
@@ -248,7 +248,7 @@ class Encoder:
     # --- once, at the start, on CUDA
 
     def _warm_up(self, token_budget: int | None) -> None:
-        """Build kernels, measure what a token takes, choose the budget by it, and record graphs of small batches."""
+        """Build kernels, measure memory per token, choose the budget from it, and record graphs of small batches."""
         try:
             small, large = self._peak(_PROBE // 2), self._peak(_PROBE)
             per_token = max(large - small, 1) / (_PROBE - _PROBE // 2)
@@ -257,7 +257,7 @@ class Encoder:
                 raise
             torch.cuda.empty_cache()
             self.token_budget = token_budget or _PROBE // 4
-            logger.warning("%s has hardly any memory left beside the model; token budget %d", self.device, _PROBE // 4)
+            logger.warning("%s has hardly any memory left besides the model; token budget %d", self.device, _PROBE // 4)
             return
         with self._current():
             free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -269,12 +269,12 @@ class Encoder:
 
     @torch.inference_mode()
     def _peak(self, tokens: int) -> int:
-        """Return the bytes that one batch takes at most beside the model."""
+        """Return the peak memory of one batch, besides the model, in bytes."""
         length = min(_PROBE_TEXT, self.description.max_length)
         ids = np.zeros(length, dtype=np.int32)
         batch = TokenBatch.pack([TokenizedText(ids, 0, length)] * max(tokens // length, 1))
         with self._current():
-            self._forward(batch.to(self.device))  # what is built once does not count
+            self._forward(batch.to(self.device))  # one-time allocations do not count
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self._forward(batch.to(self.device))
@@ -283,12 +283,12 @@ class Encoder:
 
     def _record_graphs(self) -> None:
         if not self.description.include_prompt or self._backbone.token_types:
-            return  # the prompts' lengths come from the host then
+            return  # the lengths of prompts come from the host in that case
         graphs = Graphs(self._forward, self.device, self.description.position_limit)
         try:
             with torch.inference_mode():
                 graphs.record()
-        except Exception as error:  # the same passes run without them, with more work for the host
+        except Exception as error:  # the passes also run without graphs, with more work for the host
             torch.cuda.empty_cache()
             logger.warning("%s: no CUDA graphs of this model: %s", self.device, error)
             return
@@ -296,12 +296,12 @@ class Encoder:
 
 
 def choose_budget(free: int, bytes_per_token: float, weights: int) -> int:
-    """Return the tokens of a batch on a CUDA device.
+    """Return the tokens per batch on a CUDA device.
 
     Args:
-        free: bytes beside the model.
-        bytes_per_token: what a token takes at most while the batch runs.
-        weights: of matrices that every token is multiplied with.
+        free: bytes available besides the model.
+        bytes_per_token: peak memory per token while a batch runs.
+        weights: number of weights in matrices that every token is multiplied by.
     """
     least, most = _CUDA_BUDGETS
     wanted = min(max(int(_CUDA_FLOPS / (2 * max(weights, 1))), least), most)
@@ -319,14 +319,14 @@ def _to_host(rows: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Return whether an error means that the device answers no more calls."""
+    """Return whether an error means that the device no longer responds."""
     if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
         return not is_out_of_memory(error)
     return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that a smaller batch might do."""
+    """Return whether an error means that a smaller batch might fit."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(sign in str(error) for sign in _CPU_OOM)

@@ -1,10 +1,11 @@
-"""Layers of transformers' classes with fewer and larger steps.
+"""Layers of transformers' classes with fewer, larger steps.
 
-The classes run three products for queries, keys and values and two for gate and up, and write each activation,
-rotation, sum and norm to a new tensor. At CPU sizes every one of those is fresh memory that the kernel has to map and
-clear; on CUDA each is a trip through the device's memory. Here products of the same input are joined, and what lies
-between products is one pass, or at least in place (``kernels``). On a CPU all of a layer but attention runs for some
-rows (``linear.slices``) from its first step to its last, in the caches. Weights and formulas stay the same.
+The classes run three products for queries, keys and values and two for gate and up, and write every activation,
+rotation, sum and norm to a new tensor. At CPU sizes each of those is fresh memory that the kernel has to map and clear;
+on CUDA each is a trip through the device's memory. Here products of the same input are joined, and the steps between
+products are a single pass, or at least in place (``kernels``). On a CPU everything in a layer except attention runs for
+some rows at a time (``linear.slices``), from its first step to its last, within the caches. Weights and formulas stay
+the same.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ _RMS = {f"{name}RMSNorm" for name in ("EuroBert", "Llama", "Mistral", "Qwen2", "
 
 
 def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
-    """Replace the forward of every module that this file knows; return how many.
+    """Replace the forward method of every module that this file knows; return how many.
 
     Args:
-        model: loaded; joined projections replace the single ones.
         device: where it will run.
+        packed: whether the model runs on one row of packed texts; if not, attention is left alone.
         packed: whether the model runs on one row of packed texts; attention is left alone otherwise.
     """
     fused = 0
@@ -62,7 +63,7 @@ def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
 
 @cache
 def _with_forward(kind: type, forward: Any) -> type:
-    """Return a class with another forward; as an attribute of its module it would keep the module, and the weights."""
+    """Return a class with another forward method; as an attribute of the module it would keep the module alive."""
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
@@ -89,7 +90,7 @@ def _fused_forward(module: Any, device: torch.device, packed: bool) -> Any:  # n
 
 
 def _join(module: nn.Module, joined: str, names: tuple[str, ...]) -> None:
-    """Put several products of one input into one; the single weights are given up."""
+    """Join several products of one input into one; the individual weights are released."""
     parts = [cast(nn.Linear, module.get_submodule(name)) for name in names]
     assert all(isinstance(part, nn.Linear) for part in parts), "layers are joined before they are quantised"
     rows = sum(part.out_features for part in parts)
@@ -129,7 +130,7 @@ def _bert_model(
     self: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, packed: TokenBatch,
     token_type_ids: torch.Tensor | None = None, **unused: Any,
 ) -> BaseModelOutput:  # fmt: skip
-    """All layers without a call of a module: with what classes do for training and masks those take a query's time."""
+    """Run all layers without module calls, whose overhead for training and masks costs as much as a short query."""
     embeddings = self.embeddings
     rows = F.embedding(input_ids[0], embeddings.word_embeddings.weight)
     types = embeddings.token_type_embeddings.weight
@@ -159,7 +160,7 @@ def _bert_layer(layer: Any, rows: torch.Tensor, packed: TokenBatch) -> torch.Ten
 
 
 def _in_slices(rest: Callable[..., torch.Tensor], hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Run what follows attention; both are [tokens, width], ``hidden`` may be overwritten."""
+    """Run everything after attention; both are [tokens, width], ``hidden`` may be overwritten."""
     parts = list(slices(len(hidden))) if hidden.device.type == "cpu" else []
     if len(parts) < 2:
         return rest(hidden, attended)
@@ -242,7 +243,7 @@ def _gated(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _gated_slices(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """On a CPU gate and up stay two products: the second multiplies with the first, row by row, as it is written."""
+    """On a CPU gate and up stay two products: the second is multiplied by the first, row by row, as it is written."""
     rows, activation = x.flatten(0, -2), _activation(self.act_fn)
     parts = []
     for part in slices(len(rows)):

@@ -1,8 +1,8 @@
 """CUDA graphs of small batches.
 
-A query's forward pass is some hundreds of launches, which take the host longer than the device. Recorded once for a few
-sizes, it is one. A batch runs in the smallest size that holds it; what is left over is a text of its own, so that no
-text sees it.
+A query's forward pass consists of hundreds of launches, which take the host longer than the device. Recorded once for a
+few sizes, it becomes a single launch. A batch runs in the smallest size that holds it; the remaining tokens form a text
+of their own, so that no real text sees them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One size: buffers that stay where they are, and the way to run the pass on them."""
+    """One size: buffers at fixed addresses, and the graph that runs a pass on them."""
 
     batch: TokenBatch
     outputs: Outputs
@@ -39,7 +39,7 @@ class Graphs:
         Args:
             forward: queues one batch on the device and never waits for it.
             device: a CUDA device.
-            position_limit: tokens that a text may have.
+            position_limit: maximum tokens of a text.
         """
         self._forward, self._device = forward, device
         self._sizes = [size for size in SIZES if size <= position_limit]
@@ -53,23 +53,23 @@ class Graphs:
         """Record every size."""
         for size in self._sizes:
             batch = _fill(size, None).to(self._device)
-            self._forward(batch)  # what is built once, kernels say, cannot be recorded
+            self._forward(batch)  # one-time work, such as building kernels, cannot be recorded
             self._recordings[size] = Recording(batch, *self._capture(batch))
 
     def _capture(self, batch: TokenBatch) -> tuple[Outputs, Callable[[], None]]:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # one pool: never two of them are at work. thread_local: another model's thread may be at work meanwhile
+        # one pool: two graphs are never active at once. thread_local: another model's thread may be active meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = self._forward(batch)
         self._pool = graph.pool()
         return outputs, graph.replay
 
     def replay(self, batch: TokenBatch) -> Outputs | None:
-        """Run a batch; None for one that is too large.
+        """Run a batch; return None if it is too large.
 
         Returns:
-            Views of the buffers, which the next ``replay`` of any size overwrites in the order of the stream.
+            Views of the buffers, which the next ``replay`` of any size overwrites in stream order.
         """
         size = next((size for size in self._sizes if batch.n_tokens <= size), None)
         if size is None or len(batch.lengths) > TEXTS or size not in self._recordings:
@@ -101,5 +101,5 @@ def _fill(size: int, batch: TokenBatch | None) -> TokenBatch:
         ids[:tokens] = batch.input_ids
         positions[:tokens] = batch.position_ids
         ends[: len(batch.lengths) + 1] = batch.cu_seqlens
-    # for the host it is one text: the longest that any batch of this size may have
+    # for the host it is a single text: the longest that any batch of this size may contain
     return TokenBatch(ids, positions, ends, (size,), (0,))

@@ -17,7 +17,7 @@ class TokenWeightHead(torch.nn.Module):
         """Load ``weight`` [1, hidden] and ``bias`` [1], strictly.
 
         Raises:
-            CheckpointMismatchError: other names or shapes.
+            CheckpointMismatchError: names or shapes differ.
         """
         super().__init__()
         self.linear = torch.nn.Linear(hidden, 1)

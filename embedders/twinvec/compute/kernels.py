@@ -1,7 +1,7 @@
 """Memory-bound steps between the matrix products, each in one pass over its tensors.
 
-On CUDA they are Triton kernels where Triton works, everywhere else plain torch. Both compute the same formulas; Triton
-in fp32 inside, rounded once, torch with the roundings of its single steps.
+On CUDA these are Triton kernels where Triton works; everywhere else plain torch. Both compute the same formulas: Triton
+in fp32, rounded once; torch with the rounding of its individual steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gate(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
 
         return triton.gate(gate_up, activation)
     left, right = gate_up.chunk(2, dim=-1)
-    # a single row is contiguous as it lies: contiguous() would hand out the caller's own memory
+    # a single row already is contiguous: contiguous() would return the caller's own memory
     return activate_(left.clone(memory_format=torch.contiguous_format), activation).mul_(right)
 
 
@@ -51,14 +51,14 @@ def activate_(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Turn heads in place: (a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
+    """Rotate heads in place: (a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
 
     Formula: rotary position embedding (Su et al. 2021) in the layout of GPT-NeoX, Llama and transformers.
 
     Args:
-        x: [tokens, heads, dim], the last dimension contiguous; tokens and heads may lie apart.
-        cos: [tokens, dim / 2] or wider, as transformers repeats it; the last dimension contiguous.
-        sin: as ``cos``.
+        x: [tokens, heads, dim], contiguous in the last dimension only.
+        cos: [tokens, dim / 2] or wider, as repeated by transformers; contiguous in the last dimension.
+        sin: like ``cos``.
     """
     if use_triton(x.device):
         from twinvec.compute import triton
@@ -78,8 +78,8 @@ def add_norm(x: torch.Tensor, residual: torch.Tensor, norm: Norm, *, keep_sum: b
 
     Args:
         x: [..., n].
-        residual: as ``x``; with ``keep_sum`` it becomes the sum.
-        norm: what to apply.
+        residual: like ``x``; with ``keep_sum`` it becomes the sum.
+        norm: the norm to apply.
         keep_sum: see ``residual``.
     """
     if use_triton(x.device):
@@ -100,22 +100,22 @@ def apply_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 @functools.cache
 def use_triton(device: torch.device) -> bool:
-    """Return whether the kernels run on a device, found out once by comparing each with torch."""
+    """Return whether the kernels work on a device; determined once, by comparing each with torch."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     try:
         check_triton(device)
-    except Exception as error:  # no compiler, an unknown chip: torch does the same, slower
-        logger.warning("%s: Triton's kernels do not work here, plain torch is used: %s", device, error)
+    except Exception as error:  # no compiler or an unknown chip: torch does the same, more slowly
+        logger.warning("%s: Triton kernels do not work here, using plain torch: %s", device, error)
         return False
     return True
 
 
 def check_triton(device: torch.device) -> None:
-    """Run each of Triton's kernels on small tensors and compare with torch.
+    """Run each Triton kernel on small tensors and compare with torch.
 
     Raises:
-        ArithmeticError: a result that is not torch's. Triton has errors of its own where it cannot compile or launch.
+        ArithmeticError: a result differs from torch's. Triton raises its own errors if it cannot compile or launch.
     """
     from twinvec.compute import triton
 

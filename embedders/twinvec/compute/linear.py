@@ -1,10 +1,10 @@
-"""Linear layers on a CPU: weights that oneDNN has laid out once, with bias, activation and sum inside of the product.
+"""Linear layers on a CPU: weights laid out once for oneDNN, with bias, activation and sum fused into the product.
 
-``F.linear`` hands weights as they lie to a BLAS, or has them laid out anew at every call; for a query's few rows that
-costs more than the product. oneDNN also builds a plan for each number of rows (some 2 ms, 0.7 MB), so rows run in
-slices of ``ROWS``, and what is left over is filled up to one of ``_SIZES``.
+``F.linear`` passes weights as they are to a BLAS, or lays them out again on every call; for the few rows of a query
+that costs more than the product. oneDNN also builds a plan for each number of rows (about 2 ms, 0.7 MB), so rows run in
+slices of ``ROWS``, and the remainder is padded to one of ``_SIZES``.
 
-A layer that oneDNN cannot run, or that it does not run as torch does, stays what it was.
+A layer that oneDNN cannot run, or runs differently from torch, stays as it is.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from twinvec.compute.quantization import Int8Linear, inverse_scales, linear_laye
 
 logger = logging.getLogger(__name__)
 
-ROWS = 128  # of a slice: at 85 to 99% of the full rate, and what lies between two products stays in the L2 cache
+ROWS = 128  # per slice: 85 to 99% of the full rate, and everything between two products stays in the L2 cache
 _SIZES = (8, 16, 32, 64, 96, 128)
 _POST_OPS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the largest result, at load
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative to the largest result, at load time
 _ZERO_POINT = 128
 # added to a float of at most 2^21 it leaves the integer, rounded to even, in the low byte, moved by the zero point
 _ROUND = 1.5 * 2**23 + _ZERO_POINT
 
 
 def slices(rows: int) -> Iterator[slice]:
-    """Cut rows into parts of ``ROWS``."""
+    """Split rows into parts of ``ROWS``."""
     return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
 
 
@@ -39,14 +39,14 @@ def product(
     layer: nn.Module, x: torch.Tensor, activation: Activation | None = None, *, plus: torch.Tensor | None = None,
     times: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Return activation(layer(x)) + plus, or layer(x) * times, in memory of its own.
+    """Return activation(layer(x)) + plus, or layer(x) * times, in newly allocated memory.
 
     Args:
         layer: any linear layer.
         x: [rows, in].
         activation: applied to the layer's result.
-        plus: [rows, out], contiguous; not together with the others.
-        times: as ``plus``.
+        plus: [rows, out], contiguous; cannot be combined with the others.
+        times: like ``plus``.
     """
     if isinstance(layer, PackedLinear):
         return layer.run(x, activation, plus, times)
@@ -59,7 +59,7 @@ def product(
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie as oneDNN wants them; it has no gradients and stays on the CPU.
+    """A linear layer with weights in oneDNN's layout; it has no gradients and stays on the CPU.
 
     Attributes:
         bias: [out] in the dtype of the layer, or None.
@@ -71,12 +71,12 @@ class PackedLinear(nn.Module):
         """Lay out a layer's weights.
 
         Raises:
-            RuntimeError: this torch or this processor has no such product.
+            RuntimeError: this torch or this processor does not support it.
         """
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
-        # no buffer: an opaque tensor can be neither moved nor saved
+        # not a buffer: an opaque tensor can be neither moved nor saved
         self._weight = self._pack(layer.weight.detach())
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedInt8Linear(PackedLinear):
-    """The same of 8-bit weights, with the formula of ``quantization``.
+    """The same for 8-bit weights, with the formula of ``quantization``.
 
     Attributes:
         scale: fp32 [out], the value of a weight of 1.
@@ -149,7 +149,7 @@ class PackedInt8Linear(PackedLinear):
             quantised, 1.0, _ZERO_POINT, self._weight, self.scale, self._zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )[:n]  # fmt: skip
-        out.mul_(scale)  # addcmul of a column takes three times as long as both steps
+        out.mul_(scale)  # addcmul with a column takes three times as long as both steps
         if self._bias is not None:
             out.add_(self._bias)
         if activation is not None:
@@ -162,25 +162,25 @@ class PackedInt8Linear(PackedLinear):
 
 
 def filled_rows(rows: int) -> int:
-    """Return the number of rows that products will run over; who has them from the start saves each layer's filling."""
+    """Return the number of rows that products will run on; starting with that many saves padding in each layer."""
     full = max(rows - 1, 0) // ROWS * ROWS
     return full + next(size for size in _SIZES if rows - full <= size)
 
 
 def _fill(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows with as many of zeros behind them as the next size takes."""
-    n = rows.shape[0]  # len() of a tensor is three times as slow, and this runs often
+    """Return rows padded with zeros to the next size."""
+    n = rows.shape[0]  # len() of a tensor takes three times as long, and this runs often
     return rows.contiguous() if n in _SIZES else nn.functional.pad(rows, (0, 0, 0, filled_rows(n) - n))
 
 
 def pack(model: nn.Module) -> None:
     """Replace the linear layers of a model on a CPU, one after another, so that no second copy of the model is needed.
 
-    Layers that share their weights with an embedding stay: they would need a copy of their own.
+    Layers that share their weights with an embedding stay: they would need a separate copy.
     """
     places = linear_layers(model, nn.Linear, Int8Linear)
     failed: dict[str, None] = {}
-    while places:  # each layer is let go before the next is packed
+    while places:  # each layer is released before the next is packed
         layer, where = places.popitem()
         try:
             packed = _packed(layer)
@@ -190,26 +190,26 @@ def pack(model: nn.Module) -> None:
         for parent, name in where:
             setattr(parent, name, packed)
     for reason in failed:
-        logger.info("linear layers stay as torch has them: %s", reason)
+        logger.info("linear layers are not packed: %s", reason)
 
 
 @torch.inference_mode()
 def _packed(layer: nn.Linear | Int8Linear) -> PackedLinear:
-    """Pack a layer and compare it with itself.
+    """Pack a layer and compare it with the original.
 
     Raises:
-        ArithmeticError: another result, or a dtype that oneDNN does not multiply.
+        ArithmeticError: the result differs, or oneDNN does not multiply the dtype.
     """
     if isinstance(layer, nn.Linear) and layer.weight.dtype not in _TOLERANCE:
-        raise ArithmeticError(f"{layer.weight.dtype} is not packed")
+        raise ArithmeticError(f"{layer.weight.dtype} cannot be packed")
     packed = PackedInt8Linear(layer) if isinstance(layer, Int8Linear) else PackedLinear(layer)
     dtype = torch.float32 if isinstance(layer, Int8Linear) else layer.weight.dtype
-    # the largest numbers too: without VNNI instructions int8 products of them are cut off at 16 bits
+    # with the largest numbers, too: without VNNI instructions, int8 products of them saturate at 16 bits
     rows = torch.cat([torch.ones(1, layer.in_features), torch.randn(2, layer.in_features, generator=_generator())])
     rows = rows.to(dtype)
     found, wanted = packed(rows).float(), layer(rows).float()
-    if not (found - wanted).abs().max() <= _TOLERANCE[dtype] * wanted.abs().max():  # NaN is no agreement
-        raise ArithmeticError(f"oneDNN's packed product is not torch's ({dtype})")
+    if not (found - wanted).abs().max() <= _TOLERANCE[dtype] * wanted.abs().max():  # NaN fails, too
+        raise ArithmeticError(f"oneDNN's packed product differs from torch's ({dtype})")
     return packed
 
 
@@ -218,7 +218,7 @@ def _generator() -> torch.Generator:
 
 
 def linear_in_use(model: nn.Module) -> str:
-    """Return how most of a model's products run: "packed", "packed int8", "int8" or "torch"."""
+    """Return how most of a model's matrix products run: "packed", "packed int8", "int8" or "torch"."""
     names: dict[type, str] = {PackedLinear: "packed", PackedInt8Linear: "packed int8", Int8Linear: "int8"}
     found: dict[str, int] = {}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Ragged batches: the planner, a pure function of lengths and a budget, and the batch that it packs."""
+"""Ragged batches: the planner, a pure function of lengths and a budget, and the packed batch itself."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Partition texts into batches of at most ``token_budget`` tokens; a longer text travels alone.
+    """Partition texts into batches of at most ``token_budget`` tokens; a longer text gets its own batch.
 
-    Sorted by length, longest first: memory peaks in the first batch, not the last, and equal lengths lie side
-    by side, so that attention can take them in one call.
+    Sorted by length, longest first: memory peaks in the first batch rather than the last, and texts of equal length are
+    adjacent, so that attention can process them in one call.
 
     Returns:
         Batches of positions in ``lengths``; every position appears exactly once.
@@ -47,7 +47,7 @@ class TokenBatch:
         position_ids: int64 [tokens], from 0 in each text.
         cu_seqlens: int32 [texts + 1]; text i is ``input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]``.
         lengths: tokens per text, on the host.
-        prompt_lengths: how many of them, at the front, belong to the prompt and the leading specials.
+        prompt_lengths: how many leading tokens of each text belong to the prompt and the special tokens before it.
     """
 
     input_ids: torch.Tensor
@@ -81,7 +81,7 @@ class TokenBatch:
         return max(self.lengths)
 
     def token_types(self) -> torch.Tensor:
-        """Return int64 [tokens]: 0 for the tokens of the prompt, in a pair the query's, and 1 for the text's."""
+        """Return int64 [tokens]: 0 for tokens of the prompt (in a pair, the query), 1 for those of the text."""
         import torch
 
         device = self.position_ids.device
@@ -91,7 +91,7 @@ class TokenBatch:
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
-        """Return (first token, texts, length) for each run of neighbours of equal length."""
+        """Return (first token, texts, length) for each run of adjacent texts of equal length."""
         runs, start = [], 0
         for length, group in groupby(self.lengths):
             count = len(list(group))
@@ -100,7 +100,7 @@ class TokenBatch:
         return runs
 
     def filled(self, tokens: int) -> TokenBatch:
-        """Return the batch with rows of token 0 behind its texts, ``tokens`` in all; they belong to no text."""
+        """Return the batch padded with token 0 to ``tokens`` in all; the added rows belong to no text."""
         import torch
 
         if tokens == len(self.input_ids):
@@ -110,7 +110,7 @@ class TokenBatch:
         return TokenBatch(ids, positions, self.cu_seqlens, self.lengths, self.prompt_lengths)
 
     def pinned(self) -> TokenBatch:
-        """Return a copy in pinned memory, from where copies to a CUDA device do not wait."""
+        """Return a copy in pinned memory, from which copies to a CUDA device are asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> TokenBatch:

@@ -14,14 +14,14 @@ POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "
 def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_prompt: bool = True) -> torch.Tensor:
     """Pool token states [tokens, hidden] into fp32 [texts, hidden * len(modes)].
 
-    Formulas as sentence-transformers' Pooling: several modes are concatenated; "weightedmean" weighs the token at
-    position p with p + 1; "mean_sqrt_len_tokens" divides the sum by the root of the length.
+    The formulas are those of sentence-transformers' Pooling: several modes are concatenated; "weightedmean" weights the
+    token at position p by p + 1; "mean_sqrt_len_tokens" divides the sum by the square root of the length.
 
     Args:
         hidden: states of all tokens, in any dtype; sums run in fp32.
         batch: the batch they belong to.
         modes: names from ``POOLING_MODES``.
-        include_prompt: False leaves the prompt's tokens (and specials before them) out of every sum and maximum;
+        include_prompt: False excludes the prompt's tokens (and special tokens before them) from every sum and maximum;
             "cls" is then the first token after them.
     """
     ends, lengths = batch.cu_seqlens[1:].long(), batch.cu_seqlens.diff().long()
@@ -42,7 +42,7 @@ def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_
             pooled.append(_reduce(states, "max", lengths))
         else:
             scale = weights * (batch.position_ids[:, None] + 1) if mode == "weightedmean" else weights
-            # a zero row keeps an all-prompt text at 0 instead of NaN, as the reference's clamp does
+            # a zero row keeps a text that is all prompt at 0 instead of NaN, like the reference's clamp
             total = _reduce(hidden.float() * scale, "sum", lengths)
             norm = _reduce(scale, "sum", lengths).clamp_min(1e-9)
             pooled.append(total / (norm.sqrt() if mode == "mean_sqrt_len_tokens" else norm))
@@ -50,5 +50,5 @@ def pool(hidden: torch.Tensor, batch: TokenBatch, modes: Sequence[str], include_
 
 
 def _reduce(rows: torch.Tensor, how: str, lengths: torch.Tensor) -> torch.Tensor:
-    # unsafe: the check of the lengths would wait for the device
+    # unsafe: checking the lengths would wait for the device
     return torch.segment_reduce(rows, how, lengths=lengths, unsafe=True)

@@ -1,9 +1,9 @@
-"""Linear layers with 8-bit weights: half the memory of bfloat16, and on a CPU products of integers.
+"""Linear layers with 8-bit weights: half the memory of bfloat16, and integer products on a CPU.
 
 Weights are quantised per output channel, symmetrically (Jacob et al. 2018, "Quantization and Training of Neural
 Networks for Efficient Integer-Arithmetic-Only Inference", with the zero point at 0). On a CPU the activations are
-quantised as well, per token while the model runs (ZeroQuant, Yao et al. 2022; LLM.int8(), Dettmers et al. 2022, without
-its outlier columns), so that a text's vector does not depend on the batch it travels in:
+quantised as well, per token at run time (ZeroQuant, Yao et al. 2022; LLM.int8(), Dettmers et al. 2022, without its
+outlier columns), so that a text's vector does not depend on the rest of its batch:
 
     s_w[o] = max |w[o, :]| / 127,  q_w = round(w / s_w);  s_x[t] = max |x[t, :]| / 127,  q_x = round(x / s_x)
     y[t, o] = s_x[t] s_w[o] sum_i q_x[t, i] q_w[o, i] + b[o]
@@ -23,8 +23,8 @@ from torch import nn
 from twinvec.errors import ConfigurationError
 
 _LEVELS = 127
-_ROWS = 512  # per slice on a CPU: what lies between the steps stays in the cache
-_SMALLEST = 1e-30  # of a row's largest activation: below, the quotient by the scale would leave fp32
+_ROWS = 512  # per slice on a CPU: intermediate results stay in the cache
+_SMALLEST = 1e-30  # smallest scale of a row: below it, dividing by the scale would overflow fp32
 
 
 class Int8Linear(nn.Module):
@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
         out = rows.new_empty(len(rows), self.out_features)
         bias = None if self.bias is None else self.bias.float()
         exact = _multiplies_exactly() and self.in_features > 1
-        # memory of its own for each slice would have to be mapped each time
+        # separate memory for each slice would have to be mapped each time
         sums = rows.new_empty(min(len(rows), _ROWS), self.out_features, dtype=torch.int32)
         products = torch.empty_like(sums, dtype=torch.float32)
         for start in range(0, len(rows), _ROWS):
@@ -89,12 +89,11 @@ class Int8Linear(nn.Module):
 def quantize(model: nn.Module) -> int:
     """Replace the linear layers of a model by ``Int8Linear``, one after another; return how many weights they hold.
 
-    Embeddings stay, and so do layers that share their weights with one. Layers that are to be joined (``fused``) must
-    be joined before.
+    Embeddings stay, as do layers that share their weights with one. Layers that are to be joined (``fused``) must be
+    joined first.
 
     Raises:
-        ConfigurationError: less than half of the weights that are matrices belong to linear layers; the model is left
-            as it was.
+        ConfigurationError: less than half of the matrix weights belong to linear layers; the model is left unchanged.
     """
     places = linear_layers(model, nn.Linear)
     embeddings = _embeddings(model)
@@ -102,10 +101,10 @@ def quantize(model: nn.Module) -> int:
     covered = sum(matrices[key] for key in {id(linear.weight) for linear in places})
     if 2 * covered < sum(matrices.values()) or not covered:
         raise ConfigurationError(
-            f"8-bit weights: only {covered:,} of the {sum(matrices.values()):,} weights outside of embeddings are "
-            "those of linear layers (mixtures of experts keep theirs in other tensors); use another dtype"
+            f"8-bit weights: only {covered:,} of the {sum(matrices.values()):,} weights outside embeddings belong "
+            "to linear layers (mixtures of experts keep theirs in other tensors); use another dtype"
         )
-    while places:  # each layer is let go before the next is quantised
+    while places:  # each layer is released before the next is quantised
         linear, where = places.popitem()
         quantised = Int8Linear(linear)
         for parent, name in where:
@@ -114,10 +113,10 @@ def quantize(model: nn.Module) -> int:
 
 
 def linear_layers(model: nn.Module, *types: type[nn.Module]) -> dict[Any, list[tuple[nn.Module, str]]]:
-    """Return the layers of exactly these types, and where each hangs: (parent, name).
+    """Return the layers of exactly these types, with their (parent, name).
 
-    A subclass may be one whose owner reads its weights (torch's own attention does). Layers that share their weights
-    with an embedding are left out.
+    Subclasses are excluded, since their owners may read the weights (torch's own attention does), and so are layers
+    that share their weights with an embedding.
     """
     embeddings = _embeddings(model)
     places: dict[Any, list[tuple[nn.Module, str]]] = {}
@@ -130,7 +129,7 @@ def linear_layers(model: nn.Module, *types: type[nn.Module]) -> dict[Any, list[t
 
 def inverse_scales(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 1 / s_x and s_x [rows, 1] of fp32 rows."""
-    largest = _largest(rows).clamp_min_(_SMALLEST)  # a norm of order infinity takes 15 times as long
+    largest = _largest(rows).clamp_min_(_SMALLEST)  # an infinity norm takes 15 times as long
     return _LEVELS / largest, largest / _LEVELS
 
 
@@ -145,10 +144,10 @@ def _largest(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _multiplies_exactly() -> bool:
-    """Return whether the CPU's product of int8 matrices is right at the largest numbers.
+    """Return whether the CPU's int8 matrix product is exact for the largest numbers.
 
-    Without the VNNI instructions oneDNN adds pairs of products in 16 bits, and cuts off what does not fit. (A single
-    column in ``weight.t()`` it gets wrong everywhere.)
+    Without VNNI instructions, oneDNN adds pairs of products in 16 bits, and saturates. (A single column in
+    ``weight.t()`` is wrong on all CPUs.)
     """
     ones = torch.full((32, 64), _LEVELS, dtype=torch.int8)
     return bool((torch._int_mm(ones, ones.t()) == 64 * _LEVELS**2).all())

@@ -1,4 +1,4 @@
-"""Sparse rows from weights of tokens or of the vocabulary, on the host."""
+"""Sparse rows from token or vocabulary weights, on the host."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from twinvec.vectors import Float32, Int64, SparseBatch
 
 
 def reduce_token_weights(weights: Float32, ids: Int64, lengths: Sequence[int], keys: Int64) -> SparseBatch:
-    """Turn one weight per token into sparse rows: the maximum over equal keys, weights above 0 only.
+    """Turn one weight per token into sparse rows: the maximum over equal keys, positive weights only.
 
-    Formula: row[k] = max over the text's tokens t with keys[ids[t]] == k of weights[t], as the GTE and bge-m3
+    Formula: row[k] = max over the text's tokens t with keys[ids[t]] == k of weights[t], as in the GTE and bge-m3
     references.
 
     Args:
         weights: float32 [tokens].
         ids: int64 [tokens].
         lengths: tokens per text.
-        keys: int64 [vocabulary]; the key of each token id, -1 for ids that are left out (specials).
+        keys: int64 [vocabulary]; the key of each token id, -1 for ids to leave out (special tokens).
     """
     rows = np.repeat(np.arange(len(lengths)), lengths)
     token_keys = keys[ids]
@@ -32,7 +32,7 @@ def reduce_token_weights(weights: Float32, ids: Int64, lengths: Sequence[int], k
 
 
 def reduce_vocabulary_weights(weights: Float32, keys: Int64) -> SparseBatch:
-    """Turn dense rows [texts, vocabulary] (SPLADE) into sparse rows under the same key rules."""
+    """Turn dense rows [texts, vocabulary] (SPLADE) into sparse rows by the same key rules."""
     rows, ids = np.nonzero((weights > 0) & (keys >= 0))
     merged = np.zeros_like(weights)
     np.maximum.at(merged, (rows, keys[ids]), weights[rows, ids])

@@ -1,4 +1,4 @@
-"""The Triton kernels behind ``kernels``; imported only where Triton is."""
+"""The Triton kernels behind ``kernels``; imported only if Triton is available."""
 
 # ruff: noqa: N803  (capitals are constants of a compiled kernel, as in Triton's own code)
 
@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-_COLUMNS = 1024  # of a gated row per program
+_COLUMNS = 1024  # columns of a gated row per program
 _ROTATED = 1024  # elements of one half of the heads per program
 _SQRT_2 = tl.constexpr(1.4142135623730951)
 _TANH_SCALE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi)
@@ -65,7 +65,7 @@ def _add_norm_kernel(
     total = tl.load(x + row + column, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(residual + row + column, mask=inside, other=0.0).to(tl.float32)
     if KEEP_SUM:
-        # what the next block adds to is rounded, so the norm sees the rounded sum as well
+        # the next block adds to the rounded sum, so the norm uses the rounded sum as well
         kept = total.to(residual.dtype.element_ty)
         tl.store(residual + row + column, kept, mask=inside)
         total = kept.to(tl.float32)

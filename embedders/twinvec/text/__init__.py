@@ -1,1 +1,1 @@
-"""What the model really sees: prompts, tokens, words."""
+"""What the model actually sees: prompts, tokens, words."""

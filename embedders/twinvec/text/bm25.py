@@ -1,7 +1,7 @@
-"""BM25: sparse rows from words alone, for models without a lexical head.
+"""BM25: sparse rows computed from words alone, for models without a lexical head.
 
-A row holds everything of BM25 except the idf, which belongs to a collection: the store keeps document frequencies and
-multiplies a query's weights by its idf. So stored rows stay right whatever is added or deleted later.
+A row contains everything of BM25 except the idf, which depends on the collection: the store keeps document frequencies
+and multiplies a query's weights by its idf. Stored rows therefore stay valid whatever is added or deleted later.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from twinvec.text.prompts import Role
 
-# a script -> the stemmer that "auto" takes
+# script -> the stemmer used by "auto"
 _AUTO = {
     "ARABIC": "arabic",
     "ARMENIAN": "armenian",
@@ -50,8 +50,8 @@ _SCRIPTS = {
     "serbian": ("CYRILLIC", "LATIN"),
     "yiddish": ("HEBREW",),
 }
-# Question and function words, left out of queries: answers seldom have them, so that their idf is high without
-# meaning. nDCG@10 of English questions with and without them: .598, .662 (faq-en); .703, .763 (the shipped FAQ).
+# Question and function words, left out of queries: answers seldom contain them, so their idf is high without being
+# meaningful. nDCG@10 of English questions with and without them: .598, .662 (faq-en); .703, .763 (the shipped FAQ).
 _STOP_WORDS = {
     "english": """a about after all also am an and any are aren as at be because been before being between both but by
         can cannot could couldn did didn do does doesn doing don during each few for from had hadn has hasn have haven
@@ -65,46 +65,47 @@ _STOP_WORDS = {
         почему при про с сам себе себя сколько со так также такой там тебе тебя тем то того тоже той том тот ту ты у
         уже чего чей чем через что чтобы эта эти это этого этой этом этот эту я""",
 }
-_LONGEST = 128  # characters of a word that count: a checksum is a term, a megabyte of base64 not
-_REMEMBERED = 2**17  # words per language, some 30 MB
-_ANALYSIS = 2  # how texts become words; another number means that stored rows are of another analysis
+_LONGEST = 128  # characters of a word that count: a checksum is a term, a megabyte of base64 is not
+_REMEMBERED = 2**17  # words per language; about 30 MB
+_ANALYSIS = 2  # version of the text analysis; stored rows with another number were analysed differently
 _MISSING = "sparse=\"bm25\" needs optional packages: pip install 'twinvec[bm25]'"
-_JOINERS = "\u00ad\u200c\u200d\u2060\ufeff"  # soft hyphens and the like, inside of words
-# selectors of glyphs are no part of a word
+_JOINERS = "\u00ad\u200c\u200d\u2060\ufeff"  # soft hyphens and the like, within words
+# variation selectors are not part of a word
 _MARKS = rf"[[\p{{Mn}}\p{{Mc}}{_JOINERS}]--[\uFE00-\uFE0F\U000E0100-\U000E01EF]]"
 _UNSPACED = (
     r"[[\p{L}\p{Nl}\p{InCJK_Radicals_Supplement}\p{InKangxi_Radicals}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}"
     r"\p{Bopomofo}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
 )
-# accents that NFKC leaves by themselves: Russian stress, and the dot of a lower-cased Turkish İ
+# accents that NFKC leaves separate: Russian stress marks, and the dot of a lower-cased Turkish İ
 _FOLDED = {**dict.fromkeys(map(ord, _JOINERS + "\u0300\u0301\u0307")), ord("ё"): "е"}
 
 
 @dataclass(frozen=True)
 class Bm25:
-    """Weights of words: what ``sparse="bm25"`` means.
+    """Word weights: the meaning of ``sparse="bm25"``.
 
-    A document's weight of a term is ``tf (k1 + 1) / (tf + k1 (1 - b + b length / average_length))`` with ``tf`` its
-    count and ``length`` the count of all terms; a query's weight is its count. The inner product, once the store has
-    put its ``idf = ln(1 + (N - df + 0.5) / (df + 0.5))`` on the query's side, is BM25 (Robertson and Zaragoza 2009,
-    The Probabilistic Relevance Framework: BM25 and Beyond, section 3.4; this idf, never negative, is Lucene's).
+    A document's weight of a term is ``tf (k1 + 1) / (tf + k1 (1 - b + b length / average_length))``, where ``tf`` is
+    its count and ``length`` the total number of terms; a query's weight is its count. Once the store has multiplied the
+    query side by its ``idf = ln(1 + (N - df + 0.5) / (df + 0.5))``, the inner product is BM25 (Robertson and Zaragoza
+    2009, The Probabilistic Relevance Framework: BM25 and Beyond, section 3.4; this idf, which is never negative, is
+    Lucene's).
 
-    Words are runs of letters and digits, stemmed by Snowball. Chinese, Japanese, Thai, Lao, Khmer and Burmese, which
-    put no spaces between words, and Korean, whose particles stick to words, become overlapping pairs of characters.
-    Function words of English and Russian are left out of queries, unless a query has nothing else.
+    Words are runs of letters and digits, stemmed by Snowball. Chinese, Japanese, Thai, Lao, Khmer and Burmese, which do
+    not separate words by spaces, and Korean, whose particles are attached to words, are split into overlapping pairs of
+    characters. English and Russian function words are left out of queries, unless a query contains nothing else.
 
     Attributes:
-        language: a stemmer's name, such as "german", for the words of its script; other words, and all under "auto",
+        language: a stemmer's name, such as "german", for words in its script; other words, and all words under "auto",
             are stemmed by their script: Latin as English, Cyrillic as Russian, Devanagari as Hindi, likewise Arabic,
-            Armenian, Greek and Tamil; the rest not at all.
-        k1: how late the count saturates, from 0 (a term counts once) to 100.
-        b: how much long documents are held back, from 0 to 1.
-        average_length: terms of a usual document. Fixed rather than measured: a stored weight must not depend on what
-            else is stored. Set it for documents far from 60 to 250 words, rather too low than too high: on faq-en
+            Armenian, Greek and Tamil; others are not stemmed.
+        k1: how slowly the count saturates, from 0 (a term counts once) to 100.
+        b: how strongly long documents are penalised, from 0 to 1.
+        average_length: terms of a typical document. Fixed rather than measured: a stored weight must not depend on what
+            else is stored. Set it for documents far from 60 to 250 words, and rather too low than too high: on faq-en
             (169 terms on average) nDCG@10 is .662 at half of the true average, .660 at 1x, .643 at 2x, .625 at 4x.
 
     Raises:
-        ConfigurationError: a language without a stemmer, or a number out of range.
+        ConfigurationError: there is no stemmer for the language, or a number is out of range.
     """
 
     language: str = "auto"
@@ -123,13 +124,13 @@ class Bm25:
 
     @classmethod
     def parse(cls, sparse: str | None) -> Bm25 | None:
-        """Read "bm25", "bm25:german" or "bm25:german,k1=0.9,b=0.4,average_length=300"; any part may be left out.
+        """Parse "bm25", "bm25:german" or "bm25:german,k1=0.9,b=0.4,average_length=300"; any part may be left out.
 
         Returns:
-            None where ``sparse`` names another source.
+            None if ``sparse`` names another source.
 
         Raises:
-            ConfigurationError: a part that is not one of these, or appears twice.
+            ConfigurationError: a part is not one of these, or appears twice.
         """
         head, colon, options = (sparse or "").lower().partition(":")
         if head != "bm25":
@@ -141,8 +142,8 @@ class Bm25:
             name, value = (before.strip(), after.strip()) if equals else ("language", before.strip())
             if name == "analysis" and value != str(_ANALYSIS):
                 raise ConfigurationError(
-                    f"sparse={sparse!r}: this TwinVec makes words of texts in another way (analysis={_ANALYSIS}): its "
-                    "rows do not fit those. Leave analysis out, and ingest into a new store"
+                    f"sparse={sparse!r}: this version of TwinVec analyses texts differently (analysis={_ANALYSIS}): "
+                    "its rows are not compatible with those. Omit analysis, and ingest into a new store"
                 )
             try:
                 known = name in names - given.keys()
@@ -151,22 +152,23 @@ class Bm25:
                 known = False
             if not known:
                 raise ConfigurationError(
-                    f"sparse={sparse!r}: {part!r} is not understood. BM25 takes bm25[:LANGUAGE][,k1=NUMBER][,b=NUMBER]"
+                    f"sparse={sparse!r}: {part!r} is invalid. BM25 takes bm25[:LANGUAGE][,k1=NUMBER][,b=NUMBER]"
                     f"[,average_length=NUMBER], each once, with a language of {_languages()}"
                 )
         given.pop("analysis", None)
         return cls(**given)
 
     def __str__(self) -> str:
-        """Return what ``parse`` reads, with every number said, so that no later default changes its meaning.
+        """Return the form that ``parse`` reads, with every number spelled out, so that no later default changes its
+        meaning.
 
-        ``analysis`` counts the ways in which TwinVec has made words of a text.
+        ``analysis`` is the version of TwinVec's text analysis.
         """
         numbers = [f"{name}={getattr(self, name)!r}".removesuffix(".0") for name in ("k1", "b", "average_length")]
         return ",".join([f"bm25:{self.language}", *numbers, f"analysis={_ANALYSIS}"])
 
     def prepare(self) -> None:
-        """Get the stemmers and patterns ready.
+        """Load the stemmers and patterns.
 
         Raises:
             ConfigurationError: a package is missing, or PyStemmer is too old for the language.
@@ -175,11 +177,11 @@ class Bm25:
         _vocabulary(self.language)
 
     def weigh(self, role: Role, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
-        """Return a sparse row per text, and the count of its terms, int32 [n]; see the two methods below."""
+        """Return a sparse row per text, and its number of terms, int32 [n]; see the two methods below."""
         return self.weigh_queries(texts) if role == "query" else self.weigh_documents(texts)
 
     def weigh_documents(self, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
-        """Return a sparse row per text, empty where it has no words, and the count of its terms, int32 [n]."""
+        """Return a sparse row per text (empty for a text without words), and its number of terms, int32 [n]."""
         rows = [counts for counts, _ in self._count(texts)]
         indptr, ids, tf = _csr(rows)
         lengths = _lengths(rows)
@@ -188,7 +190,7 @@ class Bm25:
         return SparseBatch(indptr, ids, weights.astype(np.float32)), lengths
 
     def weigh_queries(self, texts: Sequence[str]) -> tuple[SparseBatch, Int32]:
-        """Return a sparse row per text, without function words, and the count of all its terms, int32 [n]."""
+        """Return a sparse row per text, without function words, and its total number of terms, int32 [n]."""
         counted = self._count(texts)
         rows = [{i: n for i, n in counts.items() if i not in stops} or counts for counts, stops in counted]
         indptr, ids, tf = _csr(rows)
@@ -199,7 +201,7 @@ class Bm25:
         return [vocabulary.count(text) for text in texts]
 
     def term(self, number: int) -> str:
-        """Return the stemmed term of an id that this process has made lately, else "#" and the id."""
+        """Return the stemmed term of an id if this process has seen it recently, otherwise "#" and the id."""
         return _vocabulary(self.language).terms.get(number, f"#{number}")
 
 
@@ -208,7 +210,7 @@ def _lengths(rows: Iterable[Mapping[int, int]]) -> Int32:
 
 
 def _csr(rows: Sequence[Mapping[int, int]]) -> tuple[Int64, Int32, NDArray[np.float64]]:
-    """Return the rows' bounds, their sorted keys, and the counts beside them."""
+    """Return the row bounds, their sorted keys, and the corresponding counts."""
     sizes = np.array([len(row) for row in rows], dtype=np.int64)
     ids = np.fromiter((i for row in rows for i in row), dtype=np.int64)
     counts = np.fromiter((n for row in rows for n in row.values()), dtype=np.float64)
@@ -218,12 +220,12 @@ def _csr(rows: Sequence[Mapping[int, int]]) -> tuple[Int64, Int32, NDArray[np.fl
 
 def term_id(term: str) -> int:
     """Return the column of a term, in [0, 2**31 - 1): the same in every process, on every platform, forever."""
-    # of a million different terms, 1 in 2,000 shares its column with another
+    # among a million distinct terms, 1 in 2,000 shares its column with another
     return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "big") % (2**31 - 1)
 
 
 class _Vocabulary(dict[str, int]):
-    """Word as written -> id of its term, ``~id`` for a stop word; filled as words come, bounded, thread safe.
+    """Word as written -> id of its term, ``~id`` for a stop word; filled on demand, bounded, thread safe.
 
     Attributes:
         terms: id -> stemmed term.
@@ -238,7 +240,7 @@ class _Vocabulary(dict[str, int]):
         self._lock = threading.Lock()
 
     def count(self, text: str) -> tuple[dict[int, int], set[int]]:
-        """Return how often a text has each term, and which of them are stop words."""
+        """Return how often each term occurs in a text, and which of them are stop words."""
         counts: dict[int, int] = {}
         stops = set()
         for word, n in Counter(_words(text)).items():
@@ -255,7 +257,7 @@ class _Vocabulary(dict[str, int]):
         folded = _fold(word)
         language = self._languages.get(_script(folded), "")
         with self._lock:  # a Stemmer is not thread safe
-            term = (self._stem[language](folded) if language else "") or folded  # some words are nothing but endings
+            term = (self._stem[language](folded) if language else "") or folded  # some words consist only of endings
             number = term_id(term)
             if len(self) >= _REMEMBERED:
                 self.clear()
@@ -270,7 +272,7 @@ def _vocabulary(language: str) -> _Vocabulary:
     return _Vocabulary(language)
 
 
-if hasattr(os, "register_at_fork"):  # another thread may hold its lock at that moment
+if hasattr(os, "register_at_fork"):  # another thread may hold its lock at the fork
     os.register_at_fork(after_in_child=_vocabulary.cache_clear)
 
 
@@ -294,13 +296,13 @@ def _fold(word: str) -> str:
 
 
 def _script(word: str) -> str:
-    """Return the script of the first letter, "" without a letter, or for a script that no stemmer knows."""
+    """Return the script of the first letter; "" if there is no letter, or no stemmer for its script."""
     letter = _patterns()[3].search(word)
     return (letter.lastgroup or "") if letter else ""
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text in no order, and the pairs of characters where words have no spaces."""
+    """Return the words of a text in no particular order, and pairs of characters for scripts without spaces."""
     word, run, character, _ = _patterns()
     pairs: list[str] = []
     if not text.isascii():
@@ -315,7 +317,7 @@ def _words(text: str) -> list[str]:
 
 @functools.cache
 def _patterns() -> tuple[Pattern[str], Pattern[str], Pattern[str], Pattern[str]]:
-    """Return patterns of a word, of a run without spaces, of one character of it with its vowel signs, and of a letter.
+    """Return patterns for a word, a run without spaces, one of its characters with vowel signs, and a letter.
 
     The letter's group is named after its script.
 
@@ -328,9 +330,9 @@ def _patterns() -> tuple[Pattern[str], Pattern[str], Pattern[str], Pattern[str]]
         raise ConfigurationError(_MISSING) from error
     known = sorted({script for scripts in _SCRIPTS.values() for script in scripts})
     return (
-        # without marks, words of Indic scripts and decomposed accents would fall apart
+        # without marks, words in Indic scripts and with decomposed accents would fall apart
         regex.compile(rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{N}}{_MARKS}]*", regex.V1),
-        regex.compile(rf"{_UNSPACED}[{_UNSPACED}{_MARKS}]{{0,255}}", regex.V1),  # NFKC: squared time on runs of marks
+        regex.compile(rf"{_UNSPACED}[{_UNSPACED}{_MARKS}]{{0,255}}", regex.V1),  # NFKC: quadratic time on runs of marks
         regex.compile(rf"{_UNSPACED}[{_MARKS}]*", regex.V1),
         regex.compile(
             "|".join([rf"(?P<{script}>[\p{{{script}}}&&\p{{L}}])" for script in known] + [r"\p{L}"]), regex.V1

@@ -1,7 +1,7 @@
-"""Pairs of a query and a text as rerankers see them: the query is never cut, only the text's tail is.
+"""Pairs of a query and a text for rerankers: the query is never cut, only the end of the text.
 
-To the engine a pair is one string, which ``join_pair`` makes and only a tokenizer of pairs reads: so pairs have the
-queue, the memo and the caches that texts have.
+For the engine a pair is a single string, built by ``join_pair`` and understood only by pair tokenizers, so that pairs
+use the same queue, memo and caches as texts.
 """
 
 from __future__ import annotations
@@ -17,45 +17,46 @@ from twinvec.text.tokenizer import TextTokenizer, TokenizedText
 
 
 def join_pair(query: str, text: str) -> str:
-    """Return a pair as one string; different pairs give different ones."""
+    """Join a pair into one string; different pairs yield different strings."""
     return f"{len(query)}:{query}{text}"
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """Return the query and the text of ``join_pair``."""
+    """Split the result of ``join_pair`` into query and text."""
     length, _, joined = pair.partition(":")
     return joined[: int(length)], joined[int(length) :]
 
 
 class PairTokenizer(TextTokenizer):
-    """Puts the special tokens of the checkpoint's own template for pairs around a query and a text."""
+    """Puts the special tokens of the checkpoint's own pair template around a query and a text."""
 
     def __init__(self, checkpoint: Checkpoint, max_length: int, *, lower_case: bool = False) -> None:
         super().__init__(checkpoint, max_length, lower_case=lower_case)
         probe = self._tokenizer.encode("a", "a", add_special_tokens=True)
         query, text = ([i for i, part in enumerate(probe.sequence_ids) if part == side] for side in (0, 1))
         if not query or not text or query[-1] > text[0]:
-            raise CheckpointError(f"{self._path}: its template makes no pair of two texts. Download it again.")
+            raise CheckpointError(f"{self._path}: its template does not support pairs of texts. Download it again.")
         self._front = probe.ids[: query[0]]
         self._middle = probe.ids[query[-1] + 1 : text[0]]
         self._tail = probe.ids[text[-1] + 1 :]
         types = probe.type_ids
         border = types.index(1) if 1 in types else len(types)
         if any(types[:border]) or set(types[border:]) - {1} or border not in (text[0], len(types)):
-            raise CheckpointError(f"{self._path}: token types of a pair other than 0 for the query and 1 for the text")
+            raise CheckpointError(f"{self._path}: the token types of a pair are not 0 for the query and 1 for the text")
         names = checkpoint.json("tokenizer_config.json").get("model_input_names", ["token_type_ids"])
         self._typed = border == text[0] and "token_type_ids" in names
 
     def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
-        """Tokenise pairs; only the tails of their texts are ever cut.
+        """Tokenise pairs; only the ends of their texts are ever cut.
 
         Args:
-            texts: from ``join_pair``.
+            texts: results of ``join_pair``.
             prompt: goes before each query.
-            max_length: tokens per pair, specials included; default: the tokenizer's own limit.
+            max_length: tokens per pair, special tokens included; default: the tokenizer's own limit.
 
         Returns:
-            ``prompt_length`` counts the tokens that have type 0: those before the text, where there are two types.
+            In each result, ``prompt_length`` counts the tokens of type 0: those before the text, if there are two
+            types.
 
         Raises:
             ConfigurationError: a query leaves no room for a text.
@@ -73,18 +74,18 @@ class PairTokenizer(TextTokenizer):
         return encoded
 
     def overhead(self, prompt: str = "") -> int:
-        """Return how many tokens of a pair are not the text's; ``prompt`` holds the query."""
+        """Return how many tokens of a pair do not belong to the text; ``prompt`` contains the query."""
         return len(self._front) + len(self._ids([prompt])[0]) + len(self._middle) + len(self._tail)
 
     def _fronts(self, queries: Sequence[str], prompt: str) -> dict[str, list[int]]:
-        """Return the tokens that stand before the texts of each query."""
+        """Return the tokens before the text, for each query."""
         distinct = list(dict.fromkeys(queries))
         found = self._ids([prompt + query for query in distinct])
         return {q: [*self._front, *ids, *self._middle] for q, ids in zip(distinct, found, strict=True)}
 
 
 class InstructedPairTokenizer(TextTokenizer):
-    """Writes a pair into the chat of a language model; the words of the chat are those of the checkpoint's card."""
+    """Writes a pair into a language model's chat format; the wording is that of the model card."""
 
     def __init__(self, checkpoint: Checkpoint, max_length: int, *, before: str, between: str, behind: str) -> None:
         self._words = before, behind
@@ -92,7 +93,7 @@ class InstructedPairTokenizer(TextTokenizer):
         super().__init__(checkpoint, max_length)
 
     def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
-        """See ``PairTokenizer``; ``prompt`` holds the instruction."""
+        """See ``PairTokenizer``; ``prompt`` contains the instruction."""
         limit = self.max_length if max_length is None else max_length
         pairs = [split_pair(pair) for pair in texts]
         for query in dict.fromkeys(query for query, _ in pairs):
@@ -100,7 +101,7 @@ class InstructedPairTokenizer(TextTokenizer):
         return super().encode([f"{query}{self._between}{text}" for query, text in pairs], prompt, max_length)
 
     def overhead(self, prompt: str = "") -> int:
-        """Return how many tokens of a pair are not the text's; ``prompt`` holds instruction and query."""
+        """Return how many tokens of a pair do not belong to the text; ``prompt`` contains instruction and query."""
         return super().overhead(prompt + self._between)
 
     def _outer_specials(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
@@ -109,14 +110,14 @@ class InstructedPairTokenizer(TextTokenizer):
 
 
 def _room(taken: int, limit: int) -> int:
-    """Return the tokens that are left for a text.
+    """Return how many tokens are left for the text.
 
     Raises:
-        ConfigurationError: none are.
+        ConfigurationError: none are left.
     """
     if taken >= limit:
         raise ConfigurationError(
-            f"a query takes {taken} tokens with what goes around it, which leaves no room for a text within "
+            f"a query and the tokens around it take {taken} tokens, which leaves no room for a text within "
             f"max_length={limit}: shorten the query or raise max_length"
         )
     return limit - taken

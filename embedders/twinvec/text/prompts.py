@@ -1,4 +1,4 @@
-"""The text that the model really sees: roles, tasks and the family's prompt template."""
+"""The text that the model actually sees: roles, tasks and the family's prompt template."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.instruction, str) or not self.instruction.strip():
-            raise PromptError("Task.instruction must be a sentence, not an empty string")
+            raise PromptError("Task.instruction must not be empty")
 
 
-# Instructions of the Giga Embeddings and E5/Qwen3 model cards; names are TwinVec's.
+# Instructions from the model cards of Giga Embeddings, E5 and Qwen3; the names are TwinVec's.
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         "retrieval": Task("Given a query, retrieve relevant passages"),
@@ -58,7 +58,7 @@ def _sentence(instruction: str) -> str:
 
 
 _SYMMETRIC = frozenset(_sentence(task.instruction) for task in TASKS.values() if task.symmetric)
-_LONGEST_PROMPT = 2000  # characters that are looked at for a prompt in a text
+_LONGEST_PROMPT = 2000  # characters searched for an existing prompt in a text
 
 _QUERY_NAMES = ("query", "search_query", "Retrieval-query", "retrieval.query")
 _DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document", "text", "Retrieval-document",
@@ -71,10 +71,10 @@ class PromptTemplate:
     """The prompts of one checkpoint.
 
     Attributes:
-        instruct: where a task goes, for example ``"Instruct: {task}\\nQuery: "``; None when the model was not
-            trained with instructions.
-        query: prefix of queries when no task is given.
-        document: prefix of documents when no symmetric task is given.
+        instruct: where a task goes, for example ``"Instruct: {task}\\nQuery: "``; None if the model was not trained
+            with instructions.
+        query: prefix of queries if no task is given.
+        document: prefix of documents if no symmetric task is given.
         named: the checkpoint's own prompts by name; ``task=name`` selects one for both roles.
     """
 
@@ -85,9 +85,9 @@ class PromptTemplate:
 
     @classmethod
     def from_prompts(cls, prompts: Mapping[str, str], default_name: str | None = None) -> PromptTemplate:
-        """Read sentence-transformers ``prompts``: role names, task names, and an instruction where one is found.
+        """Read sentence-transformers ``prompts``: role names, task names, and an instruction if there is one.
 
-        A role without a prompt of its own takes ``prompts[default_name]``, unless that is the other role's.
+        A role without its own prompt takes ``prompts[default_name]``, unless that is the other role's.
         """
         if default_name is not None and default_name not in prompts:
             raise PromptError(f"default_prompt_name {default_name!r} is not in prompts {sorted(prompts)}")
@@ -110,7 +110,7 @@ class PromptTemplate:
     def override(self, prompts: Mapping[str, str]) -> PromptTemplate:
         """Return this template with the caller's prompts overriding its own."""
         if bad := [k for k, v in prompts.items() if not isinstance(k, str) or not isinstance(v, str)]:
-            raise PromptError(f"prompts must map names to strings; look at {bad[0]!r}")
+            raise PromptError(f"prompts must map names to strings; check {bad[0]!r}")
         other = PromptTemplate.from_prompts(prompts)
         return replace(
             self,
@@ -121,16 +121,15 @@ class PromptTemplate:
         )
 
     def prefix(self, role: Role | str, task: Task | str | None = None) -> str:
-        """Return the exact text that goes before a text of ``role``.
+        """Return the exact prefix for a text of the given role.
 
         Args:
             role: query or document.
-            task: a Task; or the name of one of the checkpoint's prompts or of ``TASKS``; or an instruction, taken as
-                an asymmetric task unless it is that of a symmetric one of ``TASKS``; or None for the checkpoint's
-                default.
+            task: a Task; or the name of one of the checkpoint's prompts or of ``TASKS``; or an instruction, treated as
+                asymmetric unless it equals that of a symmetric task in ``TASKS``; or None for the checkpoint's default.
 
         Raises:
-            PromptError: a task for a model that was not trained with instructions.
+            PromptError: a task was given, but the model was not trained with instructions.
         """
         role = Role(role)
         if task is None:
@@ -139,7 +138,7 @@ class PromptTemplate:
             if task in self.named:
                 return self.named[task]
             if task in _QUERY_NAMES + _DOCUMENT_NAMES:
-                raise PromptError(f"task={task!r} is the name of a role; the role is in the method's name")
+                raise PromptError(f"task={task!r} is the name of a role; the role follows from the method's name")
             task = TASKS.get(task) or Task(task, symmetric=_sentence(task) in _SYMMETRIC)
         elif not isinstance(task, Task):
             raise TypeError(f"task must be a Task, a string or None, not {type(task).__name__}")
@@ -148,14 +147,15 @@ class PromptTemplate:
             hint = f" Its own prompts, usable as task=: {', '.join(own)}." if own else ""
             raise PromptError(
                 f"this model was not trained with instructions, so the task {task.instruction!r} would only add "
-                f"noise.{hint} Leave task out, or pass prompt=... to put a text of yours before each text."
+                f"noise.{hint} Omit task, or pass prompt=... to put your own text before each text."
             )
         if role is Role.QUERY or task.symmetric:
             return self.instruct.replace("{task}", task.instruction)
         return self.document
 
     def begins(self, text: str, prefix: str) -> bool:
-        """Return whether a text that is to get ``prefix`` has it already, or another instruction in the same form."""
+        """Return whether a text that is about to get ``prefix`` already has it, or another instruction of the same
+        form."""
         if not prefix.strip():
             return False
         rendered = self._rendered

@@ -1,4 +1,4 @@
-"""From text to token ids: the checkpoint's fast tokenizer, the prompt in front, the tail cut at the limit."""
+"""From text to token ids: the checkpoint's fast tokenizer, the prompt in front, the end cut at the limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TokenizedText:
     Attributes:
         ids: int32 [tokens], prompt and special tokens included.
         prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
-        full_length: tokens before the cut; greater than ``len(ids)`` where the tail was cut.
+        full_length: tokens before the cut; greater than ``len(ids)`` if the text was cut.
     """
 
     ids: NDArray[np.int32]
@@ -36,12 +36,12 @@ class TokenizedText:
 
     @property
     def truncated(self) -> bool:
-        """Return whether the tail was cut."""
+        """Return whether the text was cut."""
         return self.full_length > len(self.ids)
 
 
 class TextToken(NamedTuple):
-    """One token: ``start`` and ``end`` in characters of its text, None for a special token."""
+    """One token: ``start`` and ``end`` in characters of its text; None for a special token."""
 
     id: int
     token: str
@@ -50,7 +50,7 @@ class TextToken(NamedTuple):
 
 
 class TextTokenizer:
-    """The tokenizer of one checkpoint, exactly as its ``tokenizer.json`` describes it.
+    """A checkpoint's tokenizer, exactly as described by its ``tokenizer.json``.
 
     Thread safe; ``encode`` releases the GIL and runs on the tokenizer library's own threads.
     """
@@ -61,12 +61,12 @@ class TextTokenizer:
         path = checkpoint.folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointNotFoundError(
-                f"{checkpoint.name}: no tokenizer.json. Make one with transformers: "
+                f"{checkpoint.name}: no tokenizer.json. Create one with transformers: "
                 f"AutoTokenizer.from_pretrained({str(checkpoint.folder)!r}).save_pretrained(...)"
             )
         with _guarded(lambda error: CheckpointError(f"{path}: cannot be read ({error}). Download it again.")):
             self._tokenizer = Tokenizer.from_file(str(path))
-        # the library does not tell this one; a quote inside of a vocabulary entry would be escaped
+        # the library gives no access to this field; a quote within a vocabulary entry would be escaped
         unknown = re.search(rb'"unk_id"\s*:\s*(\d+)', path.read_bytes())
         self._unigram_unknown = int(unknown[1]) if unknown else None
         self._path = path
@@ -75,18 +75,18 @@ class TextTokenizer:
         self.max_length = max_length
         self._lower_case = lower_case
         self._special_names = _special_tokens(checkpoint)
-        with _guarded(lambda error: CheckpointError(f"{path}: makes no tokens ({error}). Download it again.")):
+        with _guarded(lambda error: CheckpointError(f"{path}: produces no tokens ({error}). Download it again.")):
             if not self._tokenizer.get_vocab_size(with_added_tokens=True):
                 raise ValueError("its vocabulary is empty")
             self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json", TOKENIZER))
 
     def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
-        """Tokenise ``prompt + text`` for each text; only the text's tail is ever cut.
+        """Tokenise ``prompt + text`` for each text; only the end of the text is ever cut.
 
         Args:
             texts: without the prompt.
             prompt: goes before each text.
-            max_length: tokens per text, prompt and specials included; default: the tokenizer's own limit.
+            max_length: tokens per text, prompt and special tokens included; default: the tokenizer's own limit.
 
         Raises:
             PromptError: the prompt leaves no room for a text.
@@ -107,9 +107,9 @@ class TextTokenizer:
         return encoded
 
     def offsets(self, texts: Sequence[str]) -> list[Int64]:
-        """Return int64 [tokens, 2] per text: where each token starts and ends in it, in characters.
+        """Return int64 [tokens, 2] per text: the start and end of each token, in characters.
 
-        Nothing is cut, and special tokens are left out.
+        Nothing is cut; special tokens are left out.
         """
         with _guarded(self._unreadable):
             encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
@@ -117,7 +117,7 @@ class TextTokenizer:
         return [_unlowered(o, text) if self._lower_case else o for o, text in zip(found, texts, strict=True)]
 
     def encodings(self, texts: Sequence[str], *, specials: bool = True) -> list[list[TextToken]]:
-        """Return the tokens of each text, nothing cut; with the special tokens that go around each where asked for."""
+        """Return the tokens of each text, without cutting; on request with the special tokens around each text."""
         head, tail = ([TextToken(i, self.tokens[i]) for i in end if specials] for end in (self._head, self._tail))
         encoded = self._tokenizer.encode_batch(self._cased(texts), add_special_tokens=False)
         return [
@@ -126,7 +126,7 @@ class TextTokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-        """Return the text of token ids."""
+        """Decode token ids."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_specials)
         return text
 
@@ -137,21 +137,21 @@ class TextTokenizer:
         return inner >= len(head) and list(ids[: len(head)]) == head and list(ids[inner:]) == tail
 
     def overhead(self, prompt: str = "") -> int:
-        """Return how many special tokens and tokens of the prompt each text is given."""
+        """Return how many special tokens and prompt tokens are added to each text."""
         return len(self._head) + len(self._tail) + (len(self._ids([prompt])[0]) if prompt else 0)
 
     @property
     def vocabulary_size(self) -> int:
-        """Return one more than the highest token id."""
+        """Return the highest token id plus one."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a vocabulary entry, None where there is none."""
+        """Return the id of a vocabulary entry; None if there is none."""
         return self._tokenizer.token_to_id(token)
 
     @property
     def pad_id(self) -> int | None:
-        """Return the id of the pad token, None where none is named."""
+        """Return the id of the pad token; None if there is none."""
         return self._tokenizer.token_to_id(self._special_names.get("pad_token", ""))
 
     @cached_property
@@ -170,7 +170,7 @@ class TextTokenizer:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """Return the decoded string of every id; ``<id>`` for a part of a character, which has none."""
+        """Return the decoded string of every id; ``<id>`` for a fragment of a character, which has none."""
         ids = [[i] for i in range(self.vocabulary_size)]
         with _guarded(lambda error: CheckpointError(f"{self._path}: its decoder fails ({error})")):
             decoded = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
@@ -178,14 +178,14 @@ class TextTokenizer:
 
     @cached_property
     def id_keys(self) -> Int64:
-        """Return int64 [vocabulary]: each id itself, -1 for specials."""
+        """Return int64 [vocabulary]: each id itself, -1 for special tokens."""
         keys = np.arange(self.vocabulary_size, dtype=np.int64)
         keys[sorted(self.special_ids)] = -1
         return keys
 
     @cached_property
     def surface_keys(self) -> Int64:
-        """Return int64 [vocabulary]: the lowest id with the same decoded string, -1 for specials."""
+        """Return int64 [vocabulary]: the lowest id with the same decoded string, -1 for special tokens."""
         keys: Int64 = self.id_keys.copy()
         lowest: dict[str, int] = {}
         for i, text in enumerate(self.token_texts):
@@ -199,7 +199,7 @@ class TextTokenizer:
 
     def _unreadable(self, error: BaseException) -> InvalidTextError:
         return InvalidTextError(
-            f"{self._path}: the tokenizer fails for one of these texts ({error}); regular expressions in it may give "
+            f"{self._path}: the tokenizer fails on one of these texts ({error}); its regular expressions may give "
             "up on long runs of a character: shorten them"
         )
 
@@ -225,7 +225,7 @@ class TextTokenizer:
 
 @contextlib.contextmanager
 def _guarded(make: Callable[[BaseException], TwinVecError]) -> Iterator[None]:
-    """Turn what the tokenizers library raises, bare Exceptions and panics, into errors of ours."""
+    """Convert what the tokenizers library raises (bare Exceptions and panics) into our errors."""
     try:
         yield
     except (TwinVecError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -235,7 +235,7 @@ def _guarded(make: Callable[[BaseException], TwinVecError]) -> Iterator[None]:
 
 
 def _unlowered(offsets: Int64, text: str) -> Int64:
-    """Return offsets in the lower-cased text as offsets in the text: some letters become two ("İ")."""
+    """Map offsets in the lower-cased text back to the text: some letters become two ("İ")."""
     lengths = [len(character.lower()) for character in text]
     if sum(lengths) == len(text):
         return offsets

@@ -1,4 +1,4 @@
-"""Whether a Python string is text: one with half of a surrogate pair cannot be written down."""
+"""Checks that Python strings are encodable text, without lone surrogates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from twinvec.errors import InvalidTextError
 
 
 def lone_surrogate(text: str) -> str | None:
-    """Return "a lone surrogate (U+D800 at character 3)" where a string has one."""
+    """Return "a lone surrogate (U+D800 at character 3)" if a string has one."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -20,11 +20,11 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Return the texts as a list.
 
     Raises:
-        TypeError: a single string, or an item that is not a string.
-        InvalidTextError: a lone surrogate.
+        TypeError: ``texts`` is a single string, or an item is not a string.
+        InvalidTextError: a text has a lone surrogate.
     """
     if isinstance(texts, (str, bytes)):
-        raise TypeError(f"{name} must be a list of strings, not one {type(texts).__name__}: pass [{name}]")
+        raise TypeError(f"{name} must be a list of strings, not a {type(texts).__name__}: pass [{name}]")
     checked = list(texts)
     for position, text in enumerate(checked):
         if not isinstance(text, str):
