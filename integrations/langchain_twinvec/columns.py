@@ -23,7 +23,7 @@ def in_batches(
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings, not one string: pass [text]")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigurationError(f"batch_size={size!r} must be a whole number of at least 1")
+        raise ConfigurationError(f"batch_size={size!r} must be an integer of at least 1")
     rows = list(texts)
     for name, column in (("metadatas", metadatas), ("ids", ids)):
         if column is not None and len(column) != len(rows):

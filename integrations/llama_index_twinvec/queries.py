@@ -76,7 +76,7 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
         limit = getattr(query, name)
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ConfigurationError(f"{name}={limit!r} must be a whole number from 1")
+            raise ConfigurationError(f"{name}={limit!r} must be an integer from 1")
     given = more.pop("fusion", fusion)
     options = _mode(query, given if isinstance(given, Fusion) else Fusion(given))
     if options.get("mmr") is not None:

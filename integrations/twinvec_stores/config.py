@@ -59,7 +59,7 @@ class StoreConfig:
         if self.dim is None and not self.sparse:
             raise ConfigurationError("a store needs dim= for dense vectors, sparse=True, or both")
         if self.dim is not None and (isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1):
-            raise ConfigurationError(f"dim={self.dim!r} must be a positive whole number or None")
+            raise ConfigurationError(f"dim={self.dim!r} must be a positive integer or None")
         if self.idf and not self.sparse:
             raise ConfigurationError("idf=True needs sparse=True")
         if self.quantization not in (None, *get_args(Quantization)):

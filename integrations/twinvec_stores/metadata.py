@@ -45,7 +45,7 @@ def plain_metadata(metadata: Any, name: str = "metadata") -> dict[str, Any]:
 
 
 def plain_id(id: Any, name: str = "id", most: int = MAX_ID_BYTES) -> str:
-    """Return an id as a string of 1 to ``most`` bytes: whole numbers and UUIDs become such.
+    """Return an id as a string of 1 to ``most`` bytes: integers and UUIDs become such.
 
     Raises:
         InvalidRecordError: it is something else.
@@ -53,9 +53,7 @@ def plain_id(id: Any, name: str = "id", most: int = MAX_ID_BYTES) -> str:
     if isinstance(id, (int, np.integer, uuid.UUID)) and not isinstance(id, bool):
         id = str(id)
     if not isinstance(id, str):
-        raise InvalidRecordError(
-            f"{name} must be a string, a whole number or a UUID, not {type(id).__name__}", field=name
-        )
+        raise InvalidRecordError(f"{name} must be a string, an integer or a UUID, not {type(id).__name__}", field=name)
     text = check_text(id, name)
     if not 0 < len(text.encode()) <= most:
         raise InvalidRecordError(f"{name} must have 1 to {most} bytes, not {len(text.encode())}", field=name)
@@ -93,7 +91,7 @@ def _plain(value: Any, name: str, depth: int) -> Any:
 def _number(value: float, name: str) -> float:
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise InvalidRecordError(f"{name} is a whole number outside of 64 bits: keep it as a string", field=name)
+            raise InvalidRecordError(f"{name} is an integer outside 64 bits: keep it as a string", field=name)
         return int(value)
     if math.isinf(value):
         raise InvalidRecordError(f"{name} is {value}, which JSON cannot hold", field=name)

@@ -376,13 +376,13 @@ class HybridStore(ABC):
 
 
 def check_limit(limit: int, most: int = MAX_LIMIT, name: str = "limit") -> int:
-    """Return a limit if it is a whole number of at least 1.
+    """Return a limit if it is an integer of at least 1.
 
     Raises:
         ConfigurationError: it is not.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
-        raise ConfigurationError(f"{name}={limit!r} must be a whole number from 1 to {most}")
+        raise ConfigurationError(f"{name}={limit!r} must be an integer from 1 to {most}")
     return limit
 
 

@@ -88,8 +88,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "no text": ("q.jsonl", '{"_id": "a", "title": "x"}\n', "line 1: no text"),
     "twice": ("q.jsonl", '{"_id": "a", "text": "a", "ids": ["x"]}\n' * 2, "'a' is there twice"),
     "no documents": ("q.jsonl", '{"text": "a"}\n', "line 1: no ids of the documents"),
-    "a grade of words": ("q.csv", "question,document,grade\na,x,good\n", "'good' is no whole number"),
-    "a grade of a half": ("q.csv", "question,document,grade\na,x,0.5\n", "'0.5' is no whole number"),
+    "a grade of words": ("q.csv", "question,document,grade\na,x,good\n", "'good' is not an integer"),
+    "a grade of a half": ("q.csv", "question,document,grade\na,x,0.5\n", "'0.5' is not an integer"),
     "two grades": ("q.csv", "question,document,grade\na,x,1\na,x,2\n", "two grades for the document 'x'"),
     "two texts": ("q.csv", "id,question,document\n1,a,x\n1,b,x\n", "'1' has two texts"),
     "too many cells": ("q.csv", "question,document\na,x,y\n", "more cells than columns"),
@@ -139,8 +139,8 @@ def test_what_a_reader_should_know_is_noted() -> None:
     ("texts", "grades", "message"),
     [
         ({"a": " "}, {"a": {"x": 1}}, "question 'a' has no text"),
-        ({"a": "x"}, {"a": {"x": 0.5}}, "0.5 is no whole number"),
-        ({"a": "x"}, {"a": {"x": True}}, "True is no whole number"),
+        ({"a": "x"}, {"a": {"x": 0.5}}, "0.5 is not an integer"),
+        ({"a": "x"}, {"a": {"x": True}}, "True is not an integer"),
     ],
 )
 def test_wrong_values_are_named(texts: Any, grades: Any, message: str) -> None:

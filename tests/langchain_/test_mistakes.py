@@ -40,7 +40,7 @@ MISTAKES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a filter as Qdrant has it": (lambda e, s: s.similarity_search("a", filter=models.Filter(must=[])), "Filter"),
     "fusion as Qdrant calls it": (lambda e, s: s.similarity_search("a", hybrid_fusion="rrf"), "here it is fusion="),
     "an unknown fusion": (lambda e, s: s.as_retriever(fusion="best"), "fusion 'best' is not one of rrf"),
-    "no results asked for": (lambda e, s: s.similarity_search("a", k=0), "k=0 must be a whole number from 1"),
+    "no results asked for": (lambda e, s: s.similarity_search("a", k=0), "k=0 must be an integer from 1"),
     "k in words": (lambda e, s: s.as_retriever(search_kwargs={"top_k": 3}), "here it is k="),
     "an unknown search_type": (lambda e, s: s.as_retriever(search_type="hybrid"), "'hybrid' is not one of similarity"),
     "a threshold that is missing": (

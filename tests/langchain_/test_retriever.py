@@ -143,7 +143,7 @@ def test_it_is_what_existing_code_expects(filled: TwinVecVectorStore) -> None:
         ({"search_type": "similarity_score_threshold"}, "needs score_threshold from 0 to 1, not None"),
         ({"search_type": "similarity_score_threshold", "score_threshold": 3.0}, "from 0 to 1, not 3.0"),
         ({"fusion": "sum"}, "fusion 'sum' is not one of"),
-        ({"k": 0}, "k=0 must be a whole number from 1"),
+        ({"k": 0}, "k=0 must be an integer from 1"),
         ({"fetch_k": 1}, "fetch_k=1 is less than k=4"),
         ({"mmr": 2.0}, "mmr=2.0 must be"),
         ({"mode": "both"}, "Input should be 'hybrid', 'dense' or 'sparse'"),

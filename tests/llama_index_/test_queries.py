@@ -191,10 +191,10 @@ def test_modes_that_it_does_not_have_are_refused(filled: TwinVecVectorStore, mod
         (Mode.DEFAULT, {"embedding_field": "other"}, "embedding_field: unknown"),
         (Mode.DEFAULT, {"output_fields": ["text"]}, "output_fields: unknown"),
         (Mode.MMR, {"more": {"mmr_threshold": 3}}, "mmr=3 must be"),
-        (Mode.DEFAULT, {"similarity_top_k": 0}, "similarity_top_k=0 must be a whole number"),
-        (Mode.SPARSE, {"sparse_top_k": 0}, "sparse_top_k=0 must be a whole number"),
-        (Mode.HYBRID, {"hybrid_top_k": 2.5}, "hybrid_top_k=2.5 must be a whole number"),
-        (Mode.HYBRID, {"sparse_top_k": 0}, "sparse_top_k=0 must be a whole number"),
+        (Mode.DEFAULT, {"similarity_top_k": 0}, "similarity_top_k=0 must be an integer"),
+        (Mode.SPARSE, {"sparse_top_k": 0}, "sparse_top_k=0 must be an integer"),
+        (Mode.HYBRID, {"hybrid_top_k": 2.5}, "hybrid_top_k=2.5 must be an integer"),
+        (Mode.HYBRID, {"sparse_top_k": 0}, "sparse_top_k=0 must be an integer"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(

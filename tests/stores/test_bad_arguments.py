@@ -37,7 +37,7 @@ def test_bad_limits(make: Make, limit: Any) -> None:
         lambda: store.scroll(limit=limit),
         lambda: SearchOptions(k=limit),
     ):
-        with pytest.raises(ConfigurationError, match=r"(limit|k)=.* must be a whole number"):
+        with pytest.raises(ConfigurationError, match=r"(limit|k)=.* must be an integer"):
             call()
 
 

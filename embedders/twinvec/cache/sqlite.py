@@ -98,8 +98,8 @@ def _prepared(uri: str) -> sqlite3.Connection:
             raise ConfigurationError(f"{uri} belongs to another program: choose another folder for the cache")
         if _format(connection) != _FORMAT:
             raise ConfigurationError(
-                f"{uri} was written by an early version of TwinVec, which identified models by samples of their weights, so "
-                "its rows may belong to another model: remove the folder or choose another; vectors will be recomputed"
+                f"{uri} was written by an early version of TwinVec, which identified models by samples of their "
+                "weights, so its rows may belong to another model: remove the folder or choose another"
             )
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG}")

@@ -1,1 +1,1 @@
-"""Checkpoints on disk and on hubs: files, configuration, tensor headers. Nothing here builds a model."""
+"""Checkpoints on disk and on hubs: files, configuration, tensor headers. No model is built here."""

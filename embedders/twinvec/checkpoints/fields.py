@@ -1,7 +1,7 @@
-"""What the fields of a checkpoint's configuration may be: one table of types and ranges, and how fields go together.
+"""Valid values of a checkpoint's configuration: one table of types and ranges, and the rules between fields.
 
-Names mean the same in all of transformers' configurations. Ranges are wider than any real model and narrow enough that
-no loop, buffer or formula gets out of hand.
+Names mean the same in all transformers configurations. Ranges are wider than any real model and narrow enough that no
+loop, buffer or formula gets out of hand.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 class Field(NamedTuple):
-    """What a value must be, in words for the error and as a test."""
+    """What a value must be: in words, for the error, and as a test."""
 
     says: str
     holds: Callable[[Any], bool]
 
 
 def whole(low: int, high: int) -> Field:
-    """Return a field of whole numbers; ``true`` does not count as one."""
+    """Return an integer field; ``true`` does not count as an integer."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    return Field(f"a whole number from {low} to {high}", holds)
+    return Field(f"an integer from {low} to {high}", holds)
 
 
 def real(low: float, high: float) -> Field:
-    """Return a field of finite numbers."""
+    """Return a field for finite numbers."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
@@ -45,17 +45,17 @@ def real(low: float, high: float) -> Field:
 
 
 def one_of(*values: str) -> Field:
-    """Return a field of names."""
+    """Return a field with a choice of names."""
     return Field(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
 def only(value: Any, why: str) -> Field:
-    """Return a field with one value that TwinVec computes."""
+    """Return a field with the only value that TwinVec supports."""
     return Field(f"{value!r}, {why}", lambda given: type(given) is type(value) and given == value)
 
 
 def list_of(field: Field) -> Field:
-    """Return a field of lists."""
+    """Return a list field."""
     return Field(f"a list, each {field.says}", lambda value: isinstance(value, list) and all(map(field.holds, value)))
 
 
@@ -87,10 +87,10 @@ _ACTIVATION = one_of(
     ],
     *["mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh"],
 )
-_ENCODER = only(False, "a decoder with cross attention or a causal BERT is no embedding model that TwinVec computes")
+_ENCODER = only(False, "TwinVec supports neither decoders with cross attention nor causal BERT models")
 _BY_LENGTH = "whose positions depend on the longest text of a batch are not supported"
 
-# values of None are as good as absent
+# None counts as absent
 CONFIG: Mapping[str, Field] = {
     "model_type": TEXT,
     "architectures": list_of(TEXT),
@@ -156,7 +156,7 @@ CONFIG: Mapping[str, Field] = {
     **dict.fromkeys(
         ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"), whole(-1, 2**24)
     ),
-    # what CrossEncoder of sentence-transformers wrote
+    # written by sentence-transformers' CrossEncoder
     "sentence_transformers": OBJECT,
     "sbert_ce_default_activation_function": TEXT,
     # Matryoshka
@@ -201,7 +201,7 @@ MODULES: Mapping[str, Mapping[str, Field]] = {
 SENTENCE: Mapping[str, Field] = {"max_seq_length": _SIZE, "do_lower_case": FLAG}
 SETTINGS: Mapping[str, Field] = {"prompts": PROMPTS, "default_prompt_name": TEXT, "truncate_dim": _SIZE}
 TOKENIZER: Mapping[str, Field] = {
-    "model_max_length": real(1, math.inf),  # about 1e30 where there is no limit
+    "model_max_length": real(1, math.inf),  # about 1e30 if there is no limit
     "add_bos_token": FLAG,
     "add_eos_token": FLAG,
 }
@@ -218,7 +218,7 @@ _AT_MOST = (
     ("num_experts_per_tok", "n_routed_experts"),
     ("first_k_dense_replace", "num_hidden_layers"),
 )
-# no tensor can be wider than the widest one of the file
+# no tensor can be wider than the widest one in the file
 _BOUNDED = ("hidden_size", "intermediate_size", "embedding_size", "dim", "hidden_dim", "vocab_size", "type_vocab_size",
             "moe_intermediate_size", "kv_lora_rank", "q_lora_rank")  # fmt: skip
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -227,10 +227,10 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 def check_fields(
     file: Path, values: Mapping[str, Any], fields: Mapping[str, Field], required: Sequence[str] = (), prefix: str = ""
 ) -> None:
-    """Check the values that ``fields`` knows; None is as good as absent.
+    """Check the values that ``fields`` knows; None counts as absent.
 
     Raises:
-        CheckpointFieldError: naming the file, the first field that is wrong and its value, or all that are missing.
+        CheckpointFieldError: names the file, the first invalid field and its value, or all missing fields.
     """
     if missing := [prefix + name for name in required if values.get(name) is None]:
         raise CheckpointFieldError(
@@ -250,15 +250,15 @@ def check_config(
     fields: Mapping[str, Field] = MappingProxyType({}),
     prefix: str = "",
 ) -> None:
-    """Check a transformers configuration by itself and against the headers of the weights.
+    """Check a transformers configuration, by itself and against the headers of the weights.
 
     Args:
-        file: where it was read.
-        config: raw.
+        file: the file it comes from.
+        config: the raw values.
         tensors: headers of all weights.
-        required: fields that must be there.
-        fields: more of them than ``CONFIG`` has, or others in place of those.
-        prefix: goes before names in errors.
+        required: fields that must be present.
+        fields: additions to ``CONFIG``, or replacements for its entries.
+        prefix: put before field names in errors.
 
     Raises:
         CheckpointFieldError: see ``check_fields``.
@@ -271,8 +271,10 @@ def check_config(
 
 
 def _relations(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each field that does not go with another one, and why."""
-    free = config.get("head_dim") or config.get("kv_lora_rank")  # then the heads need not share the hidden size
+    """Yield each field that is inconsistent with another one, and the reason."""
+    free = config.get("head_dim") or config.get(
+        "kv_lora_rank"
+    )  # in that case the heads need not divide the hidden size
     for divisors, dividend in _DIVIDE:
         for name in divisors:
             part, total = config.get(name), config.get(dividend)
@@ -291,11 +293,11 @@ def _relations(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _unlike_headers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Yield each field that the weights contradict: before memory is taken for it, or a loop runs to it."""
+    """Yield each field that contradicts the weights, before memory is allocated for it or a loop runs up to it."""
     widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     for name in _BOUNDED:
         if (config.get(name) or 0) > widest:
-            yield name, f"is more than any tensor of the weights has ({widest})"
+            yield name, f"is larger than any dimension of the weights ({widest})"
     numbers = [int(found[1]) for name in tensors if (found := _LAYER.search(name))]
     for name in ("num_hidden_layers", "n_layers"):
         layers = config.get(name)
@@ -304,7 +306,7 @@ def _unlike_headers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _ropes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield rope settings by name: an object, or one object for each kind of attention."""
+    """Yield rope settings by name: one object, or one for each kind of attention."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name) or {}
         nested = {key: rope[key] for key in _ATTENTIONS if isinstance(rope.get(key), dict)}

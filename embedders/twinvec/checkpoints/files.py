@@ -1,6 +1,6 @@
-"""A checkpoint on disk and what it says about itself: raw config, tensor headers, modules, digest.
+"""A checkpoint on disk and its own description: raw config, tensor headers, modules, digest.
 
-Nothing here builds a model or runs code from the checkpoint.
+No model is built and no code from the checkpoint is run here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BGE_HEAD = "sparse_linear.pt"
 
 @dataclass(frozen=True)
 class Module:
-    """A line of ``modules.json``: the last part of the class name, and the module's folder."""
+    """An entry of ``modules.json``: the last part of the class name, and the module's folder."""
 
     kind: str
     folder: Path
@@ -34,10 +34,10 @@ class Module:
 
     @property
     def weights(self) -> Path:
-        """Return the weight file, safetensors before a pickle.
+        """Return the weight file, preferring safetensors to a pickle.
 
         Raises:
-            CheckpointNotFoundError: there is neither.
+            CheckpointNotFoundError: neither exists.
         """
         for name in ("model.safetensors", "pytorch_model.bin"):
             if (self.folder / name).is_file():
@@ -50,14 +50,14 @@ class Checkpoint:
     """A folder on disk with a readable ``config.json``.
 
     Attributes:
-        name: as the caller wrote it, for messages.
-        root: folder of the whole checkpoint (the one with ``modules.json``).
+        name: as the caller wrote it; used in messages.
+        root: folder of the whole checkpoint (the one containing ``modules.json``).
         folder: folder of the transformer, often the same.
         config: raw ``config.json``.
-        modules: sentence-transformers modules, empty without a ``modules.json``.
-        revision: the hub commit, None for a folder.
-        trusted: the caller opted in to the checkpoint's own code, at a pinned revision.
-        memory: folder where the digests of large files are remembered.
+        modules: sentence-transformers modules; empty without a ``modules.json``.
+        revision: the hub commit; None for a folder.
+        trusted: whether the caller opted in to the checkpoint's own code, at a pinned revision.
+        memory: folder in which the digests of large files are remembered.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str:
-        """Return ``config["model_type"]``, "" where it is missing."""
+        """Return ``config["model_type"]``; "" if it is missing."""
         return str(self.config.get("model_type", ""))
 
     @property
@@ -81,7 +81,7 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """Return the weight files, safetensors before pickles; every shard that the index names."""
+        """Return the weight files, preferring safetensors; all shards named by the index."""
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
             index, single = self.folder / f"{stem}{suffix}.index.json", self.folder / f"{stem}{suffix}"
             if single.is_file():
@@ -95,7 +95,7 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Return name -> dtype and shape, read from the headers of all weight files."""
+        """Return name -> dtype and shape, from the headers of all weight files."""
         found: dict[str, Tensor] = {}
         for file in self.weight_files:
             found.update(read_tensor_headers(file))
@@ -103,11 +103,11 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Return a digest of every byte that decides a vector, but for the checkpoint's own code."""
+        """Return a digest of every byte that decides a vector, except the checkpoint's own code."""
         return self.identify().digest
 
     def identify(self, *, own_code: bool = False) -> Identity:
-        """Read the files, or recall their digests; ``own_code``: the checkpoint's Python files decide, too.
+        """Read the files, or recall their digests; with ``own_code`` the checkpoint's Python files count, too.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -123,10 +123,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
 
     def json(self, relative: str, fields: Mapping[str, Field] = MappingProxyType({})) -> dict[str, Any]:
-        """Return a JSON file of the checkpoint, {} where it does not exist.
+        """Return a JSON file of the checkpoint; {} if it does not exist.
 
         Raises:
-            CheckpointFieldError: a value that ``fields`` refuses.
+            CheckpointFieldError: ``fields`` rejects a value.
         """
         for base in (self.folder, self.root):
             if (base / relative).is_file():
@@ -138,16 +138,16 @@ class Checkpoint:
     def check(
         self, *required: str, part: str | None = None, fields: Mapping[str, Field] = MappingProxyType({})
     ) -> None:
-        """Check ``config.json`` and the types of the weights before anything is built from them.
+        """Check ``config.json`` and the dtypes of the weights before anything is built from them.
 
         Args:
             required: fields that TwinVec never guesses.
             part: a nested object to check instead of the whole configuration.
-            fields: what this family asks beside the common table.
+            fields: the family's additions to the common table.
 
         Raises:
-            CheckpointFieldError: the first field that is wrong, or all that are missing.
-            CheckpointError: weights that are not numbers.
+            CheckpointFieldError: the first invalid field, or all missing ones.
+            CheckpointError: the weights are not numbers.
         """
         file, config = self.folder / "config.json", self.config
         if part is not None:
@@ -161,13 +161,13 @@ def read_checkpoint(name: str, root: Path, revision: str | None, *, trusted: boo
     """Read the configuration of a folder.
 
     Raises:
-        CheckpointError: it is missing or unreadable.
+        CheckpointError: the configuration is missing or unreadable.
     """
     root = root.resolve()
     modules = _read_modules(root)
     folder = modules[0].folder if modules else root
     if not (folder / "config.json").is_file():
-        raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; give the folder of a checkpoint")
+        raise CheckpointNotFoundError(f"{name}: no config.json in {folder}; pass the folder of a checkpoint")
     config = read_json(folder / "config.json")
     check_fields(folder / "config.json", config, {n: CONFIG[n] for n in ("model_type", "architectures", "auto_map")})
     return Checkpoint(name, root, folder, config, modules, revision, trusted, memory_folder(cache_dir))
@@ -182,7 +182,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index}: points outside the checkpoint ({outside[0]})")
     if lost := [f.name for f in files if not f.is_file()]:
         raise CheckpointNotFoundError(
-            f"{index.parent}: {index.name} names {', '.join(lost)}, which is not there. Download the checkpoint again."
+            f"{index.parent}: {index.name} names {', '.join(lost)}, which is missing. Download the checkpoint again."
         )
     return files
 

@@ -36,14 +36,14 @@ def open_checkpoint(
             or "modelscope:owner/name".
         revision: branch, tag or commit; not for folders.
         cache_dir: where downloads are kept.
-        token: access token of the hub, for private and gated repositories.
+        token: hub access token, for private and gated repositories.
         offline: use only what is cached.
-        trust_remote_code: download the checkpoint's Python files too and allow them to be run; a hub id then needs
-            a full commit as revision.
+        trust_remote_code: also download the checkpoint's Python files and allow running them; a hub id then needs a
+            full commit as revision.
 
     Raises:
-        CheckpointNotFoundError: no such folder, no such repository, or no access, with what to do.
-        CheckpointError: unreadable configuration.
+        CheckpointNotFoundError: no such folder or repository, or no access; says what to do.
+        CheckpointError: the configuration is unreadable.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -51,11 +51,11 @@ def open_checkpoint(
             raise ConfigurationError(f"revision={revision!r} is for hub ids, but {model} is a folder")
         return read_checkpoint(model, path, None, trusted=trust_remote_code, cache_dir=cache_dir)
     if path.exists():
-        raise CheckpointNotFoundError(f"{model} is a file; give the folder that holds config.json and the weights")
+        raise CheckpointNotFoundError(f"{model} is a file; pass the folder that contains config.json and the weights")
     if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigurationError(
             f"{model}: trust_remote_code=True runs the repository's code, so it needs revision= with the full commit "
-            "(40 hex digits) that you have read"
+            "(40 hex digits) that you have reviewed"
         )
     patterns = _SMALL_FILES + _WEIGHT_FILES + (["*.py"] if trust_remote_code else [])
     if model.startswith(_MODELSCOPE):
@@ -120,7 +120,7 @@ def _from_hub(
                 return download(local_files_only=True)
         raise CheckpointNotFoundError(
             f"{repo}: config.json and weights are not in the cache ({cache_dir or 'the default one'}) and the hub "
-            f"{'was not asked (offline)' if offline else 'cannot be reached'}. Connect and try again, or copy the "
+            f"{'was not contacted (offline)' if offline else 'cannot be reached'}. Connect and try again, or copy the "
             f"repository to a folder and pass that folder. ({type(error).__name__})"
         ) from error
 
@@ -142,7 +142,7 @@ def _from_modelscope(
             local_files_only=offline,
             allow_patterns=patterns + _PICKLES,
         )
-    except Exception as error:  # modelscope has no common base for its errors
+    except Exception as error:  # modelscope's errors have no common base class
         raise CheckpointNotFoundError(
             f"{_MODELSCOPE}{repo}: cannot be downloaded ({type(error).__name__}: {error}). Connect and try again, or "
             "pass a local folder."

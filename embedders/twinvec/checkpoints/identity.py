@@ -1,8 +1,8 @@
-"""Identity of a checkpoint: sha256 over every byte that decides a vector, and what stat says of the files.
+"""The identity of a checkpoint: sha256 over every byte that decides a vector, and the files' stat.
 
-Reading a large file once is enough: its sha256 is remembered by path, size, times and inode in a small record of its
-own, so that any number of processes may write records at once. A record that is missing, damaged or of another state of
-the file means that the file is read again, nothing worse.
+A large file needs to be read only once: its sha256 is remembered by path, size, times and inode in a small record of
+its own, so that any number of processes may write records concurrently. If a record is missing, damaged or outdated,
+the file is simply read again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-_REMEMBERED = 2**20  # bytes; a smaller file is read about as fast as its record
+_REMEMBERED = 2**20  # bytes; smaller files are read about as fast as their records
 _CHUNK = 2**20
-_RECORDS = 2000  # some 300 bytes each; beyond that the older half goes
-_TICK = 20_000_000  # ns: clocks of file systems advance in steps of up to 10 ms
-_COARSE_TICK = 2_000_000_000  # ns: some know whole seconds only, FAT every second one
+_RECORDS = 2000  # about 300 bytes each; beyond that, the older half is deleted
+_TICK = 20_000_000  # ns: file system clocks advance in steps of up to 10 ms
+_COARSE_TICK = 2_000_000_000  # ns: some only store seconds, FAT even seconds
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Stamp(NamedTuple):
-    """What stat says of a file; rewriting it changes at least one of these."""
+    """A file's stat; rewriting the file changes at least one of these."""
 
     path: str
     size: int
@@ -38,7 +38,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, file: Path) -> Stamp:
-        """Return the stamp of a file, links followed."""
+        """Return a file's stamp, following links."""
         real = file.resolve()
         stat = real.stat()
         return cls(str(real), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -46,18 +46,18 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """Which files a checkpoint consists of.
+    """The files that make up a checkpoint.
 
     Attributes:
-        digest: 64 hex digits over the names and all bytes of the files: equal copies have equal digests.
-        files: name inside the checkpoint -> its path, and its stat when it was read.
+        digest: 64 hex digits over the names and all bytes of the files; equal copies have equal digests.
+        files: name within the checkpoint -> its path, and its stat when it was read.
     """
 
     digest: str
     files: tuple[tuple[str, Stamp], ...]
 
     def holds(self) -> bool:
-        """Return whether stat says that no file was changed since."""
+        """Return whether, according to stat, no file has changed since."""
         try:
             return all(Stamp.of(Path(stamp.path)) == stamp for _, stamp in self.files)
         except OSError:
@@ -76,7 +76,7 @@ def identify(files: Mapping[str, Path], memory: Path) -> Identity:
 
 
 def memory_folder(cache_dir: str | None) -> Path:
-    """Return the folder of records: below ``cache_dir`` where one is given, else in the user's cache."""
+    """Return the folder of records: below ``cache_dir`` if given, else in the user's cache."""
     base = cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "twinvec" / "digests"
 
@@ -91,7 +91,7 @@ def _file_digest(file: Path, memory: Path) -> tuple[Stamp, str]:
     record = memory / hashlib.sha256(stamp.path.encode("utf-8", "surrogateescape")).hexdigest()
     if (known := _recall(record, stamp)) is not None:
         return stamp, known
-    # a change within the same tick of the clock would leave the stamp as it is
+    # a change within the same clock tick would leave the stamp unchanged
     if (age := _age(stamp)) < _TICK:
         time.sleep((_TICK - age) / 1e9)
         stamp = Stamp.of(file)
@@ -102,7 +102,7 @@ def _file_digest(file: Path, memory: Path) -> tuple[Stamp, str]:
 
 
 def _age(stamp: Stamp) -> int:
-    """Return the ns since the last change; a time in the future says nothing."""
+    """Return the ns since the last change; 0 for a time in the future, which is unreliable."""
     now = time.time_ns()
     return min((now - t for t in (stamp.mtime_ns, stamp.ctime_ns) if t <= now), default=0)
 
@@ -131,7 +131,7 @@ def _recall(record: Path, stamp: Stamp) -> str | None:
 
 
 def _remember(record: Path, stamp: Stamp, content: str) -> None:
-    """Write a record whole or not at all; where that cannot be, the file is read again next time."""
+    """Write a record atomically; if that fails, the file is simply read again next time."""
     line = json.dumps([*stamp, content])
     with contextlib.suppress(OSError, UnicodeError):
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Files of a checkpoint, read without trust: JSON, tensor headers, tensors; and strict loading."""
+"""Reading checkpoint files without trusting them: JSON, tensor headers, tensors; and strict loading."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
-_COUNTER = re.compile(r"(^|\.)(position_ids|token_type_ids|num_batches_tracked)$")  # buffers of whole numbers
+_COUNTER = re.compile(r"(^|\.)(position_ids|token_type_ids|num_batches_tracked)$")  # integer buffers
 _MAX_HEADER = 100 * 2**20
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A line of a tensor listing: name of the dtype and shape."""
+    """An entry of a tensor listing: dtype name and shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,22 +37,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: not readable, not JSON or not an object; names the file.
+        CheckpointError: the file is unreadable, not JSON or not an object; names the file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
+        raise CheckpointError(f"{path}: contains a {type(value).__name__}, expected an object")
     return value
 
 
 def read_tensor_headers(path: Path) -> dict[str, Tensor]:
-    """List the tensors of a safetensors file or of a pickle that holds nothing but tensors.
+    """List the tensors of a safetensors file, or of a pickle that contains nothing but tensors.
 
     Raises:
-        CheckpointError: truncated or corrupt file, or a pickle with anything else in it.
+        CheckpointError: the file is truncated or corrupt, or a pickle with anything else in it.
     """
     if path.suffix != ".safetensors":
         import torch
@@ -64,7 +64,7 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size - 8, _MAX_HEADER):
-                raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+                raise ValueError(f"its header claims {length:,} bytes, but the file has {size:,}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         tensors = {k: Tensor(str(v["dtype"]), tuple(map(operator.index, v["shape"]))) for k, v in header.items()}
@@ -77,15 +77,15 @@ def read_tensor_headers(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path, prefix: str = "", device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Load the tensors whose names start with ``prefix``, without running anything in the file.
+    """Load the tensors whose names start with ``prefix``, without running anything from the file.
 
     Args:
-        path: a safetensors file, or one that ``torch.save`` wrote.
+        path: a safetensors file, or one written by ``torch.save``.
         prefix: see above.
-        device: where to, straight from a safetensors file; None for the CPU.
+        device: where to load them, straight from a safetensors file; None for the CPU.
 
     Raises:
-        CheckpointError: unreadable, or a pickle with anything but tensors.
+        CheckpointError: the file is unreadable, or a pickle with anything but tensors.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The checkpoint families, and which one covers a checkpoint."""
+"""The checkpoint families, and the choice of one for a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
-    """Return the family that covers a checkpoint.
+    """Return the family that supports a checkpoint.
 
     Raises:
-        UnsupportedCheckpointError: none does; says what is supported.
+        UnsupportedCheckpointError: no family does; says what is supported.
     """
     for family in FAMILIES:
         if family.matches(checkpoint):

@@ -1,4 +1,4 @@
-"""What a family says about a checkpoint, and what it builds from it."""
+"""The description of a checkpoint by its family, and the interface that builds the model."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ SparseKind = Literal["token_weights", "masked_lm"]
 
 @dataclass(frozen=True)
 class Description:
-    """Everything about a checkpoint that can be said without its weights.
+    """Everything that can be said about a checkpoint without its weights.
 
     Attributes:
-        family: name of the family, as `twinvec models` lists it.
+        family: name of the family, as listed by `twinvec models`.
         hidden: width of the token states.
-        vocabulary: rows of the embedding of tokens; None where only the checkpoint's own code knows.
-        dim: dense dimensions; None for a model that is only sparse.
-        max_length: the model's own limit in tokens, specials included.
-        position_limit: the greatest ``max_length`` that the position encoding can take.
-        padding_idx: positions count from the next number, so that it must be the tokenizer's pad token; None where
-            they count from 0.
+        vocabulary: rows of the token embedding; None if only the checkpoint's own code knows.
+        dim: dense dimensions; None for a sparse-only model.
+        max_length: the model's own limit in tokens, special tokens included.
+        position_limit: the largest ``max_length`` that the position encoding supports.
+        padding_idx: positions start after this number, so it must be the tokenizer's pad token; None if they start at
+            0.
         prompts: roles and instructions.
         pooling: pooling modes, concatenated.
         include_prompt: whether the prompt's tokens count in the pooling.
         dense_layers: folders of Dense modules after the pooling, with their configs.
-        min_dim: fewest dimensions for elastic dims; None where the model was not trained for them.
-        sparse: what the checkpoint's own head gives; None where it has none.
+        min_dim: smallest elastic dimension; None if the model was not trained for elastic dims.
+        sparse: the output of the checkpoint's own head; None if it has none.
         lower_case: whether sentence-transformers lower-cases texts for this checkpoint.
-        experimental: True where nothing published has confirmed the computation yet.
+        experimental: True if no published numbers have confirmed the computation yet.
         scores: whether it is a reranker: ``dim`` is 1, the logit of a pair.
-        activation: what its own library puts on the logit, a module of torch by its full name.
+        activation: the activation that its own library applies to the logit, a torch module by its full name.
     """
 
     family: str
@@ -66,7 +66,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Published:
-    """Scores that a model card prints: queries x documents, dense and sparse."""
+    """Scores published on a model card: queries x documents, dense and sparse."""
 
     source: str
     queries: tuple[str, ...]
@@ -77,7 +77,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Supported:
-    """A line of `twinvec models`."""
+    """A row of `twinvec models`."""
 
     models: str
     dims: str
@@ -95,14 +95,14 @@ class Family(ABC):
 
     @abstractmethod
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether this family covers the checkpoint, by config and tensor names only."""
+        """Return whether this family supports the checkpoint, judging by config and tensor names only."""
 
     @abstractmethod
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the checkpoint's configuration.
 
         Raises:
-            CheckpointError: fields that are needed and missing, or that ask for something unknown.
+            CheckpointError: a required field is missing, or a value is not supported.
         """
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Family(ABC):
         """Load the weights onto a device, strictly.
 
         Raises:
-            CheckpointMismatchError: tensors that do not fit.
+            CheckpointMismatchError: the tensors do not fit.
         """
 
     def runs_own_code(self, checkpoint: Checkpoint) -> bool:
@@ -120,17 +120,17 @@ class Family(ABC):
         return False
 
     def build_layers(self, checkpoint: Checkpoint, description: Description) -> torch.nn.Module:
-        """Load the layers behind the pooling, in fp32."""
+        """Load the layers after the pooling, in fp32."""
         from twinvec.families.modules import build_dense_layers
 
         return build_dense_layers(description.dense_layers)
 
     def build_tokenizer(self, checkpoint: Checkpoint, description: Description) -> TextTokenizer:
-        """Return what makes tokens of a prompt and a text."""
+        """Return the tokenizer, which turns a prompt and a text into tokens."""
         from twinvec.text.tokenizer import TextTokenizer
 
         return TextTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
-        """Load the checkpoint's own lexical head; only called where ``sparse`` is "token_weights"."""
+        """Load the checkpoint's own lexical head; only called if ``sparse`` is "token_weights"."""
         raise NotImplementedError(f"{self.name} describes a lexical head but does not load one")

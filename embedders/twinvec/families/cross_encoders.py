@@ -1,4 +1,4 @@
-"""Cross-encoders: an encoder with a classification head of one label, which scores a query and a text together."""
+"""Cross-encoders: an encoder with a single-label classification head, which scores a query and a text together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _POOLED = ("pooler.dense", ":tanh", "classifier")
 _PROJECTED = ("classifier.dense", ":tanh", "classifier.out_proj")
-# what is behind the pooled state: layers by the names of their tensors, and activations (":config field=default")
+# the layers after the pooled state, by the names of their tensors, and activations (":config field=default")
 HEADS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("new", "gte", "bert", "nomic_bert"), _POOLED),
     **dict.fromkeys(("xlm-roberta", "roberta", "camembert", "mpnet", "jina_embeddings_v3"), _PROJECTED),
@@ -31,9 +31,9 @@ HEADS: dict[str, tuple[str, ...]] = {
     "modernbert": ("head.dense", ":classifier_activation=gelu", "head.norm", "classifier"),
     "eurobert": ("dense", ":gelu", "classifier"),
 }
-_POOLING = {"modernbert": "cls", "eurobert": "late"}  # where the config may say otherwise, its default
+_POOLING = {"modernbert": "cls", "eurobert": "late"}  # default, where the config may choose another
 _SCORE = "SequenceClassification"
-_SIGMOID = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers' choice where a folder names none
+_SIGMOID = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers' default
 
 
 class CrossEncoder(Family):
@@ -46,18 +46,18 @@ class CrossEncoder(Family):
     )  # fmt: skip
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the weights have the head, and no architecture says that it is for something else."""
+        """Return whether the weights have the head, and no architecture says that it serves another purpose."""
         heads = [name for name in checkpoint.architectures if "For" in name]
         return _has_head(checkpoint) and (not heads or any(name.endswith(_SCORE) for name in heads))
 
     def describe(self, checkpoint: Checkpoint) -> Description:
-        """Read the configuration; more labels than one are no score."""
+        """Read the configuration; models with more than one label have no score."""
         head = HEADS[checkpoint.model_type]
         labels = checkpoint.tensors[str(_find(checkpoint, f"{head[-1]}.weight"))].shape[0]
         if labels != 1:
             raise UnsupportedCheckpointError(
-                f"{checkpoint.name}: its head has {labels} labels: a classifier. A reranker has one, whose logit is "
-                "the score of a pair"
+                f"{checkpoint.name}: its head has {labels} labels, so it is a classifier. A reranker has a single "
+                "label, whose logit is the score of a pair"
             )
         hidden, limit, padding = self._sizes(checkpoint)
         modules = read_modules(checkpoint)
@@ -81,7 +81,7 @@ class CrossEncoder(Family):
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:
-        """Load the native class below the head."""
+        """Load the native class without its head."""
         from twinvec.families.sentence_transformers import build_backbone
 
         ignore = [rf"^(\w+\.)?{re.escape(layer)}\." for layer in _layers(HEADS[checkpoint.model_type])]
@@ -111,7 +111,7 @@ class CrossEncoder(Family):
         return torch.nn.Sequential(*modules)
 
     def build_tokenizer(self, checkpoint: Checkpoint, description: Description) -> TextTokenizer:
-        """Return the tokenizer of pairs."""
+        """Return the pair tokenizer."""
         from twinvec.text.pairs import PairTokenizer
 
         return PairTokenizer(checkpoint, description.max_length, lower_case=description.lower_case)
@@ -137,7 +137,7 @@ class GteReranker(CrossEncoder):
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the weights have the head: "architectures" of real files has been wrong or empty."""
+        """Return whether the weights have the head: "architectures" can be wrong or empty in real files."""
         return checkpoint.model_type in ("new", "gte") and _has_head(checkpoint)
 
     def build(
@@ -156,10 +156,10 @@ class GteReranker(CrossEncoder):
 
 
 def read_activation(checkpoint: Checkpoint) -> str:
-    """Return the activation that sentence-transformers' CrossEncoder would put on the logit.
+    """Return the activation that sentence-transformers' CrossEncoder would apply to the logit.
 
     Raises:
-        CheckpointError: none that TwinVec applies to a single logit.
+        CheckpointError: the activation cannot be applied to a single logit.
     """
     settings = checkpoint.json("config_sentence_transformers.json", {"activation_fn": TEXT})
     inner = checkpoint.config.get("sentence_transformers") or {}
@@ -167,9 +167,7 @@ def read_activation(checkpoint: Checkpoint) -> str:
     name = settings.get("activation_fn") or inner.get("activation_fn")
     name = str(name or checkpoint.config.get("sbert_ce_default_activation_function") or _SIGMOID)
     if "Softmax" in name or activation_named(name) is None:
-        raise CheckpointError(
-            f"{checkpoint.name}: activation_fn {name!r} is not one of torch's that make a score of one logit"
-        )
+        raise CheckpointError(f"{checkpoint.name}: activation_fn {name!r} is not a torch activation for a single logit")
     return name
 
 
@@ -185,7 +183,7 @@ def _has_head(checkpoint: Checkpoint) -> bool:
 
 
 def _find(checkpoint: Checkpoint, name: str) -> str | None:
-    """Return a tensor's name in the file, which may put the backbone's name before it."""
+    """Return a tensor's name in the file, where the backbone's name may come before it."""
     return next((full for full in checkpoint.tensors if re.fullmatch(rf"(\w+\.)?{re.escape(name)}", full)), None)
 
 

@@ -1,7 +1,7 @@
-"""Giga Embeddings original (``gigarembed``): a bidirectional text backbone and a latent-attention block.
+"""Giga Embeddings, original series (``gigarembed``): a bidirectional text backbone and a latent-attention block.
 
 Two generations share the name; tensor names tell them apart. Generation 1 has a Llama backbone and pre-norms in the
-latent block. Generation 2 has multi-head latent attention (MLA); its layout is presumed, so it loads only where every
+latent block. Generation 2 has multi-head latent attention (MLA); its layout is presumed, so it loads only if every
 tensor fits, and stays experimental until ``twinvec verify`` agrees with the published scores.
 """
 
@@ -26,15 +26,15 @@ _TEXT = ("rope_theta", "hidden_size", "num_hidden_layers", "num_attention_heads"
 _MLA = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
 _MAX_LENGTH = 4096
 _FIELDS = {
-    "is_causal": only(False, "for this family is bidirectional"),
+    "is_causal": only(False, "since this family is bidirectional"),
     "norm_type": one_of("RMSNorm", "rmsnorm", "rms_norm", "LlamaRMSNorm"),  # others: same names, another formula
-    "use_sliding_window": only(False, "for windows of a bidirectional model are not defined"),
+    "use_sliding_window": only(False, "since windows of a bidirectional model are undefined"),
 }
 _REFUSED = ("use_mla_scaling_factor", "apply_qk_norm", "gated_attention")  # options that change MLA's formula
 
 
 class Giga(Family):
-    """Giga Embeddings original: mean over all tokens after the latent block, instructions before queries."""
+    """Giga Embeddings, original series: mean over all tokens after the latent block, instructions before queries."""
 
     name = "giga"
     supported = (Supported("ai-sage/Giga-Embeddings-instruct", "2048", "4096", "-", "instruction before queries"),)
@@ -81,7 +81,7 @@ class Giga(Family):
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:
-        """Load natively where every tensor fits, else through the checkpoint's own code where that was opted in."""
+        """Load natively if every tensor fits, otherwise through the checkpoint's own code if the caller opted in."""
         from twinvec.families.giga_model import GigaBackbone, build_modules
         from twinvec.families.own_code import build_remote
 
@@ -99,7 +99,7 @@ class Giga(Family):
                 if checkpoint.trusted:
                     return build_remote(checkpoint, dtype)
                 raise RemoteCodeRequiredError(
-                    f"{checkpoint.name}: this generation of gigarembed does not have the layout that TwinVec computes "
+                    f"{checkpoint.name}: this generation of gigarembed does not have the layout that TwinVec supports "
                     f"natively. To run the checkpoint's own code, read it, then pass trust_remote_code=True with "
                     f"revision= set to its full commit.\n{error}"
                 ) from error

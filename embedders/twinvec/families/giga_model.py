@@ -1,4 +1,4 @@
-"""The modules of Giga Embeddings original: latent-attention block and multi-head latent attention (MLA)."""
+"""The modules of the original Giga Embeddings: latent-attention block and multi-head latent attention (MLA)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LatentAttention(nn.Module):
         self.cross_attend_blocks = nn.ModuleList(blocks)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return states [tokens, hidden]; no mask: every token sees every latent and no other token."""
+        """Return states [tokens, hidden]; without a mask: every token sees all latents and no other token."""
         attend, feed = (cast(Any, block) for block in self.cross_attend_blocks)
         if "fn" in attend:
             states, context, attend = (
@@ -89,8 +89,8 @@ class LatentAttention(nn.Module):
 class MultiHeadLatentAttention(nn.Module):
     """MLA with keys and values from one compressed state: c = norm(dkv(x)), k = [uk(c), rope(kr(x))], v = uv(c).
 
-    A drop-in for LlamaAttention. Whether the rope is interleaved is not published; the training framework's public code
-    has it so. ``rope_interleave: false`` in the text config takes halves.
+    A drop-in replacement for LlamaAttention. Whether the rope is interleaved is not published; in the training
+    framework's public code it is. ``rope_interleave: false`` in the text config selects halves.
     """
 
     def __init__(self, config: Any, text: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _rotate(self, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         cos, sin = (table.unsqueeze(1) for table in position_embeddings)
-        if self.interleaved:  # into half-rotated order, in queries and keys alike: the products stay the same
+        if self.interleaved:  # into half-rotated order, in both queries and keys, which leaves the products unchanged
             x = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat([-second, first], dim=-1) * sin
@@ -153,7 +153,7 @@ class GigaBackbone(PackedTransformer):
     def load(
         cls, checkpoint: Checkpoint, modules: nn.ModuleDict, dtype: torch.dtype, device: torch.device
     ) -> GigaBackbone:
-        """Fill modules that were built on the meta device, strictly."""
+        """Fill modules built on the meta device, strictly."""
         tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file, device=device).items()}
         load_strict(modules, tensors, checkpoint.name, dtype)
         text = cast(LlamaModel, modules["model"])
@@ -161,13 +161,13 @@ class GigaBackbone(PackedTransformer):
         return cls(text.eval(), cast(LatentAttention, modules["latent_attention_model"]))
 
     def rope_variants(self) -> tuple[str, ...]:
-        """Return the rotations that ``verify`` tries, the one in use first."""
+        """Return the rotations that ``verify`` tries, starting with the one in use."""
         if not (layers := self._mla()):
             return ()
         return ("interleaved", "half") if layers[0].interleaved else ("half", "interleaved")
 
     def use_rope(self, variant: str) -> None:
-        """Choose one of ``rope_variants``."""
+        """Select one of ``rope_variants``."""
         for layer in self._mla():
             layer.interleaved = variant == "interleaved"
 
@@ -180,7 +180,7 @@ class GigaBackbone(PackedTransformer):
 
 
 def build_modules(checkpoint: Checkpoint, text: dict[str, Any], *, mla: bool) -> nn.ModuleDict:
-    """Build both parts without memory (meta device), named as the checkpoint names them.
+    """Build both parts without memory (meta device), with the checkpoint's parameter names.
 
     Raises:
         CheckpointError: the latent block's tensors are missing.
@@ -201,7 +201,7 @@ def build_modules(checkpoint: Checkpoint, text: dict[str, Any], *, mla: bool) ->
             latent = LatentAttention(shapes, latent_config.get("num_cross_heads") or _DEFAULT_HEADS)
         except KeyError as error:
             raise CheckpointMismatchError(checkpoint.name, missing=[str(error.args[0])]) from error
-        except ValueError as error:  # fewer or more dimensions than a tensor of that name has
+        except ValueError as error:  # a tensor of that name with the wrong number of dimensions
             raise CheckpointError(f"{checkpoint.name}: the latent block has another shape ({error})") from error
     if latent.inner % latent.heads:
         raise CheckpointFieldError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
              "max_position_embeddings", "layer_norm_eps")  # fmt: skip
-# what the original code can switch on and the native class does not compute
+# options of the original code that the native class does not support
 _FIELDS = {
     "logn_attention_scale": only(False, "nothing else is supported"),
     "layer_norm_type": only("layer_norm", "nothing else is supported"),
@@ -116,18 +116,18 @@ class Gte(Family):
 
 
 def translate_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return GteConfig values with the original rope settings in transformers' terms.
+    """Return GteConfig values, with the original rope settings in transformers' terms.
 
     NTK scaling by f is inv_freq_i = (theta * f)^(-2i/d) / f^(2/d) (the original modeling code): a base of theta * f
     and a linear division by f^(2/d).
 
     Raises:
-        CheckpointFieldError: rope settings that the native class does not compute.
+        CheckpointFieldError: the native class does not support the rope settings.
     """
     raw = dict(checkpoint.config)
     file, scaling = checkpoint.folder / "config.json", raw.get("rope_scaling")
     head_dim = raw["hidden_size"] // raw["num_attention_heads"]
-    if rope := raw.get("rope_parameters"):  # a converted copy says it in transformers' own terms
+    if rope := raw.get("rope_parameters"):  # a converted copy uses transformers' own terms
         scaled = rope.get("rope_type") not in (None, "default")
         check_fields(file, rope, {}, ["rope_theta", "rope_type", *(["factor"] if scaled else [])], "rope_parameters.")
         return raw

@@ -1,4 +1,4 @@
-"""The sentence-transformers side of a checkpoint: modules.json, pooling, lengths, prompts."""
+"""The sentence-transformers files of a checkpoint: modules.json, pooling, lengths, prompts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _INSTRUCT = "Instruct: {task}\nQuery: "
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What modules.json and its companions say.
+    """The contents of modules.json and its companions.
 
     Attributes:
-        pooling: modes, empty without a Pooling module.
+        pooling: modes; empty without a Pooling module.
         include_prompt: whether prompt tokens count in the pooling.
         dense: Dense modules, in order.
-        max_length: sentence-transformers' max_seq_length, else the tokenizer's; None where neither is set.
+        max_length: sentence-transformers' max_seq_length, else the tokenizer's; None if neither is set.
         lower_case: whether texts are lower-cased first.
         prompts: from config_sentence_transformers.json.
-        truncate_dim: dimensions that the checkpoint itself cuts to.
+        truncate_dim: number of dimensions that the checkpoint itself truncates to.
     """
 
     pooling: tuple[str, ...]
@@ -59,7 +59,7 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
     """Read the sentence-transformers files of a checkpoint; defaults where it has none.
 
     Raises:
-        UnsupportedCheckpointError: a module that TwinVec does not compute.
+        UnsupportedCheckpointError: TwinVec does not support one of the modules.
     """
     if unknown := [m.kind for m in checkpoint.modules if m.kind not in _KNOWN]:
         raise UnsupportedCheckpointError(
@@ -87,7 +87,7 @@ def read_modules(checkpoint: Checkpoint) -> SentenceModules:
 
 
 def default_prompts(task: str) -> PromptTemplate:
-    """Return the Giga template with one of ``TASKS`` before queries and nothing before documents."""
+    """Return the Giga template, with one of ``TASKS`` before queries and nothing before documents."""
     return PromptTemplate(instruct=_INSTRUCT, query=_INSTRUCT.replace("{task}", TASKS[task].instruction))
 
 
@@ -98,7 +98,7 @@ def output_dim(hidden: int, modules: SentenceModules, pooling: Sequence[str]) ->
         if module.config.get("in_features") != dim:
             raise CheckpointError(
                 f"{module.folder / 'config.json'}: in_features is {module.config.get('in_features')}, but "
-                f"{dim} dimensions arrive there"
+                f"{dim} dimensions arrive at this module"
             )
         dim = int(module.config["out_features"])
     return dim
@@ -108,8 +108,8 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
     """Build Dense modules in fp32: a linear layer and an activation from torch, nothing else.
 
     Raises:
-        CheckpointFieldError: an activation that torch.nn lacks, or one with weights.
-        CheckpointMismatchError: weights of another shape.
+        CheckpointFieldError: torch.nn lacks the activation, or it has weights.
+        CheckpointMismatchError: the weights have another shape.
     """
     import torch
 
@@ -133,7 +133,7 @@ def build_dense_layers(modules: Sequence[Module]) -> torch.nn.Sequential:
 
 
 def activation_named(name: str) -> torch.nn.Module | None:
-    """Return one of torch's modules without weights by its full name; None for any other."""
+    """Return a weightless torch module by its full name; None for any other."""
     import torch
 
     package, _, kind = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""The opt-in path for checkpoints that only their own code can run.
+"""The opt-in path for checkpoints that only run with their own code.
 
-``from_pretrained`` of transformers 5 breaks such code in several ways (tied-weight bookkeeping, buffers left as
-garbage). Here the classes are taken from the checkpoint, built on the CPU from their config, and filled strictly.
+``from_pretrained`` of transformers 5 breaks such code in several ways (tied-weight bookkeeping, uninitialised buffers).
+Here the classes are taken from the checkpoint, built on the CPU from their config, and filled strictly.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class Remote(Family):
-    """Any other checkpoint that brings its own code; the last family asked."""
+    """Any other checkpoint with its own code; the last family to be tried."""
 
     name = "remote code"
     supported = (Supported("any checkpoint with its own code, opt-in", "its own", "its own", "-", "its prompts"),)
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the checkpoint names code of its own."""
+        """Return whether the checkpoint refers to its own code."""
         return "AutoModel" in (checkpoint.config.get("auto_map") or {})
 
     def describe(self, checkpoint: Checkpoint) -> Description:
-        """Read what sentence-transformers files say; the rest is the code's business."""
+        """Read the sentence-transformers files; everything else is up to the code."""
         if not checkpoint.trusted:
             raise RemoteCodeRequiredError(
                 f"{checkpoint.name}: TwinVec has no native family for model_type {checkpoint.model_type!r}, and the "
@@ -114,7 +114,7 @@ def build_remote(checkpoint: Checkpoint, dtype: torch.dtype) -> Backbone:
     auto_map = checkpoint.config["auto_map"]
     if foreign := [ref for ref in auto_map.values() if isinstance(ref, str) and "--" in ref]:
         raise UnsupportedCheckpointError(
-            f"{checkpoint.name}: its code lies in another, unpinned repository ({foreign[0]}); TwinVec does not run it"
+            f"{checkpoint.name}: its code is in another, unpinned repository ({foreign[0]}), which TwinVec does not run"
         )
     tensors = {k: v for file in checkpoint.weight_files for k, v in load_tensors(file).items()}
     try:
@@ -128,15 +128,15 @@ def build_remote(checkpoint: Checkpoint, dtype: torch.dtype) -> Backbone:
         return RemoteModel(model.eval())
     except CheckpointError:
         raise
-    except Exception as error:  # foreign code may fail in any way
+    except Exception as error:  # third-party code may fail in any way
         raise UnsupportedCheckpointError(
-            f"{checkpoint.name}: its own code fails with this transformers: {type(error).__name__}: {error}"
+            f"{checkpoint.name}: its own code fails with this version of transformers: {type(error).__name__}: {error}"
         ) from error
 
 
 @contextlib.contextmanager
 def _missing_pieces() -> Iterator[None]:
-    """Lend foreign code what transformers 5 took away, and only that."""
+    """Restore for third-party code what transformers 5 removed, and only that."""
     import torch
     from transformers import modeling_rope_utils
 

@@ -22,8 +22,8 @@ _MOE = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n
 _TYPES = {"qwen3_bidirec": (*_REQUIRED, "head_dim"), "deepseek_v3_bidirec": (*_REQUIRED, *_MOE)}
 _CLASS = "Qwen3BidirectionalModel"
 _FIELDS = {
-    "is_causal": only(False, "for this family is bidirectional"),
-    "use_sliding_window": only(False, "for windows of a bidirectional model are not defined"),
+    "is_causal": only(False, "since this family is bidirectional"),
+    "use_sliding_window": only(False, "since windows of a bidirectional model are undefined"),
 }
 _MAX_LENGTH = 8192
 
@@ -45,7 +45,7 @@ class GigaBidirectional(Family):
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the config is of one of the two bidirectional types, or lost its type and kept its class."""
+        """Return whether the config is of one of the two bidirectional types, or lost its type but kept its class."""
         return checkpoint.model_type in _TYPES or _kind(checkpoint) == "qwen3_bidirec"
 
     def describe(self, checkpoint: Checkpoint) -> Description:

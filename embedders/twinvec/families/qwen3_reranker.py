@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from twinvec.compute.backbone import Backbone
     from twinvec.text.tokenizer import TextTokenizer
 
-# all of it as the model's card has it
+# verbatim from the model card
 _BEFORE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
@@ -38,7 +38,7 @@ class Qwen3Reranker(Family):
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether it is a Qwen3 language model that no Pooling module makes an embedder."""
+        """Return whether it is a Qwen3 language model without a Pooling module that would make it an embedder."""
         pooled = any(module.kind == "Pooling" for module in checkpoint.modules)
         return checkpoint.model_type == "qwen3" and "Qwen3ForCausalLM" in checkpoint.architectures and not pooled
 
@@ -74,7 +74,7 @@ class Qwen3Reranker(Family):
         return build_backbone(checkpoint, dtype, device)
 
     def build_layers(self, checkpoint: Checkpoint, description: Description) -> torch.nn.Module:
-        """Return the difference of the rows of "yes" and "no" as a layer."""
+        """Return the difference between the rows of "yes" and "no" as a linear layer."""
         import torch
 
         rows = self._rows_of_answers(checkpoint, description)
@@ -83,7 +83,7 @@ class Qwen3Reranker(Family):
         return layer
 
     def build_tokenizer(self, checkpoint: Checkpoint, description: Description) -> TextTokenizer:
-        """Return the tokenizer of the card's chat."""
+        """Return the tokenizer with the card's chat format."""
         from twinvec.text.pairs import InstructedPairTokenizer
 
         return InstructedPairTokenizer(
@@ -96,7 +96,9 @@ class Qwen3Reranker(Family):
         for module in checkpoint.modules[1:]:  # LogitScore
             ids = [module.config[name] for name in ("true_token_id", "false_token_id")]
         if None in ids:
-            raise CheckpointError(f"{checkpoint.name}: its tokenizer has no tokens for yes and no: not Qwen3-Reranker")
+            raise CheckpointError(
+                f"{checkpoint.name}: its tokenizer has no tokens for yes and no, so it is not Qwen3-Reranker"
+            )
         for name in _HEADS:
             for file in checkpoint.weight_files:
                 if (rows := load_tensors(file, name).get(name)) is not None:

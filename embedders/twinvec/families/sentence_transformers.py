@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Type:
-    """How a transformers model type runs.
+    """How a transformers model type is run.
 
     Attributes:
-        offset: positions count from padding_idx + 1.
-        positions: the only ``position_embedding_type`` that transformers computes for it.
-        names: what the config calls hidden size, layers and heads where it is not the usual.
+        offset: positions start at padding_idx + 1.
+        positions: the only ``position_embedding_type`` supported by transformers for it.
+        names: the config's names for hidden size, layers and heads, if unusual.
     """
 
     offset: bool = False
@@ -45,15 +45,15 @@ TYPES: dict[str, _Type] = {
     "distilbert": _Type(names=_DISTIL),
     **dict.fromkeys(("mpnet", "deberta-v2"), _Type()),
 }
-_MPNET_POSITIONS = 2  # MPNet counts from 2, whatever its pad_token_id
-_NO_OTHER = "for transformers computes no other positions here"
-# decoders made into encoders: their classes say so where a config lost is_causal
+_MPNET_POSITIONS = 2  # MPNet starts at 2, whatever its pad_token_id
+_NO_OTHER = "since transformers supports no other positions here"
+# decoders turned into encoders: recognised by class if the config lost is_causal
 _BIDIRECTIONAL = re.compile(r"(?i:bidirec)|Bi(Model|For)|EncoderModel")
 _CAUSAL_BY_DEFAULT = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text")
 
 
 class SentenceTransformers(Family):
-    """A checkpoint with modules.json on one of the model types of ``TYPES``."""
+    """A checkpoint with a modules.json, on one of the model types in ``TYPES``."""
 
     name = "sentence-transformers"
     supported = (
@@ -65,7 +65,7 @@ class SentenceTransformers(Family):
     )  # fmt: skip
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the model type is known and modules.json says how to pool."""
+        """Return whether the model type is known and modules.json defines the pooling."""
         return checkpoint.model_type in TYPES and any(m.kind == "Pooling" for m in checkpoint.modules)
 
     def describe(self, checkpoint: Checkpoint) -> Description:
@@ -97,7 +97,7 @@ class SentenceTransformers(Family):
         return build_backbone(checkpoint, dtype, device)
 
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
-        """Load bge-m3's lexical head; its absence is an error, not a model without one."""
+        """Load bge-m3's lexical head; if it is missing, that is an error rather than a model without one."""
         from twinvec.compute.heads import TokenWeightHead
 
         return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / BGE_HEAD), checkpoint.name)
@@ -156,11 +156,11 @@ def build_backbone(
     """Load the native class of a model type.
 
     Args:
-        checkpoint: described before.
+        checkpoint: a checkpoint that has been described.
         dtype: of the parameters.
-        device: where to.
-        pairs: for a cross-encoder, whose model may know two types of tokens.
-        ignore: regular expressions of tensors that a head takes.
+        device: where to load the model.
+        pairs: for a cross-encoder, whose model may have two token types.
+        ignore: regular expressions of tensors that belong to a head.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -203,12 +203,12 @@ def read_sizes(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def padding_idx(checkpoint: Checkpoint) -> int | None:
-    """Return the pad token whose id positions count from; None where they count from 0."""
+    """Return the pad token after whose id positions start; None if they start at 0."""
     return int(checkpoint.config["pad_token_id"]) if TYPES[checkpoint.model_type].offset else None
 
 
 def _has_bge_head(checkpoint: Checkpoint) -> bool:
-    """bge-m3 ships two heads; the multi-vector one without the lexical one is a damaged copy."""
+    """bge-m3 ships two heads; a copy with the multi-vector head but no lexical head is damaged."""
     if (checkpoint.root / BGE_HEAD).is_file():
         return True
     if (checkpoint.root / "colbert_linear.pt").is_file():
@@ -219,7 +219,7 @@ def _has_bge_head(checkpoint: Checkpoint) -> bool:
 
 
 def _min_dim(checkpoint: Checkpoint, modules: SentenceModules) -> int | None:
-    """Return the fewest dimensions that the checkpoint claims (Matryoshka), None where it claims nothing."""
+    """Return the smallest dimension that the checkpoint claims to support (Matryoshka); None if it claims nothing."""
     config = checkpoint.config
     if claimed := config.get("matryoshka_dimensions"):
         return int(min(claimed))

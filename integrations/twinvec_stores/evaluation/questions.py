@@ -23,7 +23,7 @@ class Questions:
 
     Raises:
         ConfigurationError: no relevant document for any question, judgements of unknown questions, or grades that are
-            no whole numbers.
+            not integers.
     """
 
     texts: Mapping[str, str]
@@ -42,7 +42,7 @@ class Questions:
             for document, grade in judged.items():
                 if isinstance(grade, bool) or not isinstance(grade, int):
                     raise ConfigurationError(
-                        f"question {id!r}, document {document!r}: the grade {grade!r} is no whole number"
+                        f"question {id!r}, document {document!r}: the grade {grade!r} is not an integer"
                     )
         if not self.asked:
             raise ConfigurationError("no question has a relevant document (a grade of 1 or more)")

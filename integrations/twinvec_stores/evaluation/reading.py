@@ -186,7 +186,7 @@ def _judge(grades: Grades, question: str, document: str, grade: int, where: str)
 
 def _whole(value: Any, where: str) -> int:
     if isinstance(value, bool) or not _is_whole(str(value)):
-        raise ConfigurationError(f"{where}: the grade {value!r} is no whole number")
+        raise ConfigurationError(f"{where}: the grade {value!r} is not an integer")
     return int(value)
 
 

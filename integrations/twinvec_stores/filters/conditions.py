@@ -261,5 +261,5 @@ def _depth(filter: Filter) -> int:
 def _is_finite(bound: Any) -> bool:
     try:
         return isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)
-    except OverflowError:  # a whole number beyond float64
+    except OverflowError:  # an integer beyond float64
         return False

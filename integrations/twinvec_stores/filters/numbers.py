@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-WIDE = 2**53  # from here on floats do not tell whole numbers apart
+WIDE = 2**53  # from here on floats do not tell integers apart
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _MAX_FLOAT = 1.79769313486231e308  # the largest of 15 digits
 
 
 def comparable(number: float) -> float:
-    """Return what a number is compared as: engines keep 15 significant digits of a float; whole numbers are exact."""
+    """Return what a number is compared as: engines keep 15 significant digits of a float; integers are exact."""
     if isinstance(number, int):
         return number
     rounded = max(-_MAX_FLOAT, min(float(f"{number:.15g}"), _MAX_FLOAT))  # the largest would be rounded to infinity
@@ -45,7 +45,7 @@ class Interval:
         return enough and (self.high is None or number < self.high or (number == self.high and not self.below))
 
     def whole(self) -> Interval | None:
-        """Return the whole numbers of 64 bits in it, as a closed interval; None if it has none."""
+        """Return the integers of 64 bits in it, as a closed interval; None if it has none."""
         low = _LEAST if self.low is None else math.floor(self.low) + 1 if self.above else math.ceil(self.low)
         high = _MOST if self.high is None else math.ceil(self.high) - 1 if self.below else math.floor(self.high)
         low, high = max(low, _LEAST), min(high, _MOST)
@@ -75,7 +75,7 @@ class Interval:
         )
 
     def rounded_to(self, number: float) -> list[int]:
-        """Return the whole numbers outside of the interval that float64 does not tell from one inside of it."""
+        """Return the integers outside of the interval that float64 does not tell from one inside of it."""
         low, high = int(_next(number, -math.inf)), int(_next(number, math.inf))
         near = range(max(low, _LEAST), min(high, _MOST) + 1)
         return [n for n in near if float(n) == number and n not in self]
@@ -87,7 +87,7 @@ class Split:
 
     Attributes:
         bounds: gt, gte, lt and lte of what float64 can tell; None: nothing.
-        whole: the whole numbers besides, near to the ends.
+        whole: the integers besides, near to the ends.
         floats: the floats besides.
     """
 

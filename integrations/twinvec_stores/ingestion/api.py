@@ -52,7 +52,7 @@ def ingest(
         embedder: the model, an Embedder or a RemoteEmbedder.
         store: made for that model. One ingest into it at a time.
         text_field: field of each row that is embedded.
-        id_field: field with the id, a string or a whole number; for "id" also "_id". A row without either has an id
+        id_field: field with the id, a string or an integer; for "id" also "_id". A row without either has an id
             made of its content: then a changed text is a new document.
         metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells
             become the type that the store declares for their column, and strings elsewhere.

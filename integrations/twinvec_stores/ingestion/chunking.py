@@ -68,7 +68,7 @@ class Chunker:
         room = embedder.token_room("document")
         for name, value, least in (("chunk_tokens", chunk_tokens, 1), ("overlap_tokens", overlap_tokens, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}")
+                raise ConfigurationError(f"{name}={value!r} must be an integer of at least {least}")
         if context not in (None, *get_args(ChunkContext)):
             raise ConfigurationError(f'chunk_context={context!r} is neither "headings" nor None')
         room -= _CONTEXT_TOKENS if context else 0

@@ -47,7 +47,7 @@ class Parser:
     """Makes documents of rows.
 
     A row is a string, a Document (ours, LangChain's or LlamaIndex's), or a mapping: its ``text_field`` is the text;
-    its ``id_field`` the id (a string or a whole number; for the default "id" also "_id", as in BEIR, or none);
+    its ``id_field`` the id (a string or an integer; for the default "id" also "_id", as in BEIR, or none);
     everything else is metadata, with the object "metadata" merged in.
     """
 

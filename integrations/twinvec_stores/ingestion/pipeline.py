@@ -67,7 +67,7 @@ class Options:
         if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
             raise ConfigurationError(f"delimiter={self.delimiter!r} must be one character, or None")
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size!r} must be a whole number of at least 1")
+            raise ConfigurationError(f"batch_size={self.batch_size!r} must be an integer of at least 1")
         if self.chunk_tokens is None and self.overlap_tokens:
             raise ConfigurationError("overlap_tokens needs chunk_tokens")
         if self.chunk_tokens is None and self.chunk_context is not None:

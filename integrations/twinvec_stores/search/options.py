@@ -82,7 +82,7 @@ class SearchOptions:
                 raise ConfigurationError(f"{name}={value!r} must be a finite number")
         check_limit(self.group_size, name="group_size")
         if isinstance(self.expand, bool) or not isinstance(self.expand, int) or self.expand < 0:
-            raise ConfigurationError(f"expand={self.expand!r} must be a whole number of chunks")
+            raise ConfigurationError(f"expand={self.expand!r} must be an integer of chunks")
         if self.group_by is not None:
             parse_field(self.group_by)
             if self.mmr is not None:
