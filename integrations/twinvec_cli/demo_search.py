@@ -1,4 +1,4 @@
-"""The demo's search: a collection, ingested into a store and asked all its questions in three ways."""
+"""The demo's search: a collection is ingested into a store and searched for all its questions in three ways."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Search:
     """A collection, ingested and searched.
 
     Attributes:
-        collection: what was searched.
+        collection: the collection searched.
         found: "dense", "sparse" and "hybrid" -> query id -> results, best first.
-        report: of the ingestion.
-        info: of the store.
-        seconds: for all queries, by way of searching; the first one embeds them.
+        report: the ingestion's report.
+        info: the store's info.
+        seconds: time for all queries, by way of searching; the first way also embeds them.
     """
 
     collection: Collection
@@ -39,7 +39,7 @@ class Search:
     seconds: Mapping[str, float]
 
     def ranking(self, way: str, query: str) -> list[str]:
-        """Return the ids of the best documents."""
+        """Return the ids of the top documents."""
         return [result.record.id for result in self.found[way][query]]
 
     def quality(self, way: str, k: int = 10) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def search(embedder: BaseEmbedder, collection: Collection, folder: Path, *, show
     documents = [Document(id=id, text=text) for id, text in collection.documents.items()]
     found, seconds = {}, {}
     with EmbeddedStore(folder, StoreConfig.for_embedder(embedder)) as store, warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # the view says how many
+        warnings.simplefilter("ignore", TruncationWarning)  # the view shows how many
         report = ingest(documents, embedder, store, show_progress=show_progress)
         index = HybridIndex(embedder, store)
         for way, options in WAYS.items():

@@ -1,4 +1,4 @@
-"""What `twinvec demo` prints."""
+"""The output of `twinvec demo`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 QUESTIONS = ("q0393", "q0477", "q0323", "q0424")
 EXPLAINED = "q0393"  # the question whose matching terms are shown
 _TOP = 3
-_LINES = 3  # of a snippet
+_LINES = 3  # per snippet
 _TERMS = 6
 
 
 def show_start(collection: Collection) -> None:
-    """Say what is about to happen."""
+    """Announce what is about to happen."""
     _print(
         f"{len(collection.documents)} answers from the Python and SQLite FAQs, {len(collection.queries)} questions.\n"
         "Dense: all-MiniLM-L6-v2. Sparse: BM25. Loading ..."
@@ -33,7 +33,7 @@ def show_start(collection: Collection) -> None:
 def show(embedder: BaseEmbedder, search: Search, load_seconds: float) -> None:
     """Print answers, the matching terms of one question, quality and times."""
     console = Console()
-    _print("\nThe three best answers. A [x] marks the one that the FAQ gives to this very question.")
+    _print("\nThe top three answers. [x] marks the FAQ's own answer to the question.")
     for query in QUESTIONS:
         console.print(_answers(search, query, console.width))
     console.print(_terms(search))
@@ -71,14 +71,14 @@ def _terms(search: Search) -> Table:
     why = search.found["sparse"][EXPLAINED][0].explanation
     assert why is not None
     table = Table(
-        title=Text(f"\nWhat sparse search matched: {search.collection.queries[EXPLAINED]}"),
+        title=Text(f"\nTerms matched by sparse search: {search.collection.queries[EXPLAINED]}"),
         title_justify="left",
     )
     for name in ("Term", "In the question", "In the answer", "Product"):
         table.add_column(name, justify="left" if name == "Term" else "right")
     for term, first, second in why.terms[:_TERMS]:
         table.add_row(Text(term, style="bold"), f"{first:.2f}", f"{second:.2f}", f"{first * second:.2f}")
-    table.caption = "BM25 compares stems of words: rare ones count more, long answers less."
+    table.caption = "BM25 compares word stems: rare terms count more, long answers count less."
     table.caption_justify = "left"
     return table
 
@@ -95,7 +95,7 @@ def _quality(search: Search) -> Table:
 
 def _verdict(search: Search) -> str:
     dense, hybrid = search.quality("dense")[0], search.quality("hybrid")[0]
-    how = "Hybrid is 0.75 dense + 0.25 sparse, each scaled from 0 to 1; the weights come from other collections."
+    how = "Hybrid is 0.75 dense + 0.25 sparse, each scaled from 0 to 1; the weights were chosen on other collections."
     if hybrid > dense:
         return how
     return (

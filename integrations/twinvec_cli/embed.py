@@ -33,16 +33,17 @@ from twinvec_cli.writing import Writer, check_output, open_writer
 if TYPE_CHECKING:
     from twinvec import Embedder, EmbeddingBatch
 
-# One call of the Embedder: enough to sort by length and fill a device, little enough to hold and to show progress.
+# One call of the Embedder: enough texts to sort by length and fill a device, few enough to hold in memory and show
+# progress.
 _CHUNK_TEXTS = 512
 _CHUNK_CHARACTERS = 500_000
 
 
 _TEXTS = "Texts; a single - reads stdin."
-_INPUT = "One text a line, or .jsonl: one object a line. - is stdin."
-_FIELD = "Field of each JSON line that holds the text. Default: text."
-_OUTPUT = "FILE.jsonl or FILE.npz instead of JSON lines on stdout; written whole or not at all."
-_PROMPT = "Put exactly this before each text, in place of the model's prompt."
+_INPUT = "One text per line, or .jsonl with one object per line. - is stdin."
+_FIELD = "Field of each JSON object that contains the text. Default: text."
+_OUTPUT = "FILE.jsonl or FILE.npz instead of JSON lines on stdout; written completely or not at all."
+_PROMPT = "Put exactly this before each text instead of the model's prompt."
 
 
 def embed(
@@ -64,9 +65,9 @@ def embed(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Embed texts: one JSON object a text, with "index", "dense", "sparse" {token id: weight}, "tokens", "truncated".
+    """Embed texts: one JSON object per text, with "index", "dense", "sparse" {token id: weight}, "tokens", "truncated".
 
-    Texts are taken as they are: an empty line is an empty text, nothing is stripped.
+    Texts are used as they are: an empty line is an empty text, and nothing is stripped.
 
     Examples:
 
@@ -102,7 +103,7 @@ def _embed(embedder: Embedder, source: TextSource, writer: Writer, role: Role, p
         tqdm(total=source.count(), unit="text", desc="Embedding", delay=1, disable=hidden, leave=False) as bar,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", TruncationWarning)  # one line at the end counts over all chunks
+        warnings.simplefilter("ignore", TruncationWarning)  # a single line at the end covers all chunks
         for chunk in _chunks(source):
             try:
                 batch: EmbeddingBatch = call(chunk, prompt=prompt)
@@ -119,7 +120,7 @@ def _embed(embedder: Embedder, source: TextSource, writer: Writer, role: Role, p
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield lists of texts; a single empty one for no texts, which gives empty arrays of the right width."""
+    """Yield lists of texts; a single empty list if there are none, so that empty arrays have the right width."""
     chunk: list[str] = []
     characters = 0
     any_yet = False

@@ -1,4 +1,4 @@
-"""`twinvec eval`: which way of searching answers one's own questions best."""
+"""`twinvec eval`: find out which way of searching answers your questions best."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from twinvec_stores.evaluation import Comparison, Evaluation, Loss
 
-_STORES = "A store, or several to compare: folders, or urls of Qdrant servers."
-_MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; ways are compared by the first."
-_SHOWN = 10  # questions that lost most
+_STORES = "A store, or several to compare: folders, or URLs of Qdrant servers."
+_MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; the first one is used for comparisons."
+_SHOWN = 10  # questions with the largest losses
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
     qrels: Qrels = None,
     measure: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_MEASURE, show_default=False)] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="Report by a field of the questions too.", show_default=False)
+        str | None, typer.Option(metavar="FIELD", help="Also report by a field of the questions.", show_default=False)
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report with plots.", show_default=False)
@@ -47,8 +47,8 @@ def evaluate(
 ) -> None:
     """Measure how well a store answers judged questions: each half alone, and every fusion.
 
-    Ways are compared with the better single half: 95% intervals of the difference and a permutation test. Several
-    stores (chunk sizes, models) are compared by their default search.
+    All ways are compared with the better single half: 95% intervals of the difference and a permutation test. Several
+    stores (with different chunk sizes or models) are compared by their default search.
 
     Examples:
 
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def _default(evaluation: Evaluation) -> str:
-    """Return the way that a search takes where nothing is said."""
+    """Return the way used by searches that do not specify one."""
     return "hybrid" if "hybrid" in evaluation.ways else evaluation.baseline
 
 
@@ -147,7 +147,7 @@ def _means(found: Evaluation) -> Table:
 
 def _against(found: Evaluation) -> Table:
     table = _table(
-        f"{found.measures[0]} less {found.baseline}",
+        f"{found.measures[0]} minus {found.baseline}",
         "Way",
         "Difference",
         "95% interval",
@@ -172,7 +172,7 @@ def _verdict(found: Evaluation) -> str:
     if way == found.baseline:
         return f"The better single half is {found.baseline}."
     c = found.compare(way)
-    counts = f"{c.wins} questions better, {c.losses} worse, {c.ties} equal"
+    counts = f"{c.wins} questions better, {c.losses} worse, {c.ties} tied"
     if not c.significant:
         return f"No significant difference between {way} and {found.baseline} ({counts})."
     return f"{way} is significantly {'better' if c.difference > 0 else 'worse'} than {found.baseline} ({counts})."
@@ -191,8 +191,8 @@ def _groups(found: Evaluation, by: str) -> Table:
 def _losses(lost: list[Loss], baseline: str) -> Table:
     from rich.text import Text
 
-    table = _table(f"Lost most against {baseline}", "Question", "Change")
-    table.add_column("Found first", overflow="fold")
+    table = _table(f"Largest losses against {baseline}", "Question", "Change")
+    table.add_column("Top result", overflow="fold")
     table.add_column("Relevant", overflow="fold")
     for loss in lost:
         first = f"{loss.found[0].document} ({', '.join(loss.found[0].terms[:3])})" if loss.found else "nothing"
@@ -206,12 +206,12 @@ def _side_by_side(evaluations: Mapping[str, Evaluation]) -> Table:
     (first, base), *others = evaluations.items()
     measure = base.measures[0]
     if any(list(found.asked) != list(base.asked) for _, found in others):
-        raise ConfigurationError("the stores were not asked the same questions")
+        raise ConfigurationError("the stores were evaluated on different questions")
     table = _table(
         "Side by side, default search",
         "Store",
         measure,
-        "Less the first",
+        "Minus the first",
         "95% interval",
         "p",
         "Better",

@@ -1,4 +1,4 @@
-"""`twinvec ingest`: files and folders into a store."""
+"""`twinvec ingest`: load files and folders into a store."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from twinvec import Embedder
     from twinvec_stores import HybridStore
 
-INCOMPLETE = 1  # the run ended, but some rows failed
+INCOMPLETE = 1  # the run completed, but some rows failed
 
 
 class OnError(str, Enum):
-    """What to do at a row that cannot be used."""
+    """What to do with a row that cannot be used."""
 
     SKIP = "skip"
     STOP = "stop"
 
 
 class Context(str, Enum):
-    """What stands before a chunk when it is embedded."""
+    """What is put before a chunk when it is embedded."""
 
     HEADINGS = "headings"
 
 
-_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz) or folders of texts."
-_MODEL = "Folder or hub id; only needed where the store is new."
+_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz) or folders of them."
+_MODEL = "Folder or hub id; only needed for a new store."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
-_CONTEXT = "headings: embed each chunk with its document's title and headings before it."
-_METADATA = "Fields to keep as metadata, with commas between; the others are left out."
-_PRUNE = "Delete what the store has and the source does not."
+_CONTEXT = "headings: embed each chunk preceded by its document's title and headings."
+_METADATA = "Fields to keep as metadata, separated by commas; others are dropped."
+_PRUNE = "Delete documents that are in the store but not in the source."
 
 
 def ingest(
@@ -53,25 +53,30 @@ def ingest(
     location: Annotated[
         str,
         typer.Option(
-            "--store", "-s", metavar="STORE", help="A folder, or the url of a Qdrant server.", show_default=False
+            "--store", "-s", metavar="STORE", help="A folder, or the URL of a Qdrant server.", show_default=False
         ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL, show_default=False)
     ] = None,
-    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the text.")] = "text",
-    id_field: Annotated[str, typer.Option(metavar="NAME", help="Field with the id; _id will do for id.")] = "id",
+    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field that contains the text.")] = "text",
+    id_field: Annotated[
+        str, typer.Option(metavar="NAME", help="Field that contains the id; for id, _id is accepted, too.")
+    ] = "id",
     delimiter: Annotated[
-        str | None, typer.Option(metavar="CHAR", help="Between the cells of tables. Default: seen.", show_default=False)
+        str | None,
+        typer.Option(metavar="CHAR", help="Separator of table cells. Default: detected.", show_default=False),
     ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help=_CHUNK)] = None,
-    overlap_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens that chunks share.")] = 0,
+    overlap_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens shared by consecutive chunks.")] = 0,
     chunk_context: Annotated[Context | None, typer.Option(metavar="HOW", help=_CONTEXT, show_default=False)] = None,
     metadata_fields: Annotated[str | None, typer.Option(metavar="NAMES", help=_METADATA, show_default=False)] = None,
     field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
-    on_error: Annotated[OnError, typer.Option(metavar="HOW", help="skip or stop, at a bad row.")] = OnError.SKIP,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records embedded at once.")] = 256,
+    on_error: Annotated[
+        OnError, typer.Option(metavar="HOW", help="What to do with a bad row: skip or stop.")
+    ] = OnError.SKIP,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records per batch.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     sparse: Sparse = "auto",
     prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
@@ -87,7 +92,7 @@ def ingest(
 ) -> None:
     """Embed documents and put them into a store; run it again to bring the store up to date.
 
-    Unchanged documents are skipped, so a run that was killed is resumed. Exit status 1: some rows failed.
+    Unchanged documents are skipped, so an interrupted run can be resumed. Exit status 1 means that some rows failed.
 
     Examples:
 
@@ -109,7 +114,7 @@ def ingest(
     }
     wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization)
     with _opened(wanted, device, trust_remote_code) as (embedder, store), warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # the report says it
+        warnings.simplefilter("ignore", TruncationWarning)  # the report counts them
         report = run(
             sources[0] if len(sources) == 1 else sources,
             embedder,
@@ -135,7 +140,7 @@ def ingest(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The store to open or to make."""
+    """The store to open or create."""
 
     location: str
     collection: str | None
@@ -153,11 +158,11 @@ def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[t
     if wanted.model is None:
         given = [*wanted.fields, wanted.quantization, *wanted.options.values()]
         if set(map(str, given)) - {"None", "auto"}:
-            raise ConfigurationError("options of a new store need its --model; a store that is there keeps its own")
+            raise ConfigurationError("options of a new store require --model; an existing store keeps its own")
         try:
             store = open_store(wanted.location, collection=wanted.collection)
         except StoreNotFoundError as error:
-            raise ConfigurationError(f"{error}: name the --model to make one with") from None
+            raise ConfigurationError(f"{error}: pass --model to create one") from None
         with store:
             note(f"Loading {store.config.model} ...")
             with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
@@ -176,7 +181,7 @@ def _fields(given: Sequence[str]) -> dict[str, Any]:
     for item in given:
         name, colon, kind = item.rpartition(":")
         if not colon:
-            raise ConfigurationError(f"--field {item}: write NAME:TYPE, as in year:integer")
+            raise ConfigurationError(f"--field {item}: must be NAME:TYPE, such as year:integer")
         fields[name] = kind
     return fields
 
@@ -189,5 +194,5 @@ def _prompts(text: str | None) -> dict[str, str] | None:
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"--prompts: not JSON ({error})") from None
     if not isinstance(prompts, dict) or not all(isinstance(value, str) for value in prompts.values()):
-        raise ConfigurationError("--prompts: write an object of strings")
+        raise ConfigurationError("--prompts: must be a JSON object with string values")
     return prompts

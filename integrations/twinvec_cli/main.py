@@ -1,4 +1,4 @@
-"""The `twinvec` command: an app of small commands, each in a file of its own."""
+"""The `twinvec` command: an app made of small commands, one per file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`twinvec mcp`: a store as a tool of agents."""
+"""`twinvec mcp`: a store as a tool for agents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mcp(
 def searched(
     location: str, *, collection: str | None = None, device: str = "auto", trust_remote_code: bool = False
 ) -> Iterator[HybridIndex]:
-    """Open a store that there is with its own model."""
+    """Open an existing store and its own model."""
     from twinvec_stores import HybridIndex, load_embedder, open_store
 
     with open_store(location, collection=collection) as store:

@@ -1,4 +1,4 @@
-"""Retrieval metrics, as trec_eval (and so BEIR and pytrec_eval) defines them."""
+"""Retrieval metrics as defined by trec_eval (and thus by BEIR and pytrec_eval)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def ndcg_at_k(ranking: Sequence[str], grades: Mapping[str, int], k: int = 10) ->
     (trec_eval's ndcg_cut: the gain is the grade itself).
 
     Args:
-        ranking: document ids, best first, without repetition.
-        grades: grade of each judged document; others, and grades below 1, count as not relevant.
-        k: ranks that count.
+        ranking: document ids, best first, without duplicates.
+        grades: grade of each judged document; other documents, and grades below 1, count as not relevant.
+        k: number of ranks that count.
 
     Returns:
-        0.0 where nothing is relevant.
+        0.0 if nothing is relevant.
     """
     ideal = _dcg(sorted((max(grade, 0) for grade in grades.values()), reverse=True)[:k])
     return _dcg([max(grades.get(document, 0), 0) for document in ranking[:k]]) / ideal if ideal else 0.0
 
 
 def recall_at_k(ranking: Sequence[str], grades: Mapping[str, int], k: int = 10) -> float:
-    """Return the share of the relevant documents (grade of at least 1) among the first k; 0.0 where none is."""
+    """Return the fraction of relevant documents (grade of at least 1) among the first k; 0.0 if there are none."""
     relevant = {document for document, grade in grades.items() if grade > 0}
     return len(relevant.intersection(ranking[:k])) / len(relevant) if relevant else 0.0
 

@@ -1,4 +1,4 @@
-"""`twinvec models`: what is supported."""
+"""`twinvec models`: list what is supported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from twinvec.families import FAMILIES
 def models() -> None:
     """List the checkpoints that run natively: dimensions, length, sparse half, prompts.
 
-    A checkpoint belongs to a family by its config and tensor names, never by the name of its repository, so
-    copies and fine-tuned descendants of these models run too.
+    Checkpoints are matched by their config and tensor names, never by the name of the repository, so copies and
+    fine-tuned versions of these models run, too.
     """
     table = Table(title="Supported checkpoints", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Model", overflow="fold")
@@ -28,6 +28,4 @@ def models() -> None:
     console = Console()
     console.print(table)
     published = ", ".join(family.name for family in FAMILIES if family.published)
-    console.print(
-        f"Scores that `twinvec verify` can recompute are published for: {published}.", highlight=False, markup=False
-    )
+    console.print(f"`twinvec verify` can recompute published scores of: {published}.", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share; a model's say what ``ModelSpec`` and ``EmbedderOptions`` say of them."""
+"""Options shared by several commands; model options use the descriptions of ``ModelSpec`` and ``EmbedderOptions``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Dtype(str, Enum):
 
 
 class Overflow(str, Enum):
-    """What to do with a text over the model's length."""
+    """What to do with a text that exceeds the model's limit."""
 
     TRUNCATE = "truncate"
     ERROR = "error"
 
 
 def meaning(name: str) -> str:
-    """Return what an option means, as a sentence for the terminal."""
+    """Return an option's description, as a sentence for the terminal."""
     text = option_docs().get(name, "").replace("``", "")
     return text[:1].upper() + text[1:]
 
@@ -54,14 +54,14 @@ TrustRemoteCode = Annotated[bool, _option("trust_remote_code", None, "--trust-re
 
 Store = Annotated[
     str,
-    typer.Argument(metavar="STORE", help="A folder, or the url of a Qdrant server (http...).", show_default=False),
+    typer.Argument(metavar="STORE", help="A folder, or the URL of a Qdrant server (http...).", show_default=False),
 ]
 Collection = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.", show_default=False),
 ]
 
-# what `twinvec eval` and `twinvec tune` ask of a store
+# options of `twinvec eval` and `twinvec tune`
 Queries = Annotated[
     Path,
     typer.Option(
@@ -78,5 +78,5 @@ Qrels = Annotated[
     typer.Option(metavar="FILE", help="Judgements for a .jsonl: TREC qrels or BEIR's .tsv.", show_default=False),
 ]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Judged documents that a store does not have count as not found.")
+    bool, typer.Option("--allow-missing", help="Count judged documents that are missing from a store as not found.")
 ]

@@ -1,4 +1,4 @@
-"""Where the texts of `twinvec embed` come from: arguments, a file, or stdin."""
+"""The texts of `twinvec embed`: from arguments, a file, or stdin."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class TextSource:
-    """Texts, read as they are needed.
+    """Texts that are read on demand.
 
     Attributes:
-        arguments: texts of the command line; used where there is no stream.
-        name: what to call the stream in messages.
+        arguments: texts from the command line; used if there is no stream.
+        name: the stream's name in messages.
         path: the file; None for stdin and arguments.
-        field: the field of each JSON line that holds the text; None for plain lines.
+        field: the field of each JSON line that contains the text; None for plain lines.
     """
 
     arguments: Sequence[str] = ()
@@ -34,14 +34,14 @@ class TextSource:
 
     @classmethod
     def choose(cls, texts: Sequence[str], path: Path | None, field: str | None) -> TextSource:
-        """Settle where the texts come from, before any model is loaded.
+        """Determine where the texts come from, before any model is loaded.
 
         Raises:
-            ConfigurationError: none or two sources, or a field of something that is not JSON lines.
-            OSError: a file that cannot be read.
+            ConfigurationError: no source or two sources, or a field for something other than JSON lines.
+            OSError: a file cannot be read.
         """
         if path is not None and texts:
-            raise ConfigurationError("give texts as arguments or with --input, not both")
+            raise ConfigurationError("pass texts as arguments or with --input, not both")
         if list(texts) == ["-"] or path == Path("-"):
             return cls(name="stdin", field=field)
         if path is not None:
@@ -50,7 +50,7 @@ class TextSource:
             is_json = field is not None or path.suffix.lower() in _JSON_LINES
             return cls(name=str(path), path=path, field=(field or "text") if is_json else None)
         if not texts:
-            raise ConfigurationError("no texts: give them as arguments, with --input FILE, or - to read stdin")
+            raise ConfigurationError("no texts: pass them as arguments, with --input FILE, or - to read stdin")
         if field is not None:
             raise ConfigurationError("--field is for JSON lines: use it with --input FILE or -")
         return cls(arguments=tuple(texts))
@@ -65,7 +65,7 @@ class TextSource:
                 yield from self._read(stream)
 
     def count(self) -> int | None:
-        """Return how many texts there are, None for stdin."""
+        """Return the number of texts; None for stdin."""
         if self.name is None:
             return len(self.arguments)
         if self.path is None or not self.path.is_file():
@@ -92,10 +92,10 @@ class TextSource:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise InvalidTextError(f"{where}: not JSON ({error}); --input takes one JSON object a line") from None
+            raise InvalidTextError(f"{where}: not JSON ({error}); --input expects one JSON object per line") from None
         if not isinstance(row, dict) or self.field not in row:
-            found = f"its fields: {', '.join(row)}" if isinstance(row, dict) else "it is no object"
-            raise InvalidTextError(f"{where}: no field {self.field!r} ({found}); name it with --field")
+            found = f"its fields: {', '.join(row)}" if isinstance(row, dict) else "not an object"
+            raise InvalidTextError(f"{where}: no field {self.field!r} ({found}); select another with --field")
         text = row[self.field]
         if not isinstance(text, str):
             raise InvalidTextError(f"{where}: the field {self.field!r} must be a string, not {type(text).__name__}")

@@ -1,4 +1,4 @@
-"""`twinvec rerank`: texts in the order of their relevance to a query."""
+"""`twinvec rerank`: order texts by their relevance to a query."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from twinvec_cli.reading import TextSource
 
 def rerank(
     model: Model,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What the texts are to answer.", show_default=False)],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="The query that the texts should answer.", show_default=False)
+    ],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, or - for one a line from stdin.")
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, or - to read one per line from stdin.")
     ] = None,
     input: Annotated[
-        Path | None, typer.Option("--input", "-i", metavar="FILE", help="One text a line, or JSON lines.")
+        Path | None, typer.Option("--input", "-i", metavar="FILE", help="One text per line, or JSON lines.")
     ] = None,
-    field: Annotated[str | None, typer.Option(metavar="NAME", help="Field of JSON lines. Default: text.")] = None,
-    top_n: Annotated[int | None, typer.Option("-n", "--top-n", min=1, metavar="N", help="How many to show.")] = None,
-    sigmoid: Annotated[bool, typer.Option("--sigmoid", help="Scores between 0 and 1 instead of raw logits.")] = False,
-    windows: Annotated[bool, typer.Option("--windows", help="Score long texts window by window.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
+    field: Annotated[str | None, typer.Option(metavar="NAME", help="Field of each JSON object. Default: text.")] = None,
+    top_n: Annotated[
+        int | None, typer.Option("-n", "--top-n", min=1, metavar="N", help="Number of texts to show.")
+    ] = None,
+    sigmoid: Annotated[bool, typer.Option("--sigmoid", help="Print scores from 0 to 1 instead of raw logits.")] = False,
+    windows: Annotated[bool, typer.Option("--windows", help="Score long texts in windows.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
     task: TaskText = None,
     revision: Revision = None,
     device: Device = "auto",

@@ -1,4 +1,4 @@
-"""`twinvec search`: ranked records for queries."""
+"""`twinvec search`: print ranked records for queries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Mode(str, Enum):
-    """Which halves are searched."""
+    """Which halves to search."""
 
     HYBRID = "hybrid"
     DENSE = "dense"
@@ -30,7 +30,7 @@ class Mode(str, Enum):
 
 
 class FusionMethod(str, Enum):
-    """How both rankings become one."""
+    """How to merge both rankings."""
 
     RELATIVE = "relative"
     RRF = "rrf"
@@ -38,12 +38,12 @@ class FusionMethod(str, Enum):
     DBSF = "dbsf"
 
 
-_QUERY = "What to look for; a single - reads one query a line from stdin."
+_QUERY = "The query; a single - reads one query per line from stdin."
 _FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
 _COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
 _OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
-_RERANK = "A reranker (folder or hub id) that reads the first results and orders them anew."
-_MMR = "Diverse results: the weight of relevance, from 0 to 1 (0.5 is usual)."
+_RERANK = "A reranker (folder or hub id) that reorders the first results."
+_MMR = "Diversify results: weight of relevance, from 0 to 1 (0.5 is common)."
 
 
 def search(
@@ -51,34 +51,36 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help=_QUERY, show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Results per query.")] = 5,
     mode: Annotated[
-        Mode | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse. Default: all the store has.")
+        Mode | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse. Default: everything the store has.")
     ] = None,
     fusion: Annotated[
-        FusionMethod | None, typer.Option(metavar="NAME", help="relative, rrf, weighted or dbsf; for hybrid.")
+        FusionMethod | None, typer.Option(metavar="NAME", help="Hybrid only: relative, rrf, weighted or dbsf.")
     ] = None,
     dense_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the dense half.")] = None,
     sparse_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the sparse half.")] = None,
     filter: Annotated[str | None, typer.Option(metavar="JSON", help=_FILTER, show_default=False)] = None,
-    threshold: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
-    min_dense: Annotated[
-        float | None, typer.Option(metavar="X", help="Only records with at least this cosine.")
-    ] = None,
-    min_sparse: Annotated[float | None, typer.Option(metavar="X", help="The same for the sparse score.")] = None,
+    threshold: Annotated[float | None, typer.Option(metavar="X", help="Minimum score.")] = None,
+    min_dense: Annotated[float | None, typer.Option(metavar="X", help="Minimum cosine of a record.")] = None,
+    min_sparse: Annotated[float | None, typer.Option(metavar="X", help="Minimum sparse score of a record.")] = None,
     group_by: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="document: results are documents, not chunks; or a field.")
+        str | None, typer.Option(metavar="FIELD", help="document: return documents instead of chunks; or a field.")
     ] = None,
     rerank: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANK, show_default=False)] = None,
-    rerank_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many it reads.")] = 50,
+    rerank_k: Annotated[int, typer.Option(min=1, metavar="N", help="Number of results to rerank.")] = 50,
     mmr: Annotated[float | None, typer.Option(metavar="X", help=_MMR)] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, without the graph.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show both scores, ranks and the common terms.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with all vectors instead of using the graph.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show both scores and ranks, and the matching terms.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
     task: Annotated[str | None, typer.Option(metavar="TEXT", help="An instruction, or the name of one.")] = None,
     collection: Collection = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Search a store with the model that it was made with.
+    """Search a store with the model it was created with.
 
     Examples:
 
@@ -122,7 +124,7 @@ def search(
 
 
 def _opened(location: str, collection: str | None) -> HybridStore:
-    """Open a store; where a process writes into it, say an ingest, what it has by now."""
+    """Open a store; if another process, such as an ingest, is writing to it, read what is there so far."""
     from twinvec_stores import open_store
 
     try:
@@ -159,7 +161,7 @@ def _filter(text: str | None) -> Any:
 
 
 def _value(text: str) -> Any:
-    """Return what is compared with: a number, true or false where it is one, else the text."""
+    """Return the operand: a number, true or false if it looks like one, otherwise the text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -173,7 +175,7 @@ def _queries(query: str) -> list[str]:
     lines = typer.get_text_stream("stdin").read().splitlines()
     queries = [line for line in lines if line.strip()]
     if not queries:
-        raise ConfigurationError("no queries on stdin: give one a line")
+        raise ConfigurationError("no queries on stdin: write one per line")
     return queries
 
 

@@ -1,4 +1,4 @@
-"""`twinvec serve`: models for many programs."""
+"""`twinvec serve`: share models between programs."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     from twinvec.server import Extension
     from twinvec_stores import HybridIndex
 
-DEVICE_LOST = 75  # EX_TEMPFAIL: started again it may work, which supervisors do
+DEVICE_LOST = 75  # EX_TEMPFAIL: may work after a restart, which supervisors do
 
-_MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first answers where a request names none."
-_STORE = "Folder or url of a store to search at /v1/search; its model is served, where no MODEL is given."
-_NAME = "Name that clients know the model by; one for each. Default: the hub id, or the folder's name."
-_HOST = "Address to listen at; 0.0.0.0 for all of this machine's, which needs an API key."
-_PORT = "Port to listen at; 0 for any free one."
-_KEY = """File with the API keys that clients may send, one a line, or TENANT KEY; read again when it changes. Default:
+_MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first is used when a request names none."
+_STORE = "Folder or URL of a store to search at /v1/search; without MODEL its model is served."
+_NAME = "Model name for clients; repeat for each model. Default: the hub id, or the folder's name."
+_HOST = "Address to listen on; 0.0.0.0 means all interfaces, and should have an API key."
+_PORT = "Port to listen on; 0 picks a free one."
+_KEY = """File of accepted API keys, one KEY or TENANT KEY per line; read again when it changes. Default:
 TWINVEC_API_KEY, else none."""
-_HOSTS = "Name that a request's Host header may have, more than once. Default: see docs/server.md."
-_ORIGINS = "Origin of web pages that may ask (CORS), more than once; * for all."
+_HOSTS = "Accepted value of the Host header; repeatable. Default: see docs/server.md."
+_ORIGINS = "Origin of web pages allowed to call the API (CORS); repeatable; * for all."
 _FORMAT = "text or json."
 
 
 class LogFormat(str, Enum):
-    """Forms of the log."""
+    """Log formats."""
 
     TEXT = "text"
     JSON = "json"
 
 
 def _limit(name: str, help: str) -> Any:
-    """Return the option of one of ``twinvec.server.Limits``."""
+    """Return the option for a field of ``twinvec.server.Limits``."""
     kind: dict[str, Any] = {"metavar": "N", "min": 1} if name.startswith("max_") else {"metavar": "SECONDS", "min": 0.0}
     return typer.Option(help=help, envvar=f"TWINVEC_{name.upper()}", rich_help_panel="Limits", **kind)
 
@@ -63,7 +63,7 @@ def _limit(name: str, help: str) -> Any:
 def serve(
     models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help=_MODEL, show_default=False)] = None,
     store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE, show_default=False)] = None,
-    mcp: Annotated[bool, typer.Option("--mcp", help="Let agents search it, too: MCP over HTTP at /mcp.")] = False,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Also let agents search it: MCP over HTTP at /mcp.")] = False,
     served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
@@ -81,24 +81,24 @@ def serve(
     trust_remote_code: TrustRemoteCode = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request, never its texts.")] = False,
     log_format: Annotated[LogFormat, typer.Option(metavar="FORMAT", help=_FORMAT)] = LogFormat.TEXT,
-    max_requests: Annotated[int, _limit("max_requests", "Requests at work; more get status 429.")] = 512,
-    max_texts: Annotated[int, _limit("max_texts", "Texts of one request.")] = 2048,
-    max_body_bytes: Annotated[int, _limit("max_body_bytes", "Bytes of one request's body.")] = 2_000_000,
-    max_header_bytes: Annotated[int, _limit("max_header_bytes", "Bytes of one request's headers.")] = 32768,
+    max_requests: Annotated[int, _limit("max_requests", "Concurrent requests; more get status 429.")] = 512,
+    max_texts: Annotated[int, _limit("max_texts", "Texts per request.")] = 2048,
+    max_body_bytes: Annotated[int, _limit("max_body_bytes", "Bytes of a request body.")] = 2_000_000,
+    max_header_bytes: Annotated[int, _limit("max_header_bytes", "Bytes of the request headers.")] = 32768,
     max_connections: Annotated[
-        int, _limit("max_connections", "Open connections; one more takes the longest idle one's place.")
+        int, _limit("max_connections", "Open connections; one more replaces the longest idle one.")
     ] = 1024,
-    header_seconds: Annotated[float, _limit("header_seconds", "For a request's headers.")] = 10,
-    body_seconds: Annotated[float, _limit("body_seconds", "For a request's body.")] = 30,
-    idle_seconds: Annotated[float, _limit("idle_seconds", "For a connection without a request.")] = 75,
-    answer_seconds: Annotated[float, _limit("answer_seconds", "For a client to take its answer.")] = 60,
-    drain_seconds: Annotated[float, _limit("drain_seconds", "From SIGTERM to the end.")] = 25,
-    unready_seconds: Annotated[float, _limit("unready_seconds", "Of these, how long only /ready says no.")] = 3,
+    header_seconds: Annotated[float, _limit("header_seconds", "Time to receive a request's headers.")] = 10,
+    body_seconds: Annotated[float, _limit("body_seconds", "Time to receive a request's body.")] = 30,
+    idle_seconds: Annotated[float, _limit("idle_seconds", "Time until an idle connection is closed.")] = 75,
+    answer_seconds: Annotated[float, _limit("answer_seconds", "Time for a client to receive its response.")] = 60,
+    drain_seconds: Annotated[float, _limit("drain_seconds", "Time from SIGTERM to exit.")] = 25,
+    unready_seconds: Annotated[float, _limit("unready_seconds", "Of these, how long only /ready fails.")] = 3,
 ) -> None:
-    """Serve models over HTTP: to TwinVec's RemoteEmbedder, to OpenAI's clients, and to those of TEI.
+    """Serve models over HTTP to TwinVec's RemoteEmbedder and to clients of OpenAI and TEI.
 
-    Concurrent requests share forward passes. Ctrl-C or SIGTERM stops it, after what is being answered. Exit status 75
-    means that a device was lost twice: start it again.
+    Concurrent requests share forward passes. Ctrl-C or SIGTERM stops the server once current requests are answered.
+    Exit status 75 means that a device was lost twice: restart the process.
 
     Examples:
 
@@ -126,9 +126,9 @@ def serve(
     )
     keys = None if api_key_file is None else KeysFile(api_key_file)
     if not models and store is None:
-        raise ConfigurationError("what is to be served? Give a MODEL, --store STORE, or both")
+        raise ConfigurationError("nothing to serve: pass a MODEL, --store STORE, or both")
     if mcp and store is None:
-        raise ConfigurationError("--mcp is for searches: give --store STORE, too")
+        raise ConfigurationError("--mcp serves searches: pass --store STORE, too")
     names = _names(models or [], served_model_name)
     with contextlib.ExitStack() as opened:
         reserved = opened.enter_context(reserve(host, port))
@@ -163,14 +163,16 @@ def serve(
 
 
 def _names(models: list[str], given: list[str] | None) -> dict[str, str]:
-    """Return the models by the names that clients know."""
+    """Return the models by their names for clients."""
     from twinvec.server.service import public_name
 
     names = given if given and models else [public_name(model) for model in models]
     if len(names) != len(models):
-        raise ConfigurationError(f"{len(models)} models but {len(names)} names: give --served-model-name once for each")
+        raise ConfigurationError(
+            f"{len(models)} models but {len(names)} names: pass --served-model-name once per model"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigurationError(f"two models are called {twice[0]!r}: give --served-model-name for each")
+        raise ConfigurationError(f"two models are called {twice[0]!r}: pass --served-model-name for each")
     return dict(zip(names, models, strict=True))
 
 
@@ -181,7 +183,7 @@ def _named_as_stored(index: HybridIndex, given: list[str] | None) -> dict[str, E
     embedder = index.embedder
     assert isinstance(embedder, Embedder)
     if given is not None and len(given) != 1:
-        raise ConfigurationError("a store has one model: give --served-model-name once")
+        raise ConfigurationError("a store has one model: pass --served-model-name once")
     return {given[0] if given else public_name(embedder.spec.model): embedder}
 
 

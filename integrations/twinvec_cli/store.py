@@ -1,4 +1,4 @@
-"""`twinvec store`: what a store holds, its maintenance, and its way to another place."""
+"""`twinvec store`: show, maintain and move stores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from twinvec_cli.options import Collection, Store
 if TYPE_CHECKING:
     from twinvec_stores import StoreInfo
 
-store = typer.Typer(no_args_is_help=True, help="Look at a store, verify and optimize it, export and import it.")
+store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, export and import a store.")
 
-_FILE = "FILE.jsonl, or FILE.jsonl.gz for a compressed one."
+_FILE = "FILE.jsonl, or FILE.jsonl.gz for compression."
 
 
 @store.command()
@@ -25,7 +25,7 @@ def info(
     collection: Collection = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a store holds: records, model, indexed fields, size."""
+    """Show what a store contains: records, model, indexed fields, size."""
     from twinvec_stores import open_store
 
     with open_store(location, collection=collection) as opened:
@@ -46,9 +46,9 @@ def info(
 
 @store.command()
 def optimize(location: Store, collection: Collection = None) -> None:
-    """Build the graph for fast dense search, and tidy up after many writes.
+    """Build the graph for fast dense search, and clean up after many writes.
 
-    Worth its seconds to minutes above some ten thousand records. Nothing is lost when it is interrupted.
+    Takes seconds to minutes; worthwhile above about ten thousand records. Interrupting it loses nothing.
     """
     from twinvec_stores import open_store
 
@@ -65,12 +65,12 @@ def optimize(location: Store, collection: Collection = None) -> None:
 
 @store.command()
 def reset_search(location: Store, collection: Collection = None) -> None:
-    """Take back what `twinvec tune` has set: search as TwinVec does by itself."""
+    """Undo what `twinvec tune` has set: search with TwinVec's defaults."""
     from twinvec_stores import open_store
 
     with open_store(location, collection=collection) as opened:
         opened.set_search({})
-    typer.echo(f"{location}: searched with the defaults")
+    typer.echo(f"{location}: now searched with the defaults")
 
 
 @store.command()
@@ -78,13 +78,13 @@ def verify(
     location: Store,
     collection: Collection = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", help="Read only N records, drawn at random.", show_default=False)
+        int | None, typer.Option(metavar="N", help="Read only N random records.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look for damage: records against their checksums, and the indexes against the records.
 
-    Ends with status 1 where something was found.
+    Exit status 1 means that something was found.
     """
     from dataclasses import asdict
 
@@ -100,7 +100,7 @@ def verify(
         for damage in found.damages:
             warn(damage.reason if damage.id is None else f"{damage.id}: {damage.reason}")
         if found.unsigned:
-            warn(f"{found.unsigned} records have no checksum, being of an earlier version: export and import the store")
+            warn(f"{found.unsigned} records from an earlier version have no checksum: export and import the store")
         state = "intact" if found.intact else f"{len(found.damages)} findings"
         typer.echo(f"{found.records} of {found.total} records read: {state}")
     if not found.intact:
@@ -113,7 +113,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
     collection: Collection = None,
 ) -> None:
-    """Write a store to a file, vectors included; whole or not at all."""
+    """Write a store to a file, vectors included; completely or not at all."""
     from twinvec_stores import export_store, open_store
 
     with open_store(location, collection=collection) as opened:
@@ -129,12 +129,12 @@ def import_(
     location: Store,
     collection: Collection = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8, for a store that is made anew.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
     ] = None,
 ) -> None:
-    """Read an exported file into a store, which is made where there is none.
+    """Read an exported file into a store, which is created if it does not exist.
 
-    This is the way from a folder to a server, and to other settings.
+    Use this to move from a folder to a server, or to other settings.
     """
     from dataclasses import replace
 
@@ -149,9 +149,9 @@ def import_(
         total = opened.count()
     typer.echo(f"{n} records read from {file}; {location} has {total}")
     if config.dim is not None and total > 20_000:
-        note(f"Dense search becomes faster with: twinvec store optimize {location}")
+        note(f"To make dense search faster, run: twinvec store optimize {location}")
     if total < n:
-        warn(f"{n - total} ids were there more than once")
+        warn(f"{n - total} duplicate ids were replaced")
 
 
 def _facts(info: StoreInfo) -> dict[str, object]:

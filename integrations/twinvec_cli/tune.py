@@ -1,4 +1,4 @@
-"""`twinvec tune`: fusion, weights and candidates chosen by one's own questions."""
+"""`twinvec tune`: choose fusion, weights and candidates by your own questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from twinvec_stores.evaluation import Tuning
 
 _MEASURE = "What to maximise: nDCG@10, recall@10, MRR@10 ..."
-_BY = "A field of the questions, such as lang, of whose every value each half has its share."
+_BY = "A field of the questions, such as lang, whose values are split evenly between both halves."
 _SHOWN = 8
 
 
@@ -28,7 +28,7 @@ def tune(
     qrels: Qrels = None,
     measure: Annotated[str, typer.Option(metavar="NAME", help=_MEASURE)] = "nDCG@10",
     by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY, show_default=False)] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing in the store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     allow_missing: AllowMissing = False,
@@ -37,10 +37,10 @@ def tune(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Choose how a store is searched by half of the questions, and judge the choice by the other half.
+    """Choose how to search a store by one half of the questions, and judge the choice by the other half.
 
-    A choice that is significantly better there is kept in the store: every later search follows it, `twinvec store
-    info` shows it, and `twinvec store reset-search` takes it back. Else the store stays as it is.
+    A choice that is significantly better there is stored: all later searches use it, `twinvec store info` shows it, and
+    `twinvec store reset-search` undoes it. Otherwise the store is left as it is.
 
     Example: [bold]twinvec tune index/ --queries questions.csv --dry-run[/bold]
     """
@@ -114,7 +114,7 @@ def _verdict(location: str, found: Tuning, *, kept: bool) -> list[str]:
         f"({c.difference:+.3f}, 95% interval {c.low:+.3f} to {c.high:+.3f}, p {c.p:.3f})."
     ]
     if not found.better:
-        return [*lines, "Not significant: keep the search as it is."]
+        return [*lines, "Not significant: the search stays as it is."]
     if kept:
-        return [*lines, f"{location} is searched with it from now on; `twinvec store reset-search` takes it back."]
-    return [*lines, "Significant; without --dry-run the store would keep it."]
+        return [*lines, f"{location} now uses it for all searches; `twinvec store reset-search` undoes it."]
+    return [*lines, "Significant; without --dry-run the store would use it from now on."]

@@ -1,4 +1,4 @@
-"""`twinvec verify`: recompute the published scores of a model."""
+"""`twinvec verify`: recompute a model's published scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from twinvec.verify import VerifyReport, VerifyRow
 
-_NUMBERS = 43  # columns that the numbers and all borders take
+_NUMBERS = 43  # columns taken by the numbers and all borders
 
 
 def verify(
@@ -24,13 +24,15 @@ def verify(
     device: Device = "auto",
     dtype: Annotated[
         Dtype,
-        typer.Option(metavar="NAME", help="float32 checks the computation; auto, bfloat16, float16 the rounding too."),
+        typer.Option(
+            metavar="NAME", help="float32 checks the computation; auto, bfloat16 and float16 check the rounding, too."
+        ),
     ] = Dtype.FLOAT32,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Recompute the scores that the model's card prints, and compare.
+    """Recompute the scores published on the model's card, and compare.
 
-    Exit status: 0 all within the tolerance, 1 not, 2 the comparison cannot be made.
+    Exit status: 0 if all are within the tolerance, 1 if not, 2 if the comparison is not possible.
 
     Example: [bold]twinvec verify Alibaba-NLP/gte-multilingual-base[/bold]
     """

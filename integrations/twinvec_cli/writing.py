@@ -1,4 +1,4 @@
-"""Where the vectors of `twinvec embed` go: JSON lines on stdout, or a file that appears only once it is complete."""
+"""The output of `twinvec embed`: JSON lines on stdout, or a file that appears only once it is complete."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from twinvec.vectors import EmbeddingBatch, SparseBatch
 
 
 class Writer(ABC):
-    """Takes batches in order."""
+    """Accepts batches in order."""
 
     @abstractmethod
     def write(self, start: int, texts: Sequence[str], batch: EmbeddingBatch) -> None:
-        """Take the vectors of ``texts``; the first of them has the index ``start``."""
+        """Take the vectors of ``texts``, the first of which has the index ``start``."""
 
     def finish(self) -> None:  # noqa: B027  JSON lines have nothing left to do
-        """Write what is left."""
+        """Write the rest."""
 
 
 class JsonLines(Writer):
-    """One JSON object a text: index, text (if asked for), dense, sparse, tokens, truncated."""
+    """One JSON object per text: index, text (if requested), dense, sparse, tokens, truncated."""
 
     def __init__(self, stream: BinaryIO, *, with_text: bool) -> None:
         self._stream = stream
         self._with_text = with_text
 
     def write(self, start: int, texts: Sequence[str], batch: EmbeddingBatch) -> None:
-        """Write one line for each text."""
+        """Write one line per text."""
         for i, text in enumerate(texts):
             row: dict[str, Any] = {"index": start + i}
             if self._with_text:
@@ -54,7 +54,7 @@ class JsonLines(Writer):
 
 
 class Npz(Writer):
-    """Arrays: dense [n, dim]; sparse rows in CSR form; token_counts and truncated [n]. Held in memory until the end."""
+    """Arrays: dense [n, dim]; sparse rows in CSR form; token_counts and truncated [n]. Kept in memory until the end."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -79,10 +79,10 @@ class Npz(Writer):
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse, before any model is loaded, an output that could not be written.
+    """Reject an output that could not be written, before any model is loaded.
 
     Raises:
-        ConfigurationError: another suffix than .jsonl or .npz, a missing folder, or no regular file.
+        ConfigurationError: the suffix is neither .jsonl nor .npz, the folder is missing, or it is not a regular file.
     """
     if path is None:
         return
@@ -96,15 +96,15 @@ def check_output(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def open_writer(path: Path | None, *, with_text: bool) -> Iterator[Writer]:
-    """Open the output; a file gets its name only when the block ends without an error.
+    """Open the output; a file gets its final name only if the block ends without an error.
 
     Raises:
-        OSError: the disk is full, no permission.
+        OSError: the disk is full, or access is denied.
     """
     if path is None:
         yield JsonLines(typer.get_binary_stream("stdout"), with_text=with_text)
         return
-    target = path.resolve()  # a symbolic link stays one
+    target = path.resolve()  # a symbolic link remains one
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with io.BufferedWriter(_File(partial, shown=path)) as file:
@@ -120,7 +120,7 @@ def open_writer(path: Path | None, *, with_text: bool) -> Iterator[Writer]:
 
 
 class _File(io.FileIO):
-    """A new file whose write errors name it as the user did; the operating system's name nothing."""
+    """A new file whose write errors contain the user's file name; the operating system's name no file."""
 
     def __init__(self, path: Path, shown: Path) -> None:
         super().__init__(path, "xb")
@@ -140,5 +140,5 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _numbers(values: Sequence[float]) -> list[float]:
-    """Shorten to the 9 digits that give back the same float32."""
+    """Shorten to the 9 digits that reproduce the same float32."""
     return [float(f"{value:.9g}") for value in values]

@@ -61,8 +61,8 @@ def test_json_lines_in(run: Run, bert: str, tmp_path: Path, name: str, option: t
     ("content", "reason"),
     [
         (b'{"text": "a"}\n{"text": 3}\n', "line 2: the field 'text' must be a string, not int"),
-        (b'{"body": "a"}\n', "line 1: no field 'text' (its fields: body); name it with --field"),
-        (b"[1]\n", "line 1: no field 'text' (it is no object)"),
+        (b'{"body": "a"}\n', "line 1: no field 'text' (its fields: body); select another with --field"),
+        (b"[1]\n", "line 1: no field 'text' (not an object)"),
         (b"{broken\n", "line 1: not JSON"),
         (b'{"text": "\xff"}\n', "line 1: not UTF-8"),
         (b'{"text": "a\\ud800"}\n', "texts[0] has a lone surrogate"),
@@ -160,7 +160,7 @@ def test_sparse_choices(run: Run, bert: str, bge: str, splade: str) -> None:
     [
         (["/nowhere/at/all", "a"], "error: /nowhere/at/all: no such folder"),
         (["MODEL"], "error: no texts"),
-        (["MODEL", "a", "--input", "b"], "error: give texts as arguments or with --input, not both"),
+        (["MODEL", "a", "--input", "b"], "error: pass texts as arguments or with --input, not both"),
         (["MODEL", "a", "--field", "b"], "error: --field is for JSON lines"),
         (["MODEL", "--input", "/nowhere.txt"], "error: /nowhere.txt: No such file or directory"),
         (["MODEL", "--input", "/"], "error: /: Is a directory"),
