@@ -132,8 +132,8 @@ def test_a_million_characters_are_cut_with_a_warning(gte_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 65}, "gives 10 to 64 dimensions"),
-        ({"dim": 3}, "gives 10 to 64 dimensions"),
+        ({"dim": 65}, "supports 10 to 64 dimensions"),
+        ({"dim": 3}, "supports 10 to 64 dimensions"),
         ({"dim": 0}, "positive integer"),
         ({"dim": True}, "positive integer"),
         ({"dim": 2.5}, "positive integer"),

@@ -90,28 +90,32 @@ def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:
 def block(flow: Flow[_T]) -> _T:
     """Run a flow on this thread."""
     step: Callable[[], Call[Any]] = functools.partial(flow.send, None)
-    while True:
-        try:
+    try:
+        while True:
             wanted = step()
-        except StopIteration as done:
-            result: _T = done.value
-            return result
-        try:
-            step = functools.partial(flow.send, wanted.blocking())
-        except BaseException as error:
-            step = functools.partial(flow.throw, error)
+            try:
+                step = functools.partial(flow.send, wanted.blocking())
+            except BaseException as error:
+                step = functools.partial(flow.throw, error)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    finally:
+        del step  # it may hold an error whose traceback holds this frame
 
 
 async def wait(flow: Flow[_T]) -> _T:
     """Run a flow on the event loop."""
     step: Callable[[], Call[Any]] = functools.partial(flow.send, None)
-    while True:
-        try:
+    try:
+        while True:
             wanted = step()
-        except StopIteration as done:
-            result: _T = done.value
-            return result
-        try:
-            step = functools.partial(flow.send, await wanted.awaiting())
-        except BaseException as error:
-            step = functools.partial(flow.throw, error)
+            try:
+                step = functools.partial(flow.send, await wanted.awaiting())
+            except BaseException as error:
+                step = functools.partial(flow.throw, error)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    finally:
+        del step  # it may hold an error whose traceback holds this frame

@@ -1,4 +1,4 @@
-"""Hybrid stores: dense and sparse vectors with text and metadata, from a laptop's folder to a cluster."""
+"""Hybrid stores: dense and sparse vectors with text and metadata, from a folder on a laptop to a cluster."""
 
 from twinvec_stores.checking import Damage, Verification, verify_store
 from twinvec_stores.config import StoreConfig

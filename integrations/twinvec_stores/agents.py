@@ -1,4 +1,4 @@
-"""An MCP server: agents search an index as a tool, over stdio or HTTP."""
+"""An MCP server: lets agents search an index as a tool, over stdio or HTTP."""
 
 from __future__ import annotations
 
@@ -24,35 +24,44 @@ except ImportError as error:
 if TYPE_CHECKING:
     from twinvec.server.operations import Extension
 
-_INSTRUCTIONS = """Search a collection of documents by meaning and by words, in any language that its model knows \
-(Russian and English among them). Ask in the language of the documents, with whole questions or phrases."""
+_INSTRUCTIONS = """Search a collection of documents by meaning and by words, in any language that its model supports \
+(including Russian and English). Ask in the language of the documents, in full questions or phrases."""
 
-Query = Annotated[str, Field(min_length=1, max_length=20_000, description="What to look for: a question or a phrase.")]
-Number = Annotated[int, Field(ge=1, le=100, description="How many results.")]
+Query = Annotated[str, Field(min_length=1, max_length=20_000, description="The query: a question or a phrase.")]
+Number = Annotated[int, Field(ge=1, le=100, description="Number of results.")]
 FilterForm = Annotated[
     dict[str, Any] | None,
     Field(
-        description='Only records whose metadata match, e.g. {"lang": "ru", "year": {"$gte": 2020}}. Operators: $eq, '
-        "$ne, $in, $nin, $gt, $gte, $lt, $lte, $between, $exists, $contains, $icontains, $startswith, $words; "
-        "$and, $or, $not join. Dates are ISO 8601 strings."
+        description='Only return records with matching metadata, e.g. {"lang": "ru", "year": {"$gte": 2020}}. Operators: '
+        "$eq, $ne, $in, $nin, $gt, $gte, $lt, $lte, $between, $exists, $contains, $icontains, $startswith, $words; "
+        "$and, $or, $not combine filters. Dates are ISO 8601 strings."
     ),
 ]
 ModeOf = Annotated[
-    Mode | None, Field(description='"dense" is by meaning, "sparse" by words, "hybrid" both. Default: all there is.')
+    Mode | None,
+    Field(
+        description='"dense" searches by meaning, "sparse" by words, "hybrid" by both. Default: everything available.'
+    ),
 ]
-FusionOf = Annotated[Method | None, Field(description="How hybrid search joins both. Default: the collection's own.")]
+FusionOf = Annotated[Method | None, Field(description="How hybrid search merges both. Default: the collection's own.")]
 Weight = Annotated[float | None, Field(ge=0, description="Weight of this half in a hybrid search.")]
-Least = Annotated[float | None, Field(description="Only records with at least this score in this half.")]
+Least = Annotated[float | None, Field(description="Only return records with at least this score in this half.")]
 Group = Annotated[
     str | None,
-    Field(description='"document": the best part of each document alone; or a metadata field, the best of each value.'),
+    Field(
+        description='"document": only the best part of each document; or a metadata field: the best record per value.'
+    ),
 ]
-Around = Annotated[int, Field(ge=0, le=20, description="Parts of the document before and after that come along.")]
-Explain = Annotated[bool, Field(description="Say why each was found: scores and ranks of both halves, common terms.")]
+Around = Annotated[
+    int, Field(ge=0, le=20, description="Number of neighbouring parts of the document to include on each side.")
+]
+Explain = Annotated[
+    bool, Field(description="Explain why each was found: scores and ranks of both halves, matching terms.")
+]
 
 
 def mcp_server(index: HybridIndex) -> MCPServer:
-    """Return an MCP server with the tool ``search`` over an index, which stays yours."""
+    """Return an MCP server with the tool ``search`` over an index, which the caller keeps and closes."""
     server: MCPServer = MCPServer("twinvec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     async def search(
@@ -71,7 +80,7 @@ def mcp_server(index: HybridIndex) -> MCPServer:
     ) -> CallToolResult:
         """Search the documents by meaning and by words.
 
-        Returns records, best first: id, score, text, metadata, and where they come from.
+        Returns records, best first: id, score, text, metadata, and their origin.
         """
         options: SearchKeywords = {"k": k, "mode": mode, "min_sparse": min_sparse, "group_by": group_by}
         options |= {"expand": expand, "explain": explain}
@@ -94,11 +103,11 @@ def mcp_server(index: HybridIndex) -> MCPServer:
 
 
 def mcp_extension(index: HybridIndex, *, path: str = "/mcp") -> Extension:
-    """Return the route at which a server speaks MCP over HTTP ("streamable"), without sessions."""
+    """Return the route for MCP over HTTP ("streamable"), without sessions."""
     from twinvec.server.operations import Extension
 
     server = mcp_server(index)
-    server.streamable_http_app(  # makes the session manager
+    server.streamable_http_app(  # creates the session manager
         json_response=True,
         stateless_http=True,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the server has its own

@@ -1,4 +1,4 @@
-"""Damage: what a store gives back, compared with what was written and with what its own indexes say."""
+"""Damage: compares what a store returns with what was written and with what its own indexes say."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from twinvec_stores.records import DenseQuery, Record, SparseQuery, checksum
 Float64: TypeAlias = NDArray[np.float64]
 Progress = Callable[[int], None]
 _PAGE = 512
-_REPORTED = 1000  # findings that are kept
-_UNIT = 2e-5  # from length 1: twice what is kept bit for bit when it is written
-_GROUPS = 16  # queries that together ask for every sparse key: the fewer terms in a sum, the smaller a change it shows
-_TOLERANCE = 1e-5  # of a sum in float32
-_NEAR, _MISSED = 1e-3, 1e-3  # a graph misses a few of a million, also of itself
+_REPORTED = 1000  # findings that are reported
+_UNIT = 2e-5  # deviation of a norm from 1: twice the tolerance for storing rows unchanged
+_GROUPS = 16  # queries that together cover all sparse keys: the fewer terms per sum, the smaller the changes it reveals
+_TOLERANCE = 1e-5  # relative tolerance of a float32 sum
+_NEAR, _MISSED = 1e-3, 1e-3  # a graph may miss a few records in a million, even their own vectors
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
@@ -39,7 +39,7 @@ class Damage:
     """One finding.
 
     Attributes:
-        id: of the record; None where it is about more than one.
+        id: the record's id; None if the finding concerns more than one.
         reason: what is wrong.
     """
 
@@ -49,12 +49,12 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify_store`` found.
+    """The result of ``verify_store``.
 
     Attributes:
-        records: how many were read.
-        total: how many the store says that it has.
-        unsigned: how many of those read were written before checksums were kept: only their form is known.
+        records: number of records read.
+        total: number of records according to the store.
+        unsigned: records read that were written before checksums existed; only their form is checked.
         damages: the findings, at most 1,000.
     """
 
@@ -72,17 +72,17 @@ class Verification:
 def verify_store(store: HybridStore, *, sample: int | None = None, progress: Progress | None = None) -> Verification:
     """Look for damage in a store.
 
-    Every record is compared with the checksum that it was written with, found again by its id, and checked in its form.
-    A full run also compares the engine's indexes with the records: what each sparse key, each term and each value of a
-    declared field finds, and whether each record finds itself through the graph.
+    Every record is compared with the checksum it was written with, looked up again by its id, and checked for validity.
+    A full run also compares the engine's indexes with the records: the matches of every sparse key, every term and
+    every value of a declared field, and whether each record finds itself through the graph.
 
     Args:
-        store: any; nothing is written.
-        sample: read only so many records, from a place drawn at random; the indexes are left out.
-        progress: called with the number of records read.
+        store: any store; nothing is written.
+        sample: read only this many records, starting at a random place; the indexes are not checked.
+        progress: called with the number of records read so far.
 
     Returns:
-        The findings. A store that cannot be read on is a finding, too.
+        The findings. A store that cannot be read any further is also a finding.
 
     Raises:
         StoreClosedError: the store is closed.
@@ -98,15 +98,15 @@ def verify_store(store: HybridStore, *, sample: int | None = None, progress: Pro
                 progress(check.records)
         check.indexes(total)
     except StoreError as error:
-        check.report(None, f"the store cannot be read on: {error}")
+        check.report(None, f"the store cannot be read any further: {error}")
     return Verification(check.records, total, check.unsigned, tuple(check.damages))
 
 
 def undamaged(record: Record) -> Record:
-    """Return a record that was read with its vectors.
+    """Return a record read together with its vectors.
 
     Raises:
-        StoreEngineError: it is not what was written.
+        StoreEngineError: it differs from what was written.
     """
     if (reason := _damage(record)) is not None:
         raise StoreEngineError(f"the record {record.id!r} is damaged: {reason}; see twinvec store verify")
@@ -118,7 +118,7 @@ def _pages(store: HybridStore, sample: int | None) -> Iterator[list[Record]]:
         yield from store.scroll_all(limit=_PAGE, with_vectors=True)
         return
     left = min(sample, store.count())
-    # engines go by a hash of the ids, so what follows any place is a sample
+    # engines sort by a hash of the ids, so the records after any place are a sample
     for start in (str(uuid.uuid4()), None) if store.has_indexes else (None,):
         cursor, done = start, False
         while left > 0 and not done:
@@ -129,7 +129,7 @@ def _pages(store: HybridStore, sample: int | None) -> Iterator[list[Record]]:
 
 
 class _Check:
-    """Findings, and what the indexes have to say for the records that were read."""
+    """Findings, and what the indexes must return for the records read."""
 
     def __init__(self, store: HybridStore, *, whole: bool) -> None:
         self._store, self._config, self._whole = store, store.config, whole
@@ -144,7 +144,7 @@ class _Check:
             self.damages.append(Damage(id, reason))
 
     def take(self, page: list[Record]) -> None:
-        """Check records by themselves."""
+        """Check records individually."""
         self.records += len(page)
         found = {record.id for record in self._store.get([record.id for record in page])}
         for record in page:
@@ -152,13 +152,13 @@ class _Check:
             if (reason := _damage(record)) is not None:
                 self.report(record.id, reason)
             if record.id not in found:
-                self.report(record.id, "it is there, but not found by its id")
+                self.report(record.id, "it exists, but is not found by its id")
             if self._whole:
                 self._keep(record)
 
     def _keep(self, record: Record) -> None:
         if record.id in self._sums:
-            self.report(record.id, "it is there more than once")
+            self.report(record.id, "it exists more than once")
         self._sums[record.id] = np.zeros(_GROUPS)
         if record.sparse is not None:
             keys = record.sparse.indices
@@ -173,7 +173,7 @@ class _Check:
         if not self._whole:
             return
         if self.records != total:
-            self.report(None, f"the store says that it has {total} records, and gives {self.records}")
+            self.report(None, f"the store reports {total} records but returns {self.records}")
         self._sparse_index()
         self._terms()
         self._fields()
@@ -209,36 +209,36 @@ class _Check:
     def _graph(self) -> None:
         info = self._store.info()
         if self._config.dim is None or (info.has_graph is False and self._config.quantization is None):
-            return  # the vectors themselves are compared, and they have been read
+            return  # exact search compares the vectors themselves, which have been read
         lost = 0
         for page in self._store.scroll_all(limit=_PAGE, with_vectors=True):
             queries = [DenseQuery(record.dense) for record in page if record.dense is not None]
             rankings = self._store.search(queries, limit=1)
             lost += sum(not hits or hits[0].score < 1 - _NEAR for hits in rankings)
         if lost > self.records * _MISSED:
-            self.report(None, f"{lost} records are not found by their own vectors: build the graph again (optimize)")
+            self.report(None, f"{lost} records are not found by their own vectors: rebuild the graph (optimize)")
 
 
 def _damage(record: Record) -> str | None:
     """Return what is wrong with a record that was read with its vectors."""
     if record.checksum is not None and record.checksum != checksum(record):
-        return "its content is not what was written"
+        return "its content differs from what was written"
     if record.dense is not None and not abs(np.linalg.norm(record.dense.astype(np.float64)) - 1) < _UNIT:
-        return "its dense vector has not length 1"
+        return "its dense vector does not have length 1"
     if record.sparse is not None:
         indices, values = record.sparse.indices, record.sparse.values
         if not (np.all(indices[1:] > indices[:-1]) and np.all(values > 0) and np.all(np.isfinite(values))):
-            return "its sparse vector is not sorted, or holds a weight that none can have"
+            return "its sparse vector is not sorted, or contains an impossible weight"
     return None
 
 
 def _weights(keys: Int32) -> Float32:
-    """Return a weight for each key, from 0.5 to 1.5, so that exchanged keys change a sum."""
+    """Return a weight from 0.5 to 1.5 for each key, so that swapped keys change a sum."""
     return (0.5 + (keys.astype(np.int64) * 40503 % 65537) / 65537).astype(np.float32)
 
 
 def _compared(value: Any, kind: FieldType) -> list[Any]:
-    """Return what an index has of a value."""
+    """Return the number of records that an index has for a value."""
     if kind == "text":
         return sorted(words(value))
     if kind == "datetime":

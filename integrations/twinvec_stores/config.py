@@ -1,4 +1,4 @@
-"""StoreConfig: what a store holds, kept beside its data and checked whenever it is opened."""
+"""StoreConfig: what a store contains; kept beside its data and checked whenever it is opened."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ SCHEMA_VERSION = 2  # 1: fingerprints came from samples of the weights
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """What a store holds.
+    """What a store contains.
 
     Attributes:
-        fingerprint: ``ModelSpec.fingerprint`` of the model whose vectors are kept.
+        fingerprint: ``ModelSpec.fingerprint`` of the model whose vectors are stored.
         model: that model's name, for people.
-        document_prompt: what stood before every document when it was embedded.
-        recipe: what ``load_embedder`` makes the model from again; never compared. Holds no code and no secrets.
-        dim: dense dimensions; None where only sparse vectors are kept.
-        sparse: sparse vectors are kept.
-        idf: document frequencies are kept too, and queries multiply by their idf (BM25).
-        fields: metadata fields to index, with their types; filters on other fields work and are slower. "datetime" is
-            for ISO 8601 strings of microseconds at most (datetimes and dates become such), "text" for strings that
-            ``HasWords`` looks into. A field is a key, ``outer.inner`` for nested objects, also in lists, or ``"a.b"``
-            in double quotes for a key with a dot.
+        document_prompt: the prompt before every document when it was embedded.
+        recipe: how ``load_embedder`` loads the model again; never compared. Contains no code and no secrets.
+        dim: dense dimensions; None if only sparse vectors are stored.
+        sparse: whether sparse vectors are stored.
+        idf: whether document frequencies are stored too, and queries are multiplied by their idf (BM25).
+        fields: metadata fields to index, with their types; filters on other fields work, but more slowly. "datetime" is
+            for ISO 8601 strings with at most microseconds (datetimes and dates are converted to them), "text" for
+            strings searched by ``HasWords``. A field is a key, ``outer.inner`` for nested objects, also in lists, or
+            ``"a.b"`` in double quotes for a key that contains a dot.
         quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
-            candidates are scored with the full vectors.
-        search: how it is searched where nothing else is said: keywords of ``SearchOptions`` as JSON types (fusion,
-            fetch_k, min_dense), as ``twinvec tune`` has chosen them; see ``HybridIndex.set_search``. Never compared.
+            candidates are rescored with the full vectors.
+        search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense), as
+            chosen by ``twinvec tune``; see ``HybridIndex.set_search``. Never compared.
         schema_version: layout of the stored records, and what the fingerprint covers.
     """
 
@@ -80,7 +80,7 @@ class StoreConfig:
         quantization: Quantization | None = None,
         task: Task | str | None = None,
     ) -> StoreConfig:
-        """Return the configuration of a store for this model's vectors; ``task``: instead of the embedder's own."""
+        """Return the configuration of a store for this model's vectors; ``task`` replaces the embedder's own."""
         return cls(
             fingerprint=embedder.spec.fingerprint,
             model=embedder.spec.model,
@@ -104,11 +104,11 @@ class StoreConfig:
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> StoreConfig:
-        """Read what ``to_dict`` gave.
+        """Read the output of ``to_dict``.
 
         Args:
             data: the parsed JSON.
-            where: what to call the store in errors.
+            where: the store's name in errors.
 
         Raises:
             StoreMismatchError: another schema version, or not a configuration.
@@ -116,13 +116,13 @@ class StoreConfig:
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version == 1:
             raise StoreMismatchError(
-                f"{where} was made by an early TwinVec, which identified models by samples of their weights: its "
-                "vectors may be another model's. Ingest the documents into a new store"
+                f"{where} was created by an early version of TwinVec, which identified models by samples of their weights: "
+                "its vectors may belong to another model. Ingest the documents into a new store"
             )
         if version != SCHEMA_VERSION:
             raise StoreMismatchError(
-                f"{where} has schema version {version}, this TwinVec reads {SCHEMA_VERSION}: export it with the "
-                "version that wrote it (`twinvec store export`) and import the file (`twinvec store import`)"
+                f"{where} has schema version {version}, this version of TwinVec reads {SCHEMA_VERSION}: export it with "
+                "the version that wrote it (`twinvec store export`) and import the file (`twinvec store import`)"
             )
         if {*data, "search"} != {f.name for f in fields(cls)}:  # stores from before "search" lack it
             raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
@@ -136,13 +136,13 @@ class StoreConfig:
             raise StoreMismatchError(f"{where}: its configuration is damaged: {error}") from None
 
     def check(self, given: StoreConfig, where: str) -> None:
-        """Refuse to open a store made with ``self`` for vectors described by ``given``.
+        """Refuse to open a store created with ``self`` for vectors described by ``given``.
 
-        Indexed fields and quantization are the store's own affair: ``given`` may leave them out.
+        Indexed fields and quantization are up to the store: ``given`` may leave them out.
 
         Raises:
-            FingerprintMismatchError: another model.
-            StoreMismatchError: other settings.
+            FingerprintMismatchError: the model differs.
+            StoreMismatchError: other settings differ.
         """
         if self.fingerprint != given.fingerprint:
             raise FingerprintMismatchError(
@@ -155,8 +155,8 @@ class StoreConfig:
         if self.document_prompt != given.document_prompt:
             raise StoreMismatchError(
                 f"the documents of {where} were embedded with the prompt {self.document_prompt!r}, new ones would be "
-                f"with {given.document_prompt!r}: open it with the task and prompts it was made with, or ingest into a "
-                "new store"
+                f"with {given.document_prompt!r}: open it with the task and prompts it was created with, or ingest into "
+                "a new store"
             )
         differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
         differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
@@ -164,13 +164,13 @@ class StoreConfig:
         if differing:
             pairs = [f"{n}={getattr(self, n)!r} instead of {getattr(given, n)!r}" for n in differing]
             raise StoreMismatchError(
-                f"{where} was made with {', '.join(pairs)}: leave these out, or copy it into a new store "
+                f"{where} was created with {', '.join(pairs)}: omit these, or copy it into a new store "
                 "(`twinvec store export` and `import`)"
             )
 
 
 def _recipe(embedder: BaseEmbedder, task: Task | str | None) -> dict[str, Any]:
-    if isinstance(embedder, JoinedEmbedder):  # somebody else's object
+    if isinstance(embedder, JoinedEmbedder):  # someone else's object
         return {}
     spec = asdict(embedder.spec)
     del spec["trust_remote_code"]  # whoever opens the store decides on that

@@ -1,6 +1,6 @@
-"""The one metadata rule, and the one of ids: what Python has and JSON has not becomes what it means, or is refused.
+"""The rules for metadata and for ids: values without a JSON form are converted by their meaning, or rejected.
 
-Every door of a store uses it: HybridIndex, ingest, the command line, LangChain's and LlamaIndex's classes.
+They apply wherever data enters a store: HybridIndex, ingest, the command line, LangChain's and LlamaIndex's classes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ MAX_ID_BYTES = 1024
 def plain_metadata(metadata: Any, name: str = "metadata") -> dict[str, Any]:
     """Return a copy of metadata in plain JSON types.
 
-    numpy's scalars and arrays become Python's; datetime, date, time, UUID, Path, Decimal and Enum become strings (ISO
-    8601; an offset stays where there is one; of an Enum the value where it is a string, else the name; an IntEnum is a
-    number);
+    numpy scalars and arrays become Python values; datetime, date, time, UUID, Path, Decimal and Enum become strings
+    (ISO 8601, offsets are kept; of an Enum the value if it is a string, otherwise the name; an IntEnum is a number);
     NaN, NaT and NA become null; sets become sorted lists.
 
     Args:
         metadata: a dict.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
-        InvalidRecordError: something that has no such form; its ``field`` says where.
+        InvalidRecordError: a value has no such form; ``field`` says where.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidRecordError(f"{name} must be a dict, not {type(metadata).__name__}", field=name)
@@ -45,10 +44,10 @@ def plain_metadata(metadata: Any, name: str = "metadata") -> dict[str, Any]:
 
 
 def plain_id(id: Any, name: str = "id", most: int = MAX_ID_BYTES) -> str:
-    """Return an id as a string of 1 to ``most`` bytes: integers and UUIDs become such.
+    """Return an id as a string of 1 to ``most`` bytes; integers and UUIDs are converted.
 
     Raises:
-        InvalidRecordError: it is something else.
+        InvalidRecordError: the id is invalid.
     """
     if isinstance(id, (int, np.integer, uuid.UUID)) and not isinstance(id, bool):
         id = str(id)
@@ -61,7 +60,7 @@ def plain_id(id: Any, name: str = "id", most: int = MAX_ID_BYTES) -> str:
 
 
 def check_text(value: Any, name: str) -> str:
-    """Return a string that is valid Unicode.
+    """Return a string after checking that it is valid Unicode.
 
     Raises:
         InvalidRecordError: it is not.
@@ -99,7 +98,7 @@ def _number(value: float, name: str) -> float:
 
 
 def _text(value: Any) -> str | None:
-    """Return the string of what has one."""
+    """Return the string form of a value that has one."""
     if isinstance(value, (datetime.date, datetime.time)):  # a datetime is a date
         return value.isoformat()
     return str(value) if isinstance(value, (str, uuid.UUID, PurePath, Decimal)) else None
@@ -127,13 +126,13 @@ def _container(value: Any, name: str, depth: int) -> Any:
 def _python(value: np.generic) -> Any:
     if isinstance(value, np.datetime64) and not np.isnat(value):
         precise = value.astype("datetime64[us]")
-        # what a datetime can hold is written as one; nanoseconds and far years as numpy writes them
+        # values within datetime's range are written as datetimes; nanoseconds and distant years as numpy writes them
         return value.item() if not isinstance(value.item(), int) else precise.item() if precise == value else str(value)
     return value.item()  # None for NaT
 
 
 def _is_missing(value: Any) -> bool:
-    """Return whether this is NaN, pandas' NaT (a datetime that is not equal to itself) or NA."""
+    """Return whether this is NaN, NA, or pandas' NaT (a datetime that is not equal to itself)."""
     if isinstance(value, (float, Decimal, datetime.date)):
         return bool(value != value)  # noqa: PLR0124
     return type(value).__name__ == "NAType"

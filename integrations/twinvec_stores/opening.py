@@ -1,4 +1,4 @@
-"""Open a store by the address that people write: a folder or a URL."""
+"""Open a store by its address: a folder or a URL."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def open_store(
     read_only: bool = False,
     **options: Any,
 ) -> HybridStore:
-    """Open a store, or make it.
+    """Open a store, or create it.
 
     Args:
-        location: a folder; the url of a Qdrant server (http:// or https://); or ":memory:".
-        config: what it holds; see ``EmbeddedStore``. ":memory:" needs it.
-        collection: name on the server; default "twinvec".
-        read_only: of a folder: read a copy, whoever else has it open; see ``EmbeddedStore``.
-        options: more arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
+        location: a folder; the URL of a Qdrant server (http:// or https://); or ":memory:".
+        config: what the store contains; see ``EmbeddedStore``. Required for ":memory:".
+        collection: collection on the server; default "twinvec".
+        read_only: for a folder: read a snapshot, even while others have it open; see ``EmbeddedStore``.
+        options: further arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
             collection_options ...
 
     Raises:
-        ConfigurationError: options that do not fit the location.
+        ConfigurationError: the options do not suit the location.
         StoreError: see ``EmbeddedStore`` and ``QdrantStore``.
     """
     where = os.fspath(location)
     is_server = where.startswith(("http://", "https://"))
     if read_only and (is_server or where == ":memory:"):
-        raise ConfigurationError("read_only is for a folder: a server takes several clients, memory has one")
+        raise ConfigurationError("read_only is for a folder: a server accepts several clients, memory has only one")
     if is_server:
         options.setdefault("api_key", Settings.from_env().qdrant_api_key)
         return QdrantStore(where, collection or "twinvec", config, **options)
@@ -55,16 +55,16 @@ def open_store(
 
 
 def load_embedder(store: HybridStore, *, trust_remote_code: bool = False, **options: Any) -> Embedder:
-    """Load the model whose vectors a store holds, as it was when the store was made.
+    """Load the model whose vectors a store contains, as it was when the store was created.
 
     Args:
-        store: made with ``StoreConfig.for_embedder``.
-        trust_remote_code: see ``ModelSpec``; a store never decides that.
+        store: a store created with ``StoreConfig.for_embedder``.
+        trust_remote_code: see ``ModelSpec``; this is never up to the store.
         options: arguments of ``Embedder`` that do not change vectors: device, cache_dir, token, offline ...
 
     Raises:
-        StoreMismatchError: the store does not tell its model.
-        CheckpointError: the model is not there any more, or has other content.
+        StoreMismatchError: the store does not record its model.
+        CheckpointError: the model no longer exists, or its content has changed.
     """
     recipe = dict(store.config.recipe)
     try:
@@ -72,7 +72,7 @@ def load_embedder(store: HybridStore, *, trust_remote_code: bool = False, **opti
         prompts, task = recipe["prompts"] or None, recipe["task"]
     except (KeyError, TypeError):
         raise StoreMismatchError(
-            f"{store!r} does not tell how its model is loaded: pass the Embedder that it was made with"
+            f"{store!r} does not record how to load its model: pass the Embedder it was created with"
         ) from None
     task = Task(**task) if isinstance(task, dict) else task
     return Embedder(spec, prompts=prompts, task=task, **options)

@@ -1,7 +1,7 @@
-"""HybridStore: the protocol that every engine fulfils in the same way.
+"""HybridStore: the protocol that every engine implements with the same behaviour.
 
-The public methods validate and settle ties; an engine implements the ones that start with an underscore. Fusion of
-dense and sparse rankings lives above, so the same data gives the same ranking on every engine.
+The public methods validate arguments and settle ties; an engine implements those that start with an underscore. Dense
+and sparse rankings are fused above this layer, so the same data gives the same ranking on every engine.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _Store = TypeVar("_Store", bound="HybridStore")
 Progress: TypeAlias = Callable[[float, int], None]
 MAX_SCROLL = 10_000
 MAX_LIMIT = 2**31 - 1
-_SPARE = 16  # hits asked for beyond the limit, to see whether a tie goes across it
+_SPARE = 16  # hits requested beyond the limit, to detect a tie that crosses it
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What ``HybridStore.info`` tells.
+    """The result of ``HybridStore.info``.
 
     Attributes:
         engine: "memory", "embedded" or "qdrant".
-        location: folder, or url and collection.
-        records: how many there are.
-        has_graph: dense search may walk an HNSW graph; None where the engine does not tell.
-        segments: parts that the engine keeps its data in; None where it does not tell.
-        bytes: size on disk, None where it is not on this disk.
-        config: what the store was made with.
+        location: folder, or URL and collection.
+        records: number of records.
+        has_graph: whether dense search may use an HNSW graph; None if the engine does not say.
+        segments: number of parts in which the engine keeps its data; None if it does not say.
+        bytes: size on disk; None if it is not on this disk.
+        config: the store's configuration.
     """
 
     engine: str
@@ -62,22 +62,21 @@ class StoreInfo:
 class HybridStore(ABC):
     """Dense and sparse vectors with text and metadata, by the caller's string ids.
 
-    Thread safe. Every method has an async twin with the same name after an ``a``. Use as a context manager, or call
-    ``close``.
+    Thread safe. Every method has an async twin, prefixed with ``a``. Use it as a context manager, or call ``close``.
 
     Attributes:
-        config: what the store was made with.
-        has_indexes: it keeps something beside the records that could differ from them.
+        config: the store's configuration.
+        has_indexes: whether it keeps indexes that could differ from the records.
     """
 
     config: StoreConfig
     has_indexes: bool = True
 
     def upsert(self, batch: RecordBatch) -> None:
-        """Write records; those with known ids are replaced.
+        """Write records, replacing those with the same ids.
 
         Raises:
-            InvalidRecordError: a record that does not fit; then nothing of the batch is written.
+            InvalidRecordError: a record is invalid; nothing of the batch is written in that case.
             StoreEngineError: the engine failed.
         """
         block(self._checked_upsert(batch))
@@ -103,7 +102,7 @@ class HybridStore(ABC):
         return await wait(self._checked_get(ids, with_vectors))
 
     def count(self, filter: Filter | None = None) -> int:
-        """Return how many records there are, or match."""
+        """Return the number of records, or of those that match."""
         return block(self._checked_count(filter))
 
     async def acount(self, filter: Filter | None = None) -> int:
@@ -116,13 +115,13 @@ class HybridStore(ABC):
         """Return a page of records and the cursor of the next page, None after the last one.
 
         Args:
-            cursor: what the page before returned; None for the first page.
-            limit: records a page, 1 to 10,000; fewer come where the engine cannot be asked for the filter.
-            filter: only records that match.
-            with_vectors: return the vectors too.
+            cursor: returned with the previous page; None for the first page.
+            limit: records per page, 1 to 10,000; pages may be shorter if the engine does not support the filter.
+            filter: only return matching records.
+            with_vectors: also return the vectors.
 
         Returns:
-            Records in an order of the engine's own. Records that are there all the time appear exactly once.
+            Records in the engine's own order. Records that exist throughout appear exactly once.
         """
         return block(self._checked_scroll(cursor, limit, filter, with_vectors))
 
@@ -157,14 +156,14 @@ class HybridStore(ABC):
     def search(
         self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
     ) -> list[list[Hit]]:
-        """Rank records for each query, in one call of the engine.
+        """Rank records for each query, in a single call to the engine.
 
         Args:
-            queries: dense and sparse queries in any order. A sparse query finds records that share a key with it;
-                an empty one finds nothing.
+            queries: dense and sparse queries in any order. A sparse query finds records that share a key with it; an
+                empty one finds nothing.
             limit: hits per query.
-            filter: only records that match.
-            exact: compare with every vector instead of walking a graph.
+            filter: only rank matching records.
+            exact: compare with every vector instead of using a graph.
 
         Returns:
             One ranking per query: best first, ties by id.
@@ -178,7 +177,8 @@ class HybridStore(ABC):
         return await wait(self._checked_search(queries, limit, filter, exact))
 
     def document_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
-        """Return in how many records each sparse key appears, int64 [len(keys)]; for stores with ``config.idf``."""
+        """Return the number of records in which each sparse key occurs, int64 [len(keys)]; for stores with
+        ``config.idf``."""
         return block(self._checked_frequencies(keys, filter))
 
     async def adocument_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
@@ -186,7 +186,7 @@ class HybridStore(ABC):
         return await wait(self._checked_frequencies(keys, filter))
 
     def info(self) -> StoreInfo:
-        """Return what the store holds and where."""
+        """Describe the store: content, location, size."""
         return block(one(self._info()))
 
     async def ainfo(self) -> StoreInfo:
@@ -194,7 +194,7 @@ class HybridStore(ABC):
         return await wait(one(self._info()))
 
     def flush(self) -> None:
-        """Return when everything written so far survives a loss of power."""
+        """Return once everything written so far would survive a power failure."""
         block(one(self._flush()))
 
     async def aflush(self) -> None:
@@ -205,7 +205,7 @@ class HybridStore(ABC):
         """Build the graph for fast dense search, and merge what many writes have left behind.
 
         Args:
-            progress: called now and then with the seconds passed and the bytes written; by ``aoptimize`` in a thread.
+            progress: called now and then with the elapsed seconds and the bytes written; by ``aoptimize`` on a thread.
         """
         block(one(self._optimize(progress)))
 
@@ -214,7 +214,7 @@ class HybridStore(ABC):
         await wait(one(self._optimize(progress)))
 
     def set_search(self, search: Mapping[str, Any]) -> None:
-        """Keep ``StoreConfig.search``; see ``HybridIndex.set_search``, which checks it."""
+        """Store ``StoreConfig.search``; see ``HybridIndex.set_search``, which checks it."""
         block(one(self._configure(replace(self.config, search=dict(search)))))
 
     async def aset_search(self, search: Mapping[str, Any]) -> None:
@@ -229,8 +229,8 @@ class HybridStore(ABC):
         """See ``close``."""
         await on_thread(self.close).awaiting()
 
-    # What an engine does, as flows (``twinvec.flows``): coroutines, or methods that are ``threaded``. What they are
-    # given has been checked; _get gives records in the order of the ids, each at most once.
+    # An engine's operations, as flows (``twinvec.flows``): coroutines, or methods that are ``threaded``. Their
+    # arguments have been checked; _get returns records in the order of the ids, each at most once.
 
     @abstractmethod
     def _upsert(self, batch: RecordBatch) -> Awaitable[None]: ...
@@ -279,7 +279,7 @@ class HybridStore(ABC):
 
     async def _checked_delete(self, ids: Sequence[str] | None, filter: Filter | None) -> None:
         if (ids is None) == (filter is None):
-            raise ConfigurationError("delete by ids or by filter=, one of them; filter=And() deletes everything")
+            raise ConfigurationError("pass either ids or filter= to delete; filter=And() deletes everything")
         if ids is None:
             await self._delete_where(await self._condition(check_filter(filter)))
         elif chosen := check_ids(ids):
@@ -297,7 +297,7 @@ class HybridStore(ABC):
     ) -> tuple[list[Record], str | None]:
         condition, most = everything(filter), check_limit(limit, MAX_SCROLL)
         if cursor is not None and not (isinstance(cursor, str) and self._is_cursor(cursor)):
-            raise ConfigurationError(f"cursor={cursor!r:.60} is none that a page of this store came with")
+            raise ConfigurationError(f"cursor={cursor!r:.60} does not come from a page of this store")
         if not self._hard(condition):
             return await self._scroll(cursor, most, condition, with_vectors)
         page, following = await self._scroll(cursor, most, self._easy(condition), with_vectors)
@@ -306,10 +306,10 @@ class HybridStore(ABC):
     async def _checked_search(
         self, queries: Sequence[StoreQuery], limit: int, filter: Filter | None, exact: bool
     ) -> list[list[Hit]]:
-        """Ask for more hits than wanted until no tie goes across the last one: engines break ties in their own ways."""
+        """Request more hits than wanted until no tie crosses the last one: engines break ties in their own ways."""
         checked = [check_query(query, self.config) for query in queries]
         limit, condition = check_limit(limit), await self._condition(filter)
-        if limit > MAX_SCROLL:  # engines make room for as many as they are asked for
+        if limit > MAX_SCROLL:  # engines allocate memory for as many hits as requested
             limit = min(limit, max(await self._count(condition), 1))
         wanted = limit + _SPARE
         rankings: list[list[Hit]] = [[] for _ in checked]
@@ -325,15 +325,15 @@ class HybridStore(ABC):
         return [hits[:limit] for hits in rankings]
 
     def _answers(self, condition: Filter) -> bool:
-        """Return whether the engine can be asked for a condition on one field; else all records are compared here."""
+        """Return whether the engine supports a condition on one field; otherwise all records are compared here."""
         return True
 
     def _is_cursor(self, cursor: str) -> bool:
-        """Return whether a page of this engine may have come with a cursor."""
+        """Return whether a page of this engine may have returned a cursor."""
         return is_point_id(cursor)
 
     async def _condition(self, filter: Filter | None) -> Filter:
-        """Return a filter that the engine can be asked for: what it cannot is replaced by the ids that match."""
+        """Return a filter that the engine supports: unsupported parts are replaced by the ids that match."""
         condition = everything(filter)
         hard = self._hard(condition)
         found: dict[int, list[str]] = {id(leaf): [] for leaf in hard}
@@ -349,13 +349,13 @@ class HybridStore(ABC):
         return [leaf for leaf in leaves(condition) if not self._answers(leaf)]
 
     def _easy(self, condition: Filter) -> Filter:
-        """Return a filter that holds wherever the condition does, and that the engine can be asked for."""
+        """Return a filter that the engine supports and that holds wherever the condition does."""
         parts = condition.filters if isinstance(condition, And) else (condition,)
         return And(*(part for part in parts if not self._hard(part)))
 
     async def _checked_frequencies(self, keys: Int32, filter: Filter | None) -> Int64:
         if not self.config.idf:
-            raise ConfigurationError("this store keeps no document frequencies: make it with StoreConfig(idf=True)")
+            raise ConfigurationError("this store keeps no document frequencies: create it with StoreConfig(idf=True)")
         return await self._document_frequencies(keys, await self._condition(filter))
 
     def __enter__(self: _Store) -> _Store:
@@ -376,7 +376,7 @@ class HybridStore(ABC):
 
 
 def check_limit(limit: int, most: int = MAX_LIMIT, name: str = "limit") -> int:
-    """Return a limit if it is an integer of at least 1.
+    """Check that a limit is an integer of at least 1.
 
     Raises:
         ConfigurationError: it is not.
@@ -387,7 +387,7 @@ def check_limit(limit: int, most: int = MAX_LIMIT, name: str = "limit") -> int:
 
 
 def everything(filter: Filter | None) -> Filter:
-    """Return the filter, one that matches everything for None."""
+    """Return the filter; for None, one that matches everything."""
     return And() if filter is None else check_filter(filter)
 
 

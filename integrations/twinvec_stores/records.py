@@ -1,7 +1,7 @@
-"""Records: what goes into a store and comes out, validated before any engine sees it.
+"""Records: what goes into a store and comes out of it, validated before any engine sees it.
 
-An engine trusts its caller: a sparse vector of unequal halves or a deeply nested payload leaves Qdrant Edge with a log
-that it cannot read again. So everything is checked here, once, for every engine.
+An engine trusts its caller: a sparse vector with unequal halves or a deeply nested payload leaves Qdrant Edge with a
+log that it cannot read again. Therefore everything is checked here, once, for all engines.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from twinvec_stores.config import FieldType, StoreConfig
 
 _NAMESPACE = uuid.UUID("6c3f1f5e-9b53-5d0a-8f0e-6b6f0c7c2a11")
-_MAX_WEIGHT = 1e12  # products and sums of such numbers stay finite in float32
-_UNIT = 1e-5  # rows as near to length 1 as this are kept bit for bit
+_MAX_WEIGHT = 1e12  # products and sums of such numbers remain finite in float32
+_UNIT = 1e-5  # rows this close to length 1 are stored bit for bit
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +35,12 @@ class Record:
 
     Attributes:
         id: the caller's id.
-        text: what was embedded.
-        metadata: JSON object; what filters look at.
-        provenance: JSON object of the ingestion: the document and the part of it that the text is, its hash.
-        dense: float32 [dim], where asked for and kept.
-        sparse: sparse row, where asked for and kept.
-        checksum: what ``checksum`` gave when it was written; only where it was read with its vectors.
+        text: the embedded text.
+        metadata: JSON object, used by filters.
+        provenance: JSON object from the ingestion: the document, the part of it that is this text, and its hash.
+        dense: float32 [dim], if requested and stored.
+        sparse: sparse row, if requested and stored.
+        checksum: the result of ``checksum`` when it was written; only if it was read with its vectors.
     """
 
     id: str
@@ -54,13 +54,13 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class RecordBatch:
-    """Records on their way into a store, in columns.
+    """Records on their way into a store, as columns.
 
     Attributes:
-        ids: n strings; of equal ones the last is kept.
+        ids: n strings; of equal ones the last wins.
         texts: n strings.
-        dense: float32 [n, dim], where the store keeps dense vectors.
-        sparse: n sparse rows, where the store keeps them.
+        dense: float32 [n, dim], if the store has dense vectors.
+        sparse: n sparse rows, if the store has sparse vectors.
         metadata: n JSON objects; None: all empty.
         provenance: n JSON objects; None: all empty.
     """
@@ -124,7 +124,7 @@ class DenseQuery:
 
 @dataclass(frozen=True, eq=False)
 class SparseQuery:
-    """Rank records that share a key with this row by the sum over common keys of weight * weight."""
+    """Rank records that share a key with this row by the dot product over common keys."""
 
     vector: SparseVector
 
@@ -133,12 +133,12 @@ StoreQuery: TypeAlias = "DenseQuery | SparseQuery"
 
 
 def point_id(id: str) -> str:
-    """Return the engine's id of a record: uuid5 of the caller's."""
+    """Return the engine's id of a record: uuid5 of the caller's id."""
     return str(uuid.uuid5(_NAMESPACE, id))
 
 
 def is_point_id(text: str) -> bool:
-    """Return whether a text may be an engine's id."""
+    """Return whether a string may be an engine's id."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
@@ -146,7 +146,7 @@ def is_point_id(text: str) -> bool:
 
 
 def checksum(record: Record) -> int:
-    """Return the CRC-32 of all that a record is, vectors included; any single flipped bit changes it."""
+    """Return the CRC-32 of everything in a record, vectors included; any single flipped bit changes it."""
     content = json.dumps([record.id, record.text, record.metadata, record.provenance], sort_keys=True)
     found = zlib.crc32(content.encode())
     if record.dense is not None:
@@ -166,7 +166,7 @@ def check_ids(ids: Sequence[Any]) -> list[str]:
 
 
 class Rows(NamedTuple):
-    """What records have besides their vectors."""
+    """Record contents other than vectors."""
 
     ids: list[str]
     texts: list[str]
@@ -176,10 +176,10 @@ class Rows(NamedTuple):
 def check_rows(
     ids: Sequence[Any], texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None, config: StoreConfig
 ) -> Rows:
-    """Return what records have besides their vectors, in plain types; to be asked before these are paid for.
+    """Return the contents of records, other than vectors, in plain types; call it before paying for the vectors.
 
     Raises:
-        InvalidRecordError: says which record, and what is wrong with it.
+        InvalidRecordError: says which record is invalid, and why.
     """
     names = check_ids(ids)
     n = len(names)
@@ -197,7 +197,7 @@ def check_rows(
 
 
 def check_metadata(metadata: Any, config: StoreConfig) -> dict[str, Any]:
-    """Return metadata in plain JSON types, of which the declared fields have the types that they were declared with.
+    """Return metadata in plain JSON types, with declared fields converted to their declared types.
 
     Raises:
         InvalidRecordError: see ``plain_metadata``.
@@ -213,12 +213,12 @@ def check_metadata(metadata: Any, config: StoreConfig) -> dict[str, Any]:
 
 
 def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
-    """Return a batch that no engine can choke on, dense rows of length 1; of equal ids the last is kept.
+    """Return a batch that is safe for every engine, with dense rows of length 1; of equal ids the last wins.
 
-    Metadata and provenance are copied, as plain JSON types; vectors may be views into the caller's.
+    Metadata and provenance are copied as plain JSON types; vectors may be views into the caller's.
 
     Raises:
-        InvalidRecordError: says which record, and what is wrong with it.
+        InvalidRecordError: says which record is invalid, and why.
     """
     if not isinstance(batch, RecordBatch):
         raise InvalidRecordError(f"expected a RecordBatch, not {type(batch).__name__}; see RecordBatch.of")
@@ -240,20 +240,20 @@ def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
 
 
 def check_query(query: StoreQuery, config: StoreConfig) -> StoreQuery:
-    """Return a query that fits the store, a dense one of length 1.
+    """Return a query that fits the store; dense ones are normalised.
 
     Raises:
         InvalidRecordError: it does not fit.
     """
     if isinstance(query, DenseQuery):
         if config.dim is None:
-            raise InvalidRecordError("this store keeps no dense vectors: search with mode='sparse'")
+            raise InvalidRecordError("this store has no dense vectors: search with mode='sparse'")
         dense = _check_dense([query.vector], config, ["query"])
         assert dense is not None
         return DenseQuery(dense[0])
     if isinstance(query, SparseQuery):
         if not config.sparse:
-            raise InvalidRecordError("this store keeps no sparse vectors: search with mode='dense'")
+            raise InvalidRecordError("this store has no sparse vectors: search with mode='dense'")
         sparse = _check_sparse(_stacked([query.vector], "query"), config, ["query"])
         assert sparse is not None
         return SparseQuery(sparse[0])
@@ -307,7 +307,7 @@ def _fits(value: Any, kind: FieldType) -> bool:
 
 def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32 | None:
     if (dense is None) != (config.dim is None):
-        raise InvalidRecordError("dense vectors are missing" if dense is None else "this store keeps no dense vectors")
+        raise InvalidRecordError("dense vectors are missing" if dense is None else "this store has no dense vectors")
     if dense is None:
         return None
     try:
@@ -315,14 +315,14 @@ def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32
     except ValueError:  # rows of different lengths
         given = np.empty(0, object)
     if given.dtype.kind not in "fiu":
-        raise InvalidRecordError(f"dense must be an array of numbers [{len(ids)}, {config.dim}], not of {given.dtype}")
+        raise InvalidRecordError(f"dense must be an array of numbers [{len(ids)}, {config.dim}], not {given.dtype}")
     with np.errstate(over="ignore"):
         rows = np.asarray(given, dtype=np.float32)
     if rows.shape != (len(ids), config.dim):
         raise InvalidRecordError(f"dense has shape {list(rows.shape)}, the store needs [{len(ids)}, {config.dim}]")
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     for i in np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
-        raise InvalidRecordError("its dense vector is zero, or holds NaN or infinity", id=ids[i], field="dense")
+        raise InvalidRecordError("its dense vector is zero, or contains NaN or infinity", id=ids[i], field="dense")
     off = np.abs(norms - 1) > _UNIT
     if off.any():
         rows = rows.copy()
@@ -332,15 +332,13 @@ def _check_dense(dense: Any, config: StoreConfig, ids: Sequence[str]) -> Float32
 
 def _check_sparse(sparse: SparseBatch | None, config: StoreConfig, ids: Sequence[str]) -> SparseBatch | None:
     if (sparse is None) == config.sparse:
-        raise InvalidRecordError(
-            "sparse vectors are missing" if config.sparse else "this store keeps no sparse vectors"
-        )
+        raise InvalidRecordError("sparse vectors are missing" if config.sparse else "this store has no sparse vectors")
     if sparse is None:
         return None
     if not isinstance(sparse, SparseBatch) or len(sparse) != len(ids):
         raise InvalidRecordError(f"sparse must be a SparseBatch of {len(ids)} rows")
     try:
-        sparse = SparseBatch(sparse.indptr, sparse.indices, sparse.values)  # its arrays may have been written to
+        sparse = SparseBatch(sparse.indptr, sparse.indices, sparse.values)  # its arrays may have been modified
     except ValueError as error:
         raise InvalidRecordError(f"sparse: {error}") from None
     heavy = sparse.values > _MAX_WEIGHT

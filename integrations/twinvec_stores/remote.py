@@ -1,4 +1,4 @@
-"""RemoteIndex: the index of a server, over HTTP."""
+"""RemoteIndex: an index served over HTTP."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from twinvec_stores.search.options import SearchOptions
 if TYPE_CHECKING:
     from twinvec import RemoteEmbedder
 
-_QUERIES = 64  # of one request
-_STORED = ("fetch_k", "min_dense")  # which the store would fill in, were they not said
-_LARGEST = 2**28  # bytes of an answer that can be right
+_QUERIES = 64  # per request
+_STORED = ("fetch_k", "min_dense")  # options for which the store has its own defaults
+_LARGEST = 2**28  # bytes of the largest plausible response
 
 
 class RemoteIndex(HybridIndex):
-    """The index that ``twinvec serve --store`` holds elsewhere: the same searches with the same results, read-only.
+    """The index behind ``twinvec serve --store``: the same searches with the same results, read-only.
 
-    A search is one request: queries travel there, and results come back. Both frameworks' stores and retrievers take it
-    through ``TwinVecVectorStore.from_index``.
+    Each search is one request with the queries; the results come back ready. The stores and retrievers of both
+    frameworks accept it through ``TwinVecVectorStore.from_index``.
 
     Examples:
         >>> with RemoteIndex("http://127.0.0.1:8000") as index:
@@ -41,10 +41,10 @@ class RemoteIndex(HybridIndex):
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 4) -> None:
-        """Connect, and learn what the server's index is; see ``RemoteEmbedder`` for the arguments.
+        """Connect, and fetch the description of the server's index; see ``RemoteEmbedder`` for the arguments.
 
         Raises:
-            RemoteError: no server answers there, or it serves no store.
+            RemoteError: no server responds at this address, or it serves no store.
         """
         from twinvec import RemoteEmbedder
         from twinvec.server.wire import task_from_json
@@ -56,14 +56,18 @@ class RemoteIndex(HybridIndex):
             super().__init__(self._remote, _Elsewhere(self._remote.url, config), task=task)
         except (ConfigurationError, KeyError, TypeError) as error:
             self._remote.close()
-            raise RemoteError(f"{self._remote.url} serves no store known here: {str(error)[:200]}") from None
+            raise RemoteError(
+                f"{self._remote.url} serves no store that this version understands: {str(error)[:200]}"
+            ) from None
         except TwinVecError:
             self._remote.close()
             raise
 
     def scoped(self, filter: Filter) -> HybridIndex:
-        """Raise StoreError: a server's keys say who may see what, not a client."""
-        raise StoreError(f"{self._remote.url} is searched as a whole: pass filter=, or scope the index that it serves")
+        """Raise StoreError: who may see what is decided by a server's keys, not by its clients."""
+        raise StoreError(
+            f"{self._remote.url} can only be searched as a whole: pass filter=, or scope the index that it serves"
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -110,12 +114,12 @@ class RemoteIndex(HybridIndex):
             if len(found) != n or any(len(results) > most for results in found):
                 raise ValueError(f"{len(found)} lists for {n} queries, or one with more than {most} results")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RemoteError(f"{self._remote.url} answered no results: {error!r:.100}") from None
+            raise RemoteError(f"{self._remote.url} returned invalid results: {error!r:.100}") from None
         return found
 
 
 class _Elsewhere(HybridStore):
-    """The store of a server: what it holds is known, and all else is refused."""
+    """A server's store: its contents are known, everything else is refused."""
 
     def __init__(self, url: str, config: StoreConfig) -> None:
         self.config = config
@@ -135,12 +139,14 @@ class _Elsewhere(HybridStore):
 
 
 def _refusal(url: str) -> StoreError:
-    return StoreError(f"the store of {url} can only be searched from here: write and read it where it is")
+    return StoreError(f"the store of {url} can only be searched from here: read and write it directly")
 
 
 def _json(options: SearchOptions) -> dict[str, Any]:
     if options.rerank is not None:
-        raise ConfigurationError("rerank: a server searches without; give the texts that it finds to Reranker.rerank")
+        raise ConfigurationError(
+            "rerank: a server searches without a reranker; pass the texts it finds to Reranker.rerank"
+        )
     plain = SearchOptions()
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     given = {name: value for name, value in given.items() if value != getattr(plain, name) or name in _STORED}
@@ -177,11 +183,11 @@ def _explanation(data: Mapping[str, Any]) -> Explanation:
 
 def _checked(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+        raise TypeError(f"{value!r:.40} is not a {kind.__name__}")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"{value!r:.40} is no finite number")
+        raise TypeError(f"{value!r:.40} is not a finite number")
     return float(value)

@@ -1,4 +1,4 @@
-"""ScopedStore: a view of a store that can neither read nor write outside of a filter."""
+"""ScopedStore: a view of a store that can neither read nor write outside a filter."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from twinvec_stores.records import Hit, Record, RecordBatch, StoreQuery
 class ScopedStore(HybridStore):
     """The records of a store that match a filter, as a store of their own.
 
-    Every search, count, page, get and deletion is within the filter, document frequencies (BM25's idf) too. A record
-    that contradicts it is refused, and so is one whose id a record outside has. Where the filter is ``Eq``, or ``And``
-    of such, records without these fields get them. ``close`` leaves the store open.
+    Every search, count, page, get and deletion is limited to the filter, and so are document frequencies (BM25's idf).
+    A record that contradicts the filter is rejected, and so is one whose id belongs to a record outside. If the filter
+    is ``Eq``, or an ``And`` of several, records without these fields get them. ``close`` leaves the store open.
     """
 
     def __init__(self, store: HybridStore, scope: Filter) -> None:
-        """Make a view; see ``HybridIndex.scoped``."""
+        """Create a view; see ``HybridIndex.scoped``."""
         self._store, self._scope = store, check_filter(scope)
         self.config = store.config
         self.has_indexes = store.has_indexes
@@ -34,7 +34,7 @@ class ScopedStore(HybridStore):
             if isinstance(part, Eq) and len(keys := parse_field(part.field)) == 1:
                 self._defaults[keys[0].key] = part.value
         if scope == And():
-            raise ConfigurationError("a scope that matches everything is none: use the store itself")
+            raise ConfigurationError("this scope matches everything: use the store itself")
 
     @property
     def scope(self) -> Filter:
@@ -42,7 +42,7 @@ class ScopedStore(HybridStore):
         return self._scope
 
     def close(self) -> None:
-        """Do nothing: the store is its owner's."""
+        """Do nothing: the store belongs to its owner."""
 
     def __repr__(self) -> str:
         return f"ScopedStore({self._store!r}, {self._scope!r})"
@@ -64,10 +64,10 @@ class ScopedStore(HybridStore):
         filled = [self._filled(metadata) for metadata in batch.metadata]
         for id, metadata in zip(batch.ids, filled, strict=True):
             if not matches(self._scope, id, metadata):
-                raise InvalidRecordError(f"its metadata is outside of the scope {self._scope!r}", id=id)
+                raise InvalidRecordError(f"its metadata is outside the scope {self._scope!r}", id=id)
         for record in await self._store._get(list(batch.ids), False):
             if not self._has(record):
-                raise InvalidRecordError("its id belongs to a record outside of the scope", id=record.id)
+                raise InvalidRecordError("its id belongs to a record outside the scope", id=record.id)
         await self._store._checked_upsert(replace(batch, metadata=filled))
 
     def _filled(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,7 +107,7 @@ class ScopedStore(HybridStore):
         await self._store._flush()
 
     async def _configure(self, config: StoreConfig) -> None:
-        raise ConfigurationError("how a store is searched is its owner's to say: use the store itself")
+        raise ConfigurationError("only the store's owner may change how it is searched: use the store itself")
 
     async def _optimize(self, progress: Progress | None) -> None:
         await self._store._optimize(progress)

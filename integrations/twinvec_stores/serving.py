@@ -50,7 +50,7 @@ class SparseRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A query or several, or their vectors; and the fields of ``twinvec_stores.SearchOptions``."""
+    """One or more queries, or their vectors, plus the fields of ``twinvec_stores.SearchOptions``."""
 
     query: str | list[str] | None = None
     dense: list[list[float]] | None = None
@@ -74,14 +74,14 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     exact: bool = False
 
     def options(self) -> SearchKeywords:
-        """Return how to search, as ``HybridIndex`` takes it.
+        """Return the search options, as ``HybridIndex`` takes them.
 
         Raises:
-            ConfigurationError, FilterError: a fusion or a filter that makes no sense.
+            ConfigurationError, FilterError: the fusion or the filter is invalid.
         """
         known = [name for name in self.__struct_fields__ if name in SearchKeywords.__annotations__]
         given: dict[str, Any] = {name: getattr(self, name) for name in known}
-        given = {name: value for name, value in given.items() if value is not msgspec.UNSET}  # the store's own
+        given = {name: value for name, value in given.items() if value is not msgspec.UNSET}  # leave these to the store
         if isinstance(self.fusion, FusionBody):
             given["fusion"] = Fusion(**msgspec.structs.asdict(self.fusion))
         if self.filter is not None:
@@ -90,7 +90,7 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Why(msgspec.Struct):
-    """See ``twinvec_stores.Explanation``; a term, its weight in the query, and its weight in the record."""
+    """See ``twinvec_stores.Explanation``; terms are (term, weight in the query, weight in the record)."""
 
     dense_score: float | None
     sparse_score: float | None
@@ -121,7 +121,8 @@ class SearchAnswer(msgspec.Struct):
 
 
 def search_extension(index: HybridIndex) -> Extension:
-    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which stays yours."""
+    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which the caller keeps and
+    closes."""
     routes = _Routes(index)
     return Extension(
         operations=(
@@ -138,25 +139,25 @@ class _Routes:
     async def search(self, service: Service, asked: SearchBody) -> Response:
         """Search for records by meaning and by words.
 
-        ``query`` is a text or a list of texts; in its place ``dense``, ``sparse`` or both hold vectors of queries. The
-        answer has one list for each query.
+        ``query`` is a text or a list of texts; alternatively, ``dense``, ``sparse`` or both contain query vectors. The
+        response has one list per query.
         """
         try:
             found = await self._found(service, asked)
-        except InvalidRecordError as error:  # a query's vector
+        except InvalidRecordError as error:  # the vector of a query
             raise RefusedError(400, str(error)) from None
         except StoreError as error:
             if isinstance(error, FilterError):
                 raise
             logger.error("the store failed: %s", error)
-            raise RefusedError(500, "the store failed, the server's log says why", kind="StoreError") from None
+            raise RefusedError(500, "the store failed; see the server's log", kind="StoreError") from None
         except TwinVecError as error:
             raise RefusedError.of(error, "query") from error
         rows = ([result.to_dict() for result in results] for results in found)
         return await rows_of_json(rows, b'{"results":[', b"]}")
 
     async def info(self, service: Service, request: Request) -> Response:
-        """Return what a ``RemoteIndex`` needs to know of the index."""
+        """Return what a ``RemoteIndex`` needs to know about the index."""
         config = self._index.store.config
         public = replace(config, model=public_name(config.model), recipe={})
         return Json({"config": public.to_dict(), "task": task_to_json(self._index.task)})
@@ -164,11 +165,11 @@ class _Routes:
     async def _found(self, service: Service, asked: SearchBody) -> list[list[Result]]:
         if asked.query is None:
             if asked.dense is None and asked.sparse is None:
-                raise RefusedError(400, "query is missing: a text, or dense and sparse vectors in its place", "query")
+                raise RefusedError(400, "query is missing: send a text, or dense and sparse vectors instead", "query")
             dense, sparse = _dense(service, asked.dense), _sparse(service, asked.sparse)
             return await self._index.asearch_vectors(dense, sparse, **asked.options())
         if asked.dense is not None or asked.sparse is not None:
-            raise RefusedError(400, "send query, or dense and sparse vectors in its place, not both", "query")
+            raise RefusedError(400, "send either query, or dense and sparse vectors, not both", "query")
         queries = [asked.query] if isinstance(asked.query, str) else asked.query
         service.check_count("query", len(queries))
         return await self._index.asearch_many(queries, task=task_of(asked.task), **asked.options())
@@ -180,7 +181,7 @@ def _dense(service: Service, rows: list[list[float]] | None) -> Float32 | None:
     service.check_count("dense", len(rows))
     if len({len(row) for row in rows}) > 1:
         raise RefusedError(400, "dense must be rows of equal length", "dense")
-    with np.errstate(over="ignore"):  # infinity is refused where the vectors are checked
+    with np.errstate(over="ignore"):  # infinity is rejected later, when the vectors are checked
         return np.asarray(rows, np.float32)
 
 
@@ -190,7 +191,7 @@ def _sparse(service: Service, rows: list[SparseRow] | None) -> SparseBatch | Non
     service.check_count("sparse", len(rows))
     for position, row in enumerate(rows):
         if not len(set(row.indices)) == len(row.indices) == len(row.values):
-            message = f"sparse[{position}] must have indices of which none comes twice, and as many values"
+            message = f"sparse[{position}] must have unique indices, and as many values"
             raise RefusedError(400, message, "sparse")
     try:
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The contract of an engine, as a state machine: subclass it, and pytest runs it against your own store.
+"""The contract of an engine as a state machine: subclass it, and pytest runs it against your own store.
 
 Examples:
     >>> class MyStoreContract(StoreContract):
@@ -74,11 +74,11 @@ def _row(weights: Mapping[int, float]) -> SparseVector:
 
 
 class StoreContract(RuleBasedStateMachine):
-    """What every store does, compared with dictionaries after every step.
+    """The required behaviour of every store, compared with dictionaries after every step.
 
     Attributes:
-        config: of the store that ``make_store`` is to make.
-        persistent: closing and making the store again keeps its records.
+        config: configuration of the store that ``make_store`` creates.
+        persistent: whether records survive closing and reopening the store.
     """
 
     config: ClassVar[StoreConfig] = StoreConfig(
@@ -99,14 +99,14 @@ class StoreContract(RuleBasedStateMachine):
 
     @rule(records=st.lists(_RECORDS, max_size=4))
     def upsert(self, records: list[Record]) -> None:
-        """Write; of equal ids the last holds."""
+        """Write; of equal ids the last wins."""
         if records:
             self.store.upsert(RecordBatch.of(records))
         self.records |= {record.id: record for record in records}
 
     @rule(ids=st.lists(_IDS, max_size=3))
     def delete(self, ids: list[str]) -> None:
-        """Delete by ids, of which some are missing."""
+        """Delete by ids, some of which are missing."""
         self.store.delete(ids)
         for id in ids:
             self.records.pop(id, None)
@@ -120,12 +120,12 @@ class StoreContract(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Flush; nothing changes."""
+        """Flush, which changes nothing."""
         self.store.flush()
 
     @rule()
     def reopen(self) -> None:
-        """Close, twice, and open again."""
+        """Close twice, and open again."""
         if self.persistent:
             self.store.close()
             self.store.close()
@@ -133,7 +133,7 @@ class StoreContract(RuleBasedStateMachine):
 
     @rule(condition=_FILTERS, limit=st.integers(1, 4))
     def count_and_scroll(self, condition: Filter, limit: int) -> None:
-        """Count, and read in pages, what matches."""
+        """Count the matches, and read them in pages."""
         expected = self._matching(condition)
         assert self.store.count(condition) == len(expected)
         pages = list(self.store.scroll_all(limit=limit, filter=condition))
@@ -149,7 +149,7 @@ class StoreContract(RuleBasedStateMachine):
 
     @rule(weights=st.dictionaries(st.integers(0, 6), _WEIGHTS, max_size=3), condition=_FILTERS, limit=st.integers(1, 5))
     def search_sparse(self, weights: dict[int, float], condition: Filter, limit: int) -> None:
-        """Rank what shares a key by the sum of products, ties by id."""
+        """Rank records that share a key by the sum of products, ties by id."""
         scores = {}
         for id in self._matching(condition):
             row = self._sparse(id)

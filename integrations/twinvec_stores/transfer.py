@@ -1,8 +1,8 @@
-"""Stores as files, and from one engine to another: the way to a new schema, other settings, or a cluster.
+"""Exporting stores to files and copying them between engines, for a new schema, other settings, or a cluster.
 
-The file is JSON lines: a header with the StoreConfig, one record a line (vectors as base64 of little-endian arrays, so
-that they come back bit for bit), and a last line with the number of records and the SHA-256 of all lines before it. A
-file is read and checked to its end before the first of its records is imported.
+The file consists of JSON lines: a header with the StoreConfig, one line per record (vectors as base64 of little-endian
+arrays, so that they are restored bit for bit), and a last line with the number of records and the SHA-256 of all lines
+before it. A file is read and checked to its end before any of its records is imported.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def copy_store(source: HybridStore, target: HybridStore, progress: Progress | No
     """Write every record of a store, with its vectors, into another one.
 
     Args:
-        source: stays as it is.
-        target: made for the same model; records with known ids are replaced.
+        source: remains unchanged.
+        target: a store for the same model; records with the same ids are replaced.
         progress: called with the number of records written so far.
 
     Returns:
         The number of records.
 
     Raises:
-        FingerprintMismatchError: the target holds another model's vectors.
-        StoreEngineError: a record is damaged; those before it are written.
+        FingerprintMismatchError: the target contains another model's vectors.
+        StoreEngineError: a record is damaged; those before it have been written.
     """
     target.config.check(_without_settings(source.config), repr(target))
     return _write(
@@ -58,7 +58,7 @@ def copy_store(source: HybridStore, target: HybridStore, progress: Progress | No
 
 
 def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Progress | None = None) -> int:
-    """Write a store to a file, whole or not at all; ``.gz`` at the end of its name compresses it.
+    """Write a store to a file, completely or not at all; a name that ends in ``.gz`` is compressed.
 
     Returns:
         The number of records.
@@ -94,10 +94,10 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
 
 
 def read_export(path: str | os.PathLike[str]) -> tuple[StoreConfig, Iterator[Record]]:
-    """Open an exported file: its configuration, and its records as they are read.
+    """Open an exported file: its configuration, and an iterator over its records.
 
     Raises:
-        StoreMismatchError: not such a file; while reading, a damaged or cut one.
+        StoreMismatchError: not an exported file; during iteration, damaged or incomplete.
     """
     name = os.fspath(path)
     lines = _lines(Path(path))
@@ -109,14 +109,14 @@ def read_export(path: str | os.PathLike[str]) -> tuple[StoreConfig, Iterator[Rec
 
 
 def import_store(path: str | os.PathLike[str], store: HybridStore, progress: Progress | None = None) -> int:
-    """Write the records of an exported file into a store; those with known ids are replaced.
+    """Write the records of an exported file into a store, replacing those with the same ids.
 
     Returns:
         The number of records.
 
     Raises:
-        FingerprintMismatchError: the store holds another model's vectors.
-        StoreMismatchError: a damaged file; nothing of it is stored.
+        FingerprintMismatchError: the store contains another model's vectors.
+        StoreMismatchError: the file is damaged; nothing of it is stored.
     """
     for _ in read_export(path)[1]:
         pass  # to its end, and its digest
@@ -151,7 +151,7 @@ def _lines(path: Path) -> Iterator[str]:
         with _open(path, "rt", compress=path.suffix == ".gz") as file:
             yield from file
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        raise StoreMismatchError(f"{path} is damaged or cut off: {error}") from None
+        raise StoreMismatchError(f"{path} is damaged or incomplete: {error}") from None
 
 
 def _records(lines: Iterator[str], name: str, digest: Any) -> Iterator[Record]:
@@ -160,9 +160,11 @@ def _records(lines: Iterator[str], name: str, digest: Any) -> Iterator[Record]:
         row = _parse(line, name, number)
         if set(row) == {"records", "sha256"}:
             if row["records"] != n:
-                raise StoreMismatchError(f"{name} holds {n} records instead of {row['records']}: export it again")
+                raise StoreMismatchError(f"{name} contains {n} records instead of {row['records']}: export it again")
             if row["sha256"] != digest.hexdigest() or next(lines, None) is not None:
-                raise StoreMismatchError(f"{name} is damaged: its content is not what was written; export it again")
+                raise StoreMismatchError(
+                    f"{name} is damaged: its content differs from what was written; export it again"
+                )
             return
         digest.update(line.encode())
         try:
@@ -170,14 +172,16 @@ def _records(lines: Iterator[str], name: str, digest: Any) -> Iterator[Record]:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreMismatchError(f"{name}, line {number}: not a record ({error!r})") from None
         n += 1
-    raise StoreMismatchError(f"{name} is cut off after {n} records: export it again")
+    raise StoreMismatchError(f"{name} ends after {n} records: export it again")
 
 
 def _parse(line: str, name: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise StoreMismatchError(f"{name}, line {number}: not JSON ({error}): the file is damaged or cut off") from None
+        raise StoreMismatchError(
+            f"{name}, line {number}: not JSON ({error}): the file is damaged or incomplete"
+        ) from None
     if not isinstance(row, dict):
         raise StoreMismatchError(f"{name}, line {number}: not an object")
     return row

@@ -77,7 +77,15 @@ def test_pages(run: Run, bert: str, monkeypatch: pytest.MonkeyPatch, width: int)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     assert max(map(len, result.stdout.splitlines())) <= width
-    for phrase in ("Dense", "Sparse", "Hybrid", "nDCG@10", "Recall@10", "documents/s", "Terms matched by sparse search"):
+    for phrase in (
+        "Dense",
+        "Sparse",
+        "Hybrid",
+        "nDCG@10",
+        "Recall@10",
+        "documents/s",
+        "Terms matched by sparse search",
+    ):
         assert phrase in result.stdout
     for query in demo_view.QUESTIONS:
         assert Collection.read(find_faq()).queries[query] in result.stdout

@@ -121,7 +121,7 @@ class TestSearch:
         EmbeddedStore(tmp_path / "bare", StoreConfig(fingerprint="f", dim=2, sparse=False)).close()
         result = run("search", tmp_path / "bare", "x")
         assert result.exit_code == 2
-        assert "does not tell how its model is loaded" in result.stderr
+        assert "does not record how to load its model" in result.stderr
 
 
 class TestStore:

@@ -216,7 +216,7 @@ def test_wrong_choices_are_not_kept(embedder: Embedder, options: Any, message: s
     index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
     with pytest.raises(ConfigurationError, match=message):
         index.set_search(**options)
-    with pytest.raises(ConfigurationError, match="its owner's"):
+    with pytest.raises(ConfigurationError, match="only the store's owner"):
         index.scoped(Eq("tenant", "a")).set_search(fetch_k=50)
 
 

@@ -102,7 +102,7 @@ def test_inflected_words_are_found_and_explained(store: HybridStore, embedder: E
 def test_raw_scores_of_another_sparse_half_are_warned_of(store: HybridStore, embedder: Embedder) -> None:
     index = HybridIndex(embedder, store)
     index.add(["столица", "Python"], ids=["a", "b"])
-    with pytest.warns(FusionWarning, match="another scale"):
+    with pytest.warns(FusionWarning, match="a different scale"):
         index.search("столица", k=1, fusion="weighted")
     with warnings.catch_warnings():
         warnings.simplefilter("error", FusionWarning)

@@ -150,7 +150,7 @@ def test_a_scope_reads_and_writes_inside_only(index: HybridIndex) -> None:
     assert index.store.get([outside]) != []
     assert scope.add(["a text"], ids=["mine"]) == ["mine"]
     assert index.store.get(["mine"])[0].metadata == {"tenant": "a"}
-    with pytest.raises(InvalidRecordError, match="outside of the scope"):
+    with pytest.raises(InvalidRecordError, match="outside the scope"):
         scope.add(["a text"], ids=["other"], metadata=[{"tenant": "b"}])
     with pytest.raises(InvalidRecordError, match="belongs to a record outside"):
         scope.add(["a text"], ids=[outside])

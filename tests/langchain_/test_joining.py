@@ -68,7 +68,7 @@ def test_a_dense_store_needs_nothing_of_ours(tmp_path: Path) -> None:
         assert store.similarity_search(TEXTS[1], k=1)[0].page_content == TEXTS[1]
         with pytest.raises(ConfigurationError, match="only dense vectors"):
             store.similarity_search("a", fusion="rrf")
-        with pytest.raises(StoreMismatchError, match="does not tell how its model is loaded"):
+        with pytest.raises(StoreMismatchError, match="does not record how to load its model"):
             load_embedder(store.index.store)
         made = pickle.loads(pickle.dumps(store))
         assert made.similarity_search(TEXTS[1], k=1)[0].page_content == TEXTS[1]

@@ -57,11 +57,11 @@ def test_what_a_tenant_writes_is_its_own(shared: TwinVecVectorStore) -> None:
     one = shared.scoped({"tenant": "a"})
     one.add_texts(["new"], ids=["new"])
     assert shared.get_by_ids(["new"])[0].metadata == {"tenant": "a"}
-    with pytest.raises(InvalidRecordError, match="outside of the scope"):
+    with pytest.raises(InvalidRecordError, match="outside the scope"):
         one.add_texts(["x"], [{"tenant": "b"}])
     with pytest.raises(InvalidRecordError, match="belongs to a record outside"):
         one.add_texts(["stolen"], [{"tenant": "a"}], ids=["b1"])
-    with pytest.raises(InvalidRecordError, match="outside of the scope"):
+    with pytest.raises(InvalidRecordError, match="outside the scope"):
         one.update_metadata(["a1"], {"tenant": "b"})
     one.ingest([Document(id="doc", page_content="ingested")])
     assert seen(shared.list_documents({"tenant": "a"})) == {"a1", "a2", "new", "doc"}

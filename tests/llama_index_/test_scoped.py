@@ -93,9 +93,9 @@ def test_deletions_stay_inside(shared: TwinVecVectorStore) -> None:
 def test_writes_that_contradict_it_are_refused(shared: TwinVecVectorStore) -> None:
     view = shared.scoped({"tenant": "a"})
     for node in (TextNode(text="x", metadata={"tenant": "b"}), TextNode(id_="b0", text="x", metadata={"tenant": "a"})):
-        with pytest.raises(InvalidRecordError, match="outside of the scope"):
+        with pytest.raises(InvalidRecordError, match="outside the scope"):
             view.add([node])
-        with pytest.raises(InvalidRecordError, match="outside of the scope"):
+        with pytest.raises(InvalidRecordError, match="outside the scope"):
             asyncio.run(view.async_add([node]))
     assert len(shared.get_nodes()) == 5
     view.add([TextNode(id_="new", text="sorting the world")])
@@ -143,7 +143,7 @@ def test_copies_of_a_view_are_views_and_subclasses_stay_what_they_are(embedding:
         assert len(view.get_nodes()) == 2
         with pytest.raises(PermissionError):
             view.delete("x")
-        with pytest.raises(InvalidRecordError, match="outside of the scope"):
+        with pytest.raises(InvalidRecordError, match="outside the scope"):
             view.add([TextNode(text="x", metadata={"tenant": "b"})])
         view.close()
         assert len(store.get_nodes()) == 5

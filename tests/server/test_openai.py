@@ -85,7 +85,7 @@ async def test_dimensions_are_those_of_an_embedder_with_so_many(
     for dimensions in (0, 5, 65):
         refused = await client.post(PATH, json={"input": "a", "dimensions": dimensions})
         assert refused.status_code == 400
-        assert f"{gte_folder.name} gives 10 to 64 dimensions" in refused.json()["error"]["message"]
+        assert f"{gte_folder.name} supports 10 to 64 dimensions" in refused.json()["error"]["message"]
         assert refused.json()["error"]["param"] == "dimensions"
     async with client_of(create_app(giga)) as other:
         refused = await other.post(PATH, json={"input": "a", "dimensions": 32})

@@ -172,7 +172,7 @@ def test_a_server_without_a_store(hosts: Hosts, gte: Embedder) -> None:
 def test_nothing_is_believed(remote: RemoteIndex, hosts: Hosts, answer: Any) -> None:
     content = json.dumps(answer)
     hosts.answering["there"] = httpx.MockTransport(lambda request: httpx.Response(200, content=content))
-    with pytest.raises(RemoteError, match="http://there answered no results"):
+    with pytest.raises(RemoteError, match="http://there returned invalid results"):
         remote.search("a", k=1)
 
 

@@ -152,7 +152,7 @@ async def test_dimensions_and_normalize(client: httpx.AsyncClient) -> None:
     assert plain == unit
     refused = await client.post("/embed", json={"inputs": "a", "dimensions": 9})
     assert refused.status_code == 422
-    assert "gives 10 to 64 dimensions" in refused.json()["error"]
+    assert "supports 10 to 64 dimensions" in refused.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_another_schema_version_is_refused(folder: Path) -> None:
     filled(folder).close()
     data = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps({**data, "schema_version": 3, "new": 1}))
-    with pytest.raises(StoreMismatchError, match="schema version 3, this TwinVec reads 2"):
+    with pytest.raises(StoreMismatchError, match="schema version 3, this version of TwinVec reads 2"):
         EmbeddedStore(folder)
 
 

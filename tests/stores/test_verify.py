@@ -194,10 +194,10 @@ class Damaged(MemoryStore):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"text": "texu"}, "not what was written"),
-        ({"metadata": {"n": 3}}, "not what was written"),
-        ({"provenance": {"hash": "x"}}, "not what was written"),
-        ({"dense": np.array([0.6, 0.8, 1e-9, 0], np.float32)}, "not what was written"),
+        ({"text": "texu"}, "differs from what was written"),
+        ({"metadata": {"n": 3}}, "differs from what was written"),
+        ({"provenance": {"hash": "x"}}, "differs from what was written"),
+        ({"dense": np.array([0.6, 0.8, 1e-9, 0], np.float32)}, "differs from what was written"),
         ({"checksum": None, "dense": np.array([0.6, 0.9, 0, 0], np.float32)}, "length 1"),
         ({"checksum": None, "dense": np.array([np.nan, 0.9, 0, 0], np.float32)}, "length 1"),
         ({"id": "b"}, "not found by its id"),
@@ -231,4 +231,4 @@ def test_the_command(tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["store", "verify", str(tmp_path / "s"), "--json"])
     assert ended.exit_code == 1
     told = json.loads(ended.stdout)
-    assert [damage["reason"] for damage in told["damages"]] == ["its content is not what was written"]
+    assert [damage["reason"] for damage in told["damages"]] == ["its content differs from what was written"]

@@ -1,1 +1,1 @@
-"""Conditions on metadata, neutral of any framework."""
+"""Conditions on metadata, independent of any framework."""

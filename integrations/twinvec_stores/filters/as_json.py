@@ -1,4 +1,4 @@
-"""Filters as JSON: ``{"year": {"$gte": 2020}, "lang": "ru"}``, the form that commands and LangChain's stores take."""
+"""Filters as JSON, ``{"year": {"$gte": 2020}, "lang": "ru"}``: the form used by commands and LangChain's stores."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Make = Callable[[str, Any], Filter]
 
 
 def parse_filter(form: Mapping[str, Any]) -> Filter:
-    """Read a filter that is written as JSON.
+    """Read a filter in JSON form.
 
-    ``{"field": value}`` means equality; ``{"field": {"$gt": 1, "$lte": 9}}`` knows $eq, $ne, $in, $nin, $gt, $gte,
-    $lt, $lte, $between, $exists, $contains and $icontains, $startswith and $istartswith (i: in any case), $words, and
-    ``{"$range": {"gt": 1, "lte": 9}}``, whose bounds one element of a list must all meet. ``{"$and": [...]}``,
-    ``{"$or": [...]}`` and ``{"$not": {...}}`` join; several keys of one dict must all match; ``{"$id": [...]}`` means
-    the record's id. Bounds may be dates. See ``twinvec_stores.filters.fields`` for keys with dots.
+    ``{"field": value}`` means equality; ``{"field": {"$gt": 1, "$lte": 9}}`` supports $eq, $ne, $in, $nin, $gt, $gte,
+    $lt, $lte, $between, $exists, $contains and $icontains, $startswith and $istartswith (i: ignoring case), $words, and
+    ``{"$range": {"gt": 1, "lte": 9}}``, whose bounds must all hold for the same element of a list. ``{"$and": [...]}``,
+    ``{"$or": [...]}`` and ``{"$not": {...}}`` combine filters; several keys in one dict must all match; ``{"$id":
+    [...]}`` matches the record's id. Bounds may be dates. See ``twinvec_stores.filters.fields`` for keys with dots.
 
     Raises:
-        FilterError: another form; says where.
+        FilterError: the form is invalid; says where.
     """
     if not isinstance(form, Mapping):
         raise FilterError(f"a filter must be a dict, not {type(form).__name__}")
     try:
         parts = [_part(key, value) for key, value in form.items()]
     except RecursionError:
-        raise FilterError("a filter is nested too deep") from None
+        raise FilterError("a filter is nested too deeply") from None
     return parts[0] if len(parts) == 1 else And(*parts)
 
 
 def filter_to_json(filter: Filter) -> dict[str, Any]:
-    """Return a filter in the form that ``parse_filter`` reads, of JSON's own types.
+    """Return a filter in the form read by ``parse_filter``, in JSON types only.
 
     Raises:
-        FilterError: it is none.
+        FilterError: it is not a filter.
     """
     check_filter(filter)
     match filter:
@@ -68,13 +68,13 @@ def filter_to_json(filter: Filter) -> dict[str, Any]:
         case In() if any(isinstance(value, datetime.date) for value in filter.values):
             return {"$or": [filter_to_json(Eq(filter.field, value)) for value in filter.values]}
     head, dot, inner = filter.field.partition(".")
-    name = f'"{head}"' if head.startswith("$") else head  # it would be taken for an operator
+    name = f'"{head}"' if head.startswith("$") else head  # it would be mistaken for an operator
     return {name + dot + inner: _operators(filter)}
 
 
 def _operators(filter: Eq | In | Range | Contains | StartsWith | HasWords | Exists) -> dict[str, Any]:
     match filter:
-        case Eq(value=datetime.date() as value):  # a moment, which a string in "$eq" would not be
+        case Eq(value=datetime.date() as value):  # a moment in time, which a string in "$eq" would not be
             form: dict[str, Any] = {"$between": [value.isoformat()] * 2}
         case Eq():
             form = {"$eq": filter.value}
@@ -94,7 +94,7 @@ def _operators(filter: Eq | In | Range | Contains | StartsWith | HasWords | Exis
 
 
 def on_key(key: str, make: Make, value: Any) -> Filter:
-    """Return a condition on a metadata key; one that cannot be a path (see ``fields``) is meant as it stands."""
+    """Return a condition on a metadata key; a key that cannot be a path (see ``fields``) is taken literally."""
     try:
         parse_field(key)
     except FilterError:
@@ -103,7 +103,7 @@ def on_key(key: str, make: Make, value: Any) -> Filter:
 
 
 def between(field: str, bounds: Any) -> Filter:
-    """Return a range with both its ends."""
+    """Return a range that includes both ends."""
     if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
         raise FilterError(f"{field}: $between needs [low, high], not {bounds!r:.60}")
     return Range(field, gte=bounds[0], lte=bounds[1])

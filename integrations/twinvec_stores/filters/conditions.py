@@ -1,9 +1,8 @@
-"""Filters over metadata: one neutral form for every engine, and what each means on a JSON value.
+"""Filters over metadata: one neutral form for every engine, and the meaning of each on a JSON value.
 
-A field that holds a list matches where any of its elements does; see ``fields`` for how one is written. Numbers are
-compared as numbers (1 == 1.0), whole ones exactly, floats at 15 significant digits; a bool is not a number. A datetime
-or date as a value stands for the moment, however the field writes it. A missing field matches nothing but ``Ne`` and
-``Not``.
+A field that contains a list matches if any of its elements does; see ``fields`` for the syntax. Numbers are compared as
+numbers (1 == 1.0), integers exactly, floats to 15 significant digits; a bool is not a number. A datetime or date as a
+value stands for that moment, however the field writes it. A missing field matches nothing but ``Ne`` and ``Not``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from twinvec_stores.filters.numbers import comparable
 
 Scalar: TypeAlias = "str | int | float | bool | datetime.date"
 Bound: TypeAlias = "float | str | datetime.date"
-_MAX_DEPTH = 32  # Qdrant Edge writes a deeper filter into its log, but cannot read it again
+_MAX_DEPTH = 32  # Qdrant Edge writes deeper filters into its log, but cannot read them back
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,9 @@ class In:
 class Range:
     """The field is a number, or a date and time, within all given bounds.
 
-    Bounds are numbers; or datetimes, dates and ISO 8601 strings: then strings of the field are compared as moments. An
-    offset is honoured, without one it is UTC. Declare the field as "datetime" for ranges that do not read every record.
+    Bounds are numbers; or datetimes, dates and ISO 8601 strings, in which case strings in the field are compared as
+    moments in time. Offsets are honoured; without one, UTC is assumed. Declare the field as "datetime" for ranges that
+    do not read every record.
     """
 
     field: str
@@ -101,19 +101,19 @@ class Range:
         return not _is_finite(next(iter(self.bounds().values())))
 
     def bounds(self) -> dict[str, Bound]:
-        """Return the bounds that were given, by name."""
+        """Return the given bounds by name."""
         named = {"gt": self.gt, "gte": self.gte, "lt": self.lt, "lte": self.lte}
         return {name: bound for name, bound in named.items() if bound is not None}
 
     def numbers(self) -> dict[str, float]:
-        """Return the bounds as numbers that can be compared with; those of moments in microseconds since 1970."""
+        """Return the bounds as comparable numbers; moments are in microseconds since 1970."""
         given = {name: moment(bound) if self.of_moments else bound for name, bound in self.bounds().items()}
         return {name: comparable(bound) for name, bound in given.items() if isinstance(bound, (int, float))}
 
 
 @dataclass(frozen=True)
 class Contains:
-    """The field is a string with this text inside of it."""
+    """The field is a string that contains this text."""
 
     field: str
     text: str
@@ -137,7 +137,7 @@ class StartsWith:
 
 @dataclass(frozen=True)
 class HasWords:
-    """The strings of the field have all of these words, in any order and case; a word is what ``\\w+`` finds.
+    """The strings of the field contain all of these words, in any order and case; a word is whatever ``\\w+`` matches.
 
     Declare the field as "text" for searches that do not read every record.
     """
@@ -153,7 +153,7 @@ class HasWords:
 
 @dataclass(frozen=True)
 class Exists:
-    """The field is there, and is neither null nor an empty list."""
+    """The field exists, and is neither null nor an empty list."""
 
     field: str
 
@@ -178,7 +178,7 @@ class HasId:
 
 @dataclass(frozen=True)
 class And:
-    """All of the filters match; none given: everything matches."""
+    """All of the filters match; with none given, everything matches."""
 
     filters: tuple[Filter, ...]
 
@@ -188,7 +188,7 @@ class And:
 
 @dataclass(frozen=True)
 class Or:
-    """At least one of the filters matches; none given: nothing matches."""
+    """At least one of the filters matches; with none given, nothing matches."""
 
     filters: tuple[Filter, ...]
 
@@ -213,14 +213,14 @@ _KINDS = (Eq, Ne, In, Range, Contains, StartsWith, HasWords, Exists, HasId, And,
 
 
 def check_scalar(value: Any, field: str) -> Scalar:
-    """Return a value that can be compared with."""
+    """Return a value in comparable form."""
     if isinstance(value, bool) or (isinstance(value, str) and not lone_surrogate(value)):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    if isinstance(value, datetime.date) and moment(value) is not None:  # a moment, however it is written
+    if isinstance(value, datetime.date) and moment(value) is not None:  # a moment in time, however it is written
         return value
     hint = "; use Exists, or Not(Exists(...))" if value is None else ""
     raise FilterError(f"{field}: cannot compare with {value!r:.60} ({type(value).__name__}){hint}", field=field)
@@ -235,12 +235,12 @@ def check_filter(value: Any) -> Filter:
     if not isinstance(value, _KINDS):
         raise FilterError(f"expected a filter of twinvec_stores.filters.conditions, not {type(value).__name__}")
     if _depth(value) > _MAX_DEPTH:
-        raise FilterError(f"a filter is nested more than {_MAX_DEPTH} deep")
+        raise FilterError(f"a filter is nested more than {_MAX_DEPTH} levels deep")
     return value
 
 
 def leaves(condition: Filter) -> list[Filter]:
-    """Return the conditions that And, Or and Not join."""
+    """Return the conditions combined by And, Or and Not."""
     if isinstance(condition, (And, Or)):
         return [leaf for part in condition.filters for leaf in leaves(part)]
     return leaves(condition.filter) if isinstance(condition, Not) else [condition]

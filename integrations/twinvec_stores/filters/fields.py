@@ -1,8 +1,8 @@
-"""Fields: how a path into metadata is written, and what it leads to.
+"""Fields: the syntax of a path into metadata, and what it leads to.
 
-``a.b`` is a key of an object inside of a key, of each object of a list, or a key that has a dot itself, whichever the
-metadata has: pandas' json_normalize and nested rows are both found. ``"a.b"`` in double quotes is one key as it stands,
-``tags[].id`` only looks into the objects of a list.
+``a.b`` is a key in an object under another key, or in each object of a list, or a key that itself contains a dot,
+whichever the metadata has: both pandas' json_normalize and nested rows are found. ``"a.b"`` in double quotes is a
+single literal key; ``tags[].id`` only looks into the objects of a list.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Part(NamedTuple):
     """A step of a path.
 
     Attributes:
-        key: of an object.
-        quoted: it was written in quotes, so its dots are its own.
-        in_list: the next part is a key of the objects in a list.
+        key: a key of an object.
+        quoted: whether it was written in quotes, so that its dots are literal.
+        in_list: whether the next part is a key of the objects in a list.
     """
 
     key: str
@@ -35,7 +35,7 @@ def parse_field(field: str) -> tuple[Part, ...]:
     """Return the parts of a path.
 
     Raises:
-        FilterError: not a field.
+        FilterError: it is not a field.
     """
     if isinstance(field, str) and not lone_surrogate(field):
         parts, at = [], 0
@@ -55,17 +55,17 @@ def parse_field(field: str) -> tuple[Part, ...]:
 
 
 def readings(field: str) -> list[tuple[Part, ...]]:
-    """Return every way to read a path, each with parts of which nothing is left open."""
+    """Return every way to read a path, with no ambiguity left in the parts."""
     return list(_readings(parse_field(field)))
 
 
 def field_values(metadata: Mapping[str, Any], field: str) -> list[Any]:
-    """Return the values that a field has: the elements of a list, nothing where it is missing or null."""
+    """Return the values of a field: the elements of a list; nothing if it is missing or null."""
     return [inner for value in reached(metadata, field) for inner in _elements(value) if inner is not None]
 
 
 def reached(metadata: Mapping[str, Any], field: str) -> list[Any]:
-    """Return what a path leads to, by all of its readings; lists as they stand."""
+    """Return everything a path leads to, by all of its readings, with lists as they are."""
     return list(_reached(metadata, parse_field(field)))
 
 
@@ -84,7 +84,7 @@ def _readings(parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
 
 
 def _joined(parts: Sequence[Part]) -> Part | None:
-    """Return parts as one key with dots, where they can be one."""
+    """Return parts as one dotted key, if they can be one."""
     if len(parts) > 1 and any(part.quoted for part in parts):
         return None
     if any(part.in_list for part in parts[:-1]):

@@ -1,4 +1,4 @@
-"""What a filter means on a record: the meaning that every engine has to give."""
+"""What a filter means on a record: the behaviour that every engine must have."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _holds(condition: _OnValue | Exists | HasWords, metadata: Mapping[str, Any])
 
 
 def words(text: str) -> set[str]:
-    """Return the words of a text, as they are compared."""
+    """Return the words of a text, in the form in which they are compared."""
     return set(_WORD.findall(text.casefold()))
 
 

@@ -1,4 +1,4 @@
-"""Moments: dates and times as whole microseconds since 1970, in UTC."""
+"""Moments in time: dates and times as integer microseconds since 1970, in UTC."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MICROSECOND = datetime.timedelta(microseconds=1)
 def moment(value: object) -> int | None:
     """Return the microseconds since 1970 of an ISO 8601 string, a datetime or a date; None for anything else.
 
-    An offset is honoured; without one it is UTC; a date is its midnight. Nanoseconds, which do not fit, are None.
+    Offsets are honoured; without one, UTC is assumed; a date means midnight. Nanoseconds do not fit and give None.
     """
     if isinstance(value, datetime.date):
         value = value.isoformat()

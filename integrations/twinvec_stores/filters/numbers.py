@@ -1,4 +1,4 @@
-"""Numbers in filters: whole ones exactly, floats at 15 digits, and what an engine that compares in float64 is asked."""
+"""Numbers in filters: integers exactly, floats to 15 digits, and the requests for engines that compare in float64."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-WIDE = 2**53  # from here on floats do not tell integers apart
+WIDE = 2**53  # from here on floats cannot represent every integer
 _LEAST, _MOST = -(2**63), 2**63 - 1
-_MAX_FLOAT = 1.79769313486231e308  # the largest of 15 digits
+_MAX_FLOAT = 1.79769313486231e308  # the largest with 15 digits
 
 
 def comparable(number: float) -> float:
-    """Return what a number is compared as: engines keep 15 significant digits of a float; integers are exact."""
+    """Return the number used in comparisons: engines keep 15 significant digits of a float; integers are exact."""
     if isinstance(number, int):
         return number
-    rounded = max(-_MAX_FLOAT, min(float(f"{number:.15g}"), _MAX_FLOAT))  # the largest would be rounded to infinity
+    rounded = max(
+        -_MAX_FLOAT, min(float(f"{number:.15g}"), _MAX_FLOAT)
+    )  # the largest float would be rounded to infinity
     return int(rounded) if WIDE <= abs(rounded) <= 2**63 else rounded
 
 
@@ -24,8 +26,8 @@ class Interval:
     """Numbers between two ends.
 
     Attributes:
-        low, high: the ends; None: none.
-        above, below: the ends themselves are outside.
+        low, high: the ends; None: unbounded.
+        above, below: whether the ends themselves are excluded.
     """
 
     low: float | None = None
@@ -35,7 +37,7 @@ class Interval:
 
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Interval:
-        """Return the interval of gt, gte, lt and lte; of two on one side, both hold."""
+        """Return the interval of gt, gte, lt and lte; if two are given for one side, both apply."""
         low = max(((numbers[name], name == "gt") for name in ("gt", "gte") if name in numbers), default=(None, False))
         high = min(((numbers[name], name == "lte") for name in ("lt", "lte") if name in numbers), default=(None, True))
         return cls(low[0], high[0], low[1], not high[1])
@@ -45,14 +47,14 @@ class Interval:
         return enough and (self.high is None or number < self.high or (number == self.high and not self.below))
 
     def whole(self) -> Interval | None:
-        """Return the integers of 64 bits in it, as a closed interval; None if it has none."""
+        """Return the 64-bit integers within it, as a closed interval; None if there are none."""
         low = _LEAST if self.low is None else math.floor(self.low) + 1 if self.above else math.ceil(self.low)
         high = _MOST if self.high is None else math.ceil(self.high) - 1 if self.below else math.floor(self.high)
         low, high = max(low, _LEAST), min(high, _MOST)
         return Interval(low, high) if low <= high else None
 
     def split(self) -> Split:
-        """Return the interval as an engine can be asked for it that compares in float64."""
+        """Return the interval in the form for an engine that compares in float64."""
         bounds: dict[str, float] = {}
         bands: list[range] = []
         if self.low is not None and WIDE <= abs(self.low) <= 2**63:
@@ -75,7 +77,7 @@ class Interval:
         )
 
     def rounded_to(self, number: float) -> list[int]:
-        """Return the integers outside of the interval that float64 does not tell from one inside of it."""
+        """Return the integers outside the interval that float64 cannot tell from one inside."""
         low, high = int(_next(number, -math.inf)), int(_next(number, math.inf))
         near = range(max(low, _LEAST), min(high, _MOST) + 1)
         return [n for n in near if float(n) == number and n not in self]
@@ -86,9 +88,9 @@ class Split:
     """An interval for an engine.
 
     Attributes:
-        bounds: gt, gte, lt and lte of what float64 can tell; None: nothing.
-        whole: the integers besides, near to the ends.
-        floats: the floats besides.
+        bounds: gt, gte, lt and lte as far as float64 can tell; None: nothing.
+        whole: additional integers, close to the ends.
+        floats: additional floats.
     """
 
     bounds: Mapping[str, float] | None

@@ -1,4 +1,4 @@
-"""Results of a search, and why each of them was found."""
+"""Search results, and why each of them was found."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ class Explanation:
     """Why a record was found.
 
     Attributes:
-        dense_score: cosine with the query; None where the mode is "sparse".
-        sparse_score: sum over common terms of weight * weight, with idf where the store has it; None where the mode
-            is "dense".
-        dense_rank: place in the dense ranking, from 1; None where it is not among its first ``fetch_k``.
-        sparse_rank: place in the sparse ranking, from 1.
-        rerank_score: of a reranker, where there was one.
-        rerank_rank: place in its order, from 1.
-        terms: (term, weight in the query, weight in the record) of the common terms, those that count most first.
+        dense_score: cosine with the query; None if the mode is "sparse".
+        sparse_score: dot product over common terms, with idf if the store has it; None if the mode is "dense".
+        dense_rank: position in the dense ranking, from 1; None if it is not among the first ``fetch_k``.
+        sparse_rank: position in the sparse ranking, from 1.
+        rerank_score: the reranker's score, if there was one.
+        rerank_rank: position in the reranker's order, from 1.
+        terms: (term, weight in the query, weight in the record) of the common terms, most important first.
     """
 
     dense_score: float | None = None
@@ -42,15 +41,15 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Result:
-    """One found record.
+    """One record found.
 
     Attributes:
-        record: with its text, metadata and provenance.
-        score: of the ranking, with ``rerank`` the reranker's; higher is better. Comparable within one query and one way
-            of searching.
-        explanation: where asked for.
-        context: the record's text with that of its neighbours, where asked for with ``expand`` and it is a chunk.
-        fused_score: with ``rerank``, the score that it had before.
+        record: the record, with its text, metadata and provenance.
+        score: score in the ranking, with ``rerank`` that of the reranker; higher is better. Comparable within one query
+            and one way of searching.
+        explanation: if requested.
+        context: with ``expand``, a chunk's text together with that of its neighbours.
+        fused_score: with ``rerank``, the score before reranking.
     """
 
     record: Record
@@ -60,7 +59,7 @@ class Result:
     fused_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON types, without what it does not have."""
+        """Return the result as JSON types, omitting what it does not have."""
         record, why = self.record, self.explanation
         optional = {
             "provenance": record.provenance or None,
@@ -75,7 +74,7 @@ class Result:
 async def explain(
     searching: Searching, found: Found, hits: Sequence[Hit], records: Mapping[str, Record]
 ) -> dict[str, Explanation]:
-    """Return, as a flow, why each of some hits was found; the records come with their vectors."""
+    """Explain, as a flow, why hits were found; the records come with their vectors."""
     query, ids = found.query, [hit.id for hit in hits]
     scores = [
         {} if half is None else dict(await searching.completed(half, ranking, ids))

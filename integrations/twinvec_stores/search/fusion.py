@@ -1,4 +1,4 @@
-"""Fusion: one ranking out of a dense and a sparse one, and diversity within it. Pure functions of scores."""
+"""Fusion: merging a dense and a sparse ranking into one, and diversity within it. Pure functions of scores."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _WEIGHTS: dict[Method, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Fusion:
-    """How a dense and a sparse ranking become one; ties go by id.
+    """How to merge a dense and a sparse ranking; ties are broken by id.
 
     Attributes:
-        method: what each ranking contributes for a record, before its weight:
+        method: what each ranking contributes to a record's score, before its weight:
 
             - "rrf": 1 / (rrf_k + rank), rank from 1 (Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion
               outperforms Condorcet and individual Rank Learning Methods").
-            - "weighted": the score itself (``compute_scores`` of the GTE multilingual reference script). A record that
-              only one ranking found is scored for the other one too.
-            - "relative": the score, moved and scaled so that the ranking's worst is 0 and its best is 1; 1 where all
-              are equal.
+            - "weighted": the score itself (``compute_scores`` of the GTE multilingual reference script). A record found
+              by only one ranking is scored for the other one, too.
+            - "relative": the score, shifted and scaled so that the worst of the ranking is 0 and the best is 1; 1 if
+              all are equal.
             - "dbsf": (score - low) / (high - low) with low, high = mean -+ 3 sample standard deviations of the
-              ranking's scores; 0.5 where all are equal (distribution-based score fusion, as in Qdrant).
+              ranking's scores; 0.5 if all are equal (distribution-based score fusion, as in Qdrant).
 
-            A record that a ranking lacks gets 0 from it ("weighted" has no lacking ones).
-        dense_weight: factor of the dense contributions; None: the method's own.
-        sparse_weight: factor of the sparse contributions; None: the method's own. They are 1 and 1, but 1 and 0.3 for
-            "weighted", the example on GTE's model card (its script has 0.1), and 0.75 and 0.25 for "relative": never
-            significantly worse than the dense half alone, and significantly better in most of the real Russian,
-            Chinese and English collections of benchmarks/quality.py.
-        rrf_k: the larger, the less the first ranks stand out; for "rrf".
+            A record missing from a ranking gets 0 from it (with "weighted" none is missing).
+        dense_weight: factor of the dense contributions; None: the method's default.
+        sparse_weight: factor of the sparse contributions; None: the method's default. The defaults are 1 and 1, except
+            for "weighted": 1 and 0.3, the example on GTE's model card (its script has 0.1), and "relative": 0.75 and
+            0.25, never significantly worse than the dense half alone, and significantly better on most of the real
+            Russian, Chinese and English collections of benchmarks/quality.py.
+        rrf_k: for "rrf": the larger it is, the less the top ranks stand out.
     """
 
     method: Method = "relative"
@@ -70,8 +70,8 @@ class Fusion:
         """Return all records of both rankings, best first.
 
         Args:
-            dense: best first, no id twice.
-            sparse: the same of the other half.
+            dense: best first, without duplicate ids.
+            sparse: the same for the other half.
         """
         scores: dict[str, float] = {}
         assert self.dense_weight is not None
@@ -82,7 +82,7 @@ class Fusion:
         return ranked(Hit(id, score) for id, score in scores.items())
 
     def scaled(self, scores: list[float]) -> list[float]:
-        """Return what each record of a ranking contributes before the weight, in the ranking's order."""
+        """Return what each record of a ranking contributes before weighting, in the ranking's order."""
         if self.method == "weighted" or not scores:
             return scores
         if self.method == "rrf":
@@ -103,7 +103,7 @@ def ranked(hits: Iterable[Hit]) -> list[Hit]:
 
 
 def diversify(relevance: Sequence[float], vectors: Float32, k: int, relevance_weight: float) -> list[int]:
-    """Choose k rows that are relevant and unlike each other, best first.
+    """Choose k rows that are relevant and different from each other, best first.
 
     Maximal marginal relevance (Carbonell and Goldstein 1998): the next row is the one with the highest
     relevance_weight * relevance - (1 - relevance_weight) * (highest cosine with a row chosen before).
@@ -111,8 +111,8 @@ def diversify(relevance: Sequence[float], vectors: Float32, k: int, relevance_we
     Args:
         relevance: score of each row; ties go to the earlier row.
         vectors: float32 [n, dim] of length 1.
-        k: rows to choose; all where there are fewer.
-        relevance_weight: 1 only relevance, 0 only diversity.
+        k: number of rows to choose; all if there are fewer.
+        relevance_weight: 1 for relevance only, 0 for diversity only.
 
     Returns:
         Positions of the chosen rows.

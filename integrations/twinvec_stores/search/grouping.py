@@ -1,4 +1,4 @@
-"""Groups of results: documents instead of their chunks, and the text around a chunk."""
+"""Groups of results: documents instead of chunks, and the text around a chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twinvec_stores.records import Hit, Record
 
 
 def group_of(record: Record, by: str) -> tuple[str, Any]:
-    """Return the group of a record: of its document, or of the first value of a field; else it is one of its own."""
+    """Return a record's group: its document, or the first value of a field; failing that, a group of its own."""
     if by == "document":
         document = record.provenance.get("document")
         return ("document", document if isinstance(document, str) else record.id)
@@ -25,14 +25,14 @@ def group_of(record: Record, by: str) -> tuple[str, Any]:
 
 
 class Groups:
-    """The first k groups of a ranking, with the best of each."""
+    """The first k groups of a ranking, with the best hits of each."""
 
     def __init__(self, k: int, size: int, by: str) -> None:
         self._k, self._size, self._by = k, size, by
         self._groups: dict[tuple[str, Any], list[Hit]] = {}
 
     def add(self, hit: Hit, record: Record) -> None:
-        """Take the next hit of the ranking."""
+        """Add the next hit of the ranking."""
         key = group_of(record, self._by)
         if key not in self._groups and len(self._groups) == self._k:
             return
@@ -42,7 +42,7 @@ class Groups:
 
     @property
     def full(self) -> bool:
-        """Return whether no further hit can change anything."""
+        """Return whether further hits cannot change the result."""
         return len(self) == self._k and all(len(members) == self._size for members in self._groups.values())
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Groups:
 
 
 def neighbours(record: Record, n: int) -> list[str]:
-    """Return the ids of a chunk and up to n chunks on each side of it; nothing for a record that is not a chunk."""
+    """Return the ids of a chunk and up to n chunks on each side; nothing for a record that is not a chunk."""
     document, chunk = record.provenance.get("document"), record.provenance.get("chunk")
     chunks = record.provenance.get("chunks")
     if not isinstance(document, str) or not isinstance(chunk, int) or not isinstance(chunks, int):
@@ -63,7 +63,7 @@ def neighbours(record: Record, n: int) -> list[str]:
 
 
 def joined(pieces: Sequence[Record]) -> str:
-    """Return consecutive chunks as one text; what they share is there once."""
+    """Join consecutive chunks into one text, without repeating their overlap."""
     text, end = "", None
     for piece in pieces:
         start = piece.provenance["start"]

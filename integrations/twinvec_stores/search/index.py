@@ -1,4 +1,4 @@
-"""HybridIndex: a model and a store together. Texts go in, ranked records come out."""
+"""HybridIndex: a model and a store combined. Texts go in, ranked records come out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Index = TypeVar("_Index", bound="HybridIndex")
 
 
 class HybridIndex:
-    """A model and a store of its vectors. Thread safe; every method has an async twin with an ``a`` before its name.
+    """A model and a store of its vectors. Thread safe; every method has an async twin, prefixed with ``a``.
 
     Examples:
         >>> with HybridIndex(embedder, EmbeddedStore("index/", StoreConfig.for_embedder(embedder))) as index:
@@ -39,15 +39,15 @@ class HybridIndex:
     """
 
     def __init__(self, embedder: BaseEmbedder, store: HybridStore, *, task: Task | str | None = None) -> None:
-        """Bring both together.
+        """Combine a model and a store.
 
         Args:
             embedder: the model, an Embedder or a RemoteEmbedder.
-            store: made with ``StoreConfig.for_embedder``.
-            task: what the index is for, in place of the embedder's own: an instruction, for models trained with them.
+            store: a store created with ``StoreConfig.for_embedder``.
+            task: the index's task, instead of the embedder's: an instruction, for models trained with them.
 
         Raises:
-            FingerprintMismatchError: the store holds another model's vectors.
+            FingerprintMismatchError: the store contains another model's vectors.
             StoreMismatchError: its documents were embedded with another prompt.
         """
         store.config.check(StoreConfig.for_embedder(embedder, task=task), repr(store))
@@ -63,12 +63,12 @@ class HybridIndex:
         metadata: Sequence[Mapping[str, Any]] | None = None,
         show_progress: bool = False,
     ) -> list[str]:
-        """Embed documents, one forward pass for both halves, and store them.
+        """Embed documents, with one forward pass for both halves, and store them.
 
         Args:
             texts: the documents.
-            ids: of equal length; known ids are replaced; see ``plain_id``. None: random ones.
-            metadata: dicts, of equal length; see ``plain_metadata``. They are checked before anything is embedded.
+            ids: one per text; existing ids are replaced; see ``plain_id``. None: random ids.
+            metadata: one dict per text; see ``plain_metadata``. Checked before anything is embedded.
             show_progress: draw a progress bar.
 
         Returns:
@@ -106,10 +106,10 @@ class HybridIndex:
         return rows.ids
 
     def update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
-        """Lay changes over the metadata of records, without embedding them again; missing ids are left out.
+        """Update the metadata of records without embedding them again; missing ids are skipped.
 
         Returns:
-            The ids of those that were there.
+            The ids that were found.
         """
         return block(self._update_metadata(ids, changes))
 
@@ -129,8 +129,8 @@ class HybridIndex:
         """Return the best records for a query, best first, ties by id.
 
         Args:
-            query: what is looked for.
-            task: instruction in place of the index's own, for models trained with them.
+            query: the query.
+            task: instruction instead of the index's own, for models trained with them.
             options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, min_dense,
                 min_sparse, group_by, group_size, rerank, rerank_k, min_rerank, expand, mmr, explain, exact.
         """
@@ -161,9 +161,9 @@ class HybridIndex:
         texts: Sequence[str] | None = None,
         **options: Unpack[SearchKeywords],
     ) -> list[list[Result]]:
-        """Search with vectors that are there already: dense float32 [n, dim], n sparse rows, or both.
+        """Search with existing vectors: dense float32 [n, dim], n sparse rows, or both.
 
-        ``texts`` are the n queries in words, which ``rerank`` reads.
+        ``texts`` are the n queries in words, for ``rerank``.
         """
         found = self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None))
         return block(_traced(texts or (), found))
@@ -180,16 +180,16 @@ class HybridIndex:
         return await wait(_traced(texts or (), found))
 
     def set_search(self, **options: Unpack[SearchKeywords]) -> None:
-        """Keep in the store how it is searched where a search does not say so; nothing: as TwinVec does by itself.
+        """Set the store's default search options; without arguments, restore TwinVec's defaults.
 
-        Every later search of the store follows, through the frameworks and the command too; one that is open elsewhere
-        when it is opened again. ``twinvec tune`` sets what it has chosen.
+        All later searches of the store use them, including those of the frameworks and the command; where the store is
+        already open elsewhere, once it is reopened. ``twinvec tune`` stores its choice this way.
 
         Args:
             options: fusion, fetch_k and min_dense of ``SearchOptions``.
 
         Raises:
-            ConfigurationError: others, or wrong values.
+            ConfigurationError: other options, or invalid values.
         """
         self.store.set_search(to_stored(options))
 
@@ -198,7 +198,8 @@ class HybridIndex:
         await self.store.aset_search(to_stored(options))
 
     def scoped(self, filter: Filter) -> HybridIndex:
-        """Return a view that can neither read nor write outside of a filter: one tenant's part; see ``ScopedStore``."""
+        """Return a view that can neither read nor write outside a filter, such as one tenant's part; see
+        ``ScopedStore``."""
         return HybridIndex(self.embedder, ScopedStore(self.store, filter), task=self.task)
 
     def close(self) -> None:
@@ -231,7 +232,7 @@ class HybridIndex:
 
 
 async def _traced(queries: Sequence[str], search: Flow[list[list[Result]]]) -> list[list[Result]]:
-    """Show a search in a trace, with its queries where they are known in words."""
+    """Record a search in a trace, with its queries if they are known in words."""
     with traced_search(queries) as found:
         results = await search
         found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)

@@ -24,28 +24,28 @@ class SearchOptions:
 
     Attributes:
         k: results per query.
-        mode: "hybrid", "dense" or "sparse"; None: hybrid where the store has both halves.
-        fusion: how "hybrid" joins them: a Fusion, or a method's name with its default weights.
+        mode: "hybrid", "dense" or "sparse"; None: hybrid if the store has both halves.
+        fusion: how "hybrid" merges them: a Fusion, or a method's name with its default weights.
         fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
-        dense_k: candidates of the dense half, where it is to have others than ``fetch_k``; may be less than k.
-        sparse_k: the same of the sparse half.
-        filter: only records that match.
-        score_threshold: only results with at least this score.
-        min_dense: only records with at least this cosine, whichever half has found them: "I do not know" where there
-            are none. It says nothing of a record that a sparse query finds by its words: a lower cosine drops it.
-        min_sparse: the same for the sparse score; a record without a common term has 0.
-        group_by: "document": k counts documents, not their chunks; or a metadata field: k counts its values. A record
-            without document or value is a group of its own.
-        group_size: records of a group, at most; groups come in the order of their best.
+        dense_k: candidates of the dense half, if different from ``fetch_k``; may be less than k.
+        sparse_k: the same for the sparse half.
+        filter: only return matching records.
+        score_threshold: only return results with at least this score.
+        min_dense: only return records with at least this cosine, whichever half found them: "I do not know" if there
+            are none. It also drops records that a sparse query finds by their words, if their cosine is lower.
+        min_sparse: the same for the sparse score; a record without common terms has 0.
+        group_by: "document": k counts documents instead of chunks; or a metadata field: k counts its values. A record
+            without a document or value forms its own group.
+        group_size: maximum number of records per group; groups are ordered by their best record.
         rerank: a Reranker or a RemoteReranker, which reads the query and the stored text of the first ``rerank_k``
-            candidates and orders them anew; no others are returned.
-        rerank_k: how many it reads; with ``group_by`` take more, for groups are made of them.
-        min_rerank: only records with at least this score of the reranker.
-        expand: fill ``Result.context`` of chunks with their text and so many chunks on each side.
-        mmr: None, or the weight of relevance against diversity, from 0 to 1 (maximal marginal relevance by dense
-            vectors; 0.5 is usual).
+            candidates and reorders them; no others are returned.
+        rerank_k: number of candidates to rerank; with ``group_by`` use more, since groups are formed from them.
+        min_rerank: only return records with at least this reranker score.
+        expand: fill ``Result.context`` of chunks with their text and this many chunks on each side.
+        mmr: None, or the weight of relevance versus diversity, from 0 to 1 (maximal marginal relevance by dense
+            vectors; 0.5 is common).
         explain: fill ``Result.explanation``.
-        exact: compare with every dense vector instead of walking a graph.
+        exact: compare with every dense vector instead of using a graph.
     """
 
     k: int = 10
@@ -82,11 +82,11 @@ class SearchOptions:
                 raise ConfigurationError(f"{name}={value!r} must be a finite number")
         check_limit(self.group_size, name="group_size")
         if isinstance(self.expand, bool) or not isinstance(self.expand, int) or self.expand < 0:
-            raise ConfigurationError(f"expand={self.expand!r} must be an integer of chunks")
+            raise ConfigurationError(f"expand={self.expand!r} must be an integer number of chunks")
         if self.group_by is not None:
             parse_field(self.group_by)
             if self.mmr is not None:
-                raise ConfigurationError("group_by and mmr both choose among the candidates: use one of them")
+                raise ConfigurationError("group_by and mmr both select candidates: use only one of them")
         elif self.group_size != 1:
             raise ConfigurationError("group_size needs group_by")
         self._check_rerank()
@@ -108,31 +108,31 @@ class SearchOptions:
         if self.rerank_k < self.k:
             raise ConfigurationError(f"rerank_k={self.rerank_k} is less than k={self.k}")
         if self.mmr is not None:
-            raise ConfigurationError("rerank and mmr both order the candidates: use one of them")
+            raise ConfigurationError("rerank and mmr both reorder the candidates: use only one of them")
 
     @property
     def candidates(self) -> int:
-        """Return how many candidates each half has where nothing else is said of it."""
+        """Return the default number of candidates of each half."""
         if self.fetch_k is not None:
             return self.fetch_k
         return max(100, min(10 * self.k, MAX_LIMIT), self.rerank_k if self.rerank is not None else 0)
 
     @property
     def halves(self) -> tuple[int, int]:
-        """Return how many candidates the dense and the sparse half have."""
+        """Return the number of candidates of the dense and the sparse half."""
         dense = self.candidates if self.dense_k is None else self.dense_k
         return dense, self.candidates if self.sparse_k is None else self.sparse_k
 
     def parts(self, config: StoreConfig, *, dense: bool = True, sparse: bool = True) -> tuple[bool, bool]:
-        """Return whether to ask the dense and the sparse half.
+        """Return whether to query the dense and the sparse half.
 
         Args:
-            config: what the store has.
-            dense: there is a dense query.
-            sparse: there is a sparse query.
+            config: the store's configuration.
+            dense: whether there is a dense query.
+            sparse: whether there is a sparse query.
 
         Raises:
-            ConfigurationError: the mode needs a half that is not there.
+            ConfigurationError: the mode needs a half that is missing.
         """
         dense, sparse = dense and config.dim is not None, sparse and config.sparse
         wanted = (self.mode in ("hybrid", "dense"), self.mode in ("hybrid", "sparse"))
@@ -147,7 +147,7 @@ class SearchOptions:
         if not any(wanted):
             raise ConfigurationError("neither a dense nor a sparse query fits this store")
         if self.mmr is not None and config.dim is None:
-            raise ConfigurationError("mmr compares dense vectors, and this store keeps none")
+            raise ConfigurationError("mmr compares dense vectors, and this store has none")
         return wanted
 
 
@@ -155,10 +155,10 @@ _KEPT = ("fusion", "fetch_k", "min_dense")
 
 
 def to_stored(options: SearchKeywords) -> dict[str, Any]:
-    """Return options as a store keeps them, JSON types.
+    """Return options in the form a store keeps them, as JSON types.
 
     Raises:
-        ConfigurationError: options that a store does not keep, or wrong values.
+        ConfigurationError: options that a store does not keep, or invalid values.
     """
     if unknown := sorted(set(options) - set(_KEPT)):
         raise ConfigurationError(f"a store keeps {', '.join(_KEPT)} of a search, not {', '.join(unknown)}")
@@ -170,16 +170,16 @@ def to_stored(options: SearchKeywords) -> dict[str, Any]:
 
 
 def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bool) -> SearchOptions:
-    """Return how to search: as was asked for, and for the rest as the store says.
+    """Return the search options: those requested, and for the rest the store's own.
 
     Args:
-        options: what was asked for.
+        options: the options requested.
         search: ``StoreConfig.search``.
-        dense: the dense half is there to be asked.
+        dense: whether the dense half can be queried.
 
     Raises:
-        ConfigurationError: wrong options.
-        StoreMismatchError: the store's own are none.
+        ConfigurationError: the options are invalid.
+        StoreMismatchError: the store's own are invalid.
     """
     if not search:
         return SearchOptions(**options)
@@ -198,7 +198,7 @@ def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bo
 
 
 class SearchKeywords(TypedDict, total=False):
-    """The fields of ``SearchOptions`` as keyword arguments, so that type checkers see a wrong one."""
+    """The fields of ``SearchOptions`` as keyword arguments, so that type checkers detect wrong ones."""
 
     k: int
     mode: Mode | None

@@ -1,4 +1,4 @@
-"""The third stage of a search: a model that reads query and text together orders the first candidates."""
+"""The third stage of a search: a model that reads query and text together reorders the first candidates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def rerank(searching: Searching, found: Sequence[Found]) -> list[Found]:
-    """Return, as a flow, each query's first ``rerank_k`` candidates in the reranker's order; all pairs are one call."""
+    """Return, as a flow, each query's first ``rerank_k`` candidates in the reranker's order; all pairs in one call."""
     reranker, options = searching.options.rerank, searching.options
     assert reranker is not None
     candidates = [each.best[: options.rerank_k] for each in found]

@@ -1,4 +1,4 @@
-"""One search, as a flow: halves asked, gated, joined, cut, and the records fetched."""
+"""One search, as a flow: query the halves, apply thresholds, fuse, cut, and fetch the records."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from twinvec_stores.search.options import SearchOptions
 from twinvec_stores.search.reranking import rerank
 
 _GTE_HEAD = ("gte", "head")
-_AT_ONCE = 64  # queries in one call of the store
-_PAGE = 256  # candidates whose groups are looked up at once
+_AT_ONCE = 64  # queries per call of the store
+_PAGE = 256  # candidates whose groups are looked up together
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query's halves, where they are asked, and its words, where they are known."""
+    """One query: the halves that are queried, and its words if they are known."""
 
     dense: DenseQuery | None
     sparse: SparseQuery | None
     text: str | None = None
 
     def halves(self) -> list[StoreQuery]:
-        """Return those that are asked."""
+        """Return the halves that are queried."""
         return [half for half in (self.dense, self.sparse) if half is not None]
 
 
 @dataclass(frozen=True)
 class Found:
-    """One query's rankings, and what became of them; ``fused``: scores before a reranker gave its own."""
+    """One query's rankings, and their result; ``fused``: scores before reranking."""
 
     query: Query
     dense: list[Hit]
@@ -72,11 +72,12 @@ class Searching:
         return await self.vectors(batch.dense, batch.sparse, queries)
 
     def _warn_of_scales(self) -> None:
-        """Say that weights of raw scores are GTE's: with another sparse half they may lose to either half."""
+        """Warn that the default weights of raw scores are GTE's: with another sparse half they may do worse than either
+        half."""
         if self.options.fusion == Fusion("weighted") and (self.embedder.family, self.embedder.spec.sparse) != _GTE_HEAD:
             warnings.warn(
-                'fusion="weighted" adds raw scores with weights made for GTE\'s sparse half, and this one has another '
-                'scale: use fusion="relative", or give dense_weight and sparse_weight of your own (twinvec tune)',
+                'fusion="weighted" adds raw scores with weights made for GTE\'s sparse half, and this one uses a '
+                'different scale: use fusion="relative", or pass your own dense_weight and sparse_weight (twinvec tune)',
                 FusionWarning,
                 stacklevel=2,
             )
@@ -108,7 +109,7 @@ class Searching:
         return results
 
     async def completed(self, query: StoreQuery, ranking: list[Hit], ids: Sequence[str]) -> list[Hit]:
-        """Return a ranking with the scores of the records that it does not reach down to."""
+        """Return a ranking extended by the scores of records below its end."""
         lacking = set(ids).difference(hit.id for hit in ranking)
         if not lacking:
             return ranking
@@ -119,7 +120,7 @@ class Searching:
         return ranking + found
 
     async def records(self, hits: Sequence[Hit], *, with_vectors: bool = False) -> dict[str, Record]:
-        """Return the records of hits by id; one may have been deleted in this moment."""
+        """Return the records of hits by id; some may just have been deleted."""
         if not hits:
             return {}
         ids = [hit.id for hit in hits]
@@ -154,7 +155,7 @@ class Searching:
         return found
 
     async def _gated(self, query: Query, dense: list[Hit], sparse: list[Hit], best: list[Hit]) -> list[Hit]:
-        """Return the hits whose own scores are high enough, in their order."""
+        """Return the hits whose own scores are high enough, in order."""
         gates = ((query.dense, dense, self.options.min_dense), (query.sparse, sparse, self.options.min_sparse))
         for half, ranking, least in gates:
             if half is not None and least is not None:
@@ -163,9 +164,9 @@ class Searching:
         return best
 
     async def _grouped(self, found: Found, by: str) -> tuple[Found, list[Hit]]:
-        """Return the hits of the first k groups; where there are fewer, more candidates are asked for.
+        """Return the hits of the first k groups; if there are fewer, request more candidates.
 
-        What a reranker has ordered is all that there is.
+        Reranked hits cannot be extended.
         """
         (dense_k, sparse_k), options = self.options.halves, self.options
         while True:
@@ -238,13 +239,13 @@ class Searching:
         if not candidates:
             return []
         relevance = [hit.score for hit in candidates]
-        if found.query.sparse is not None:  # other scores than cosines are brought to their scale
+        if found.query.sparse is not None:  # scores other than cosines are brought to the same scale
             relevance = Fusion("relative").scaled(relevance)
         vectors = np.stack([row for hit in candidates if (row := records[hit.id].dense) is not None])
         return [candidates[i] for i in diversify(relevance, vectors, self.options.k, weight)]
 
     async def _weighted_by_idf(self, sparse: SparseBatch) -> SparseBatch:
-        """Multiply by ln(1 + (n - df + 0.5) / (df + 0.5)): Robertson's idf as Lucene keeps it above 0."""
+        """Multiply by ln(1 + (n - df + 0.5) / (df + 0.5)): Robertson's idf in Lucene's form, which stays above 0."""
         keys, where = np.unique(sparse.indices, return_inverse=True)
         if not len(keys):
             return sparse
