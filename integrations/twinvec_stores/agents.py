@@ -32,9 +32,9 @@ Number = Annotated[int, Field(ge=1, le=100, description="Number of results.")]
 FilterForm = Annotated[
     dict[str, Any] | None,
     Field(
-        description='Only return records with matching metadata, e.g. {"lang": "ru", "year": {"$gte": 2020}}. Operators: '
-        "$eq, $ne, $in, $nin, $gt, $gte, $lt, $lte, $between, $exists, $contains, $icontains, $startswith, $words; "
-        "$and, $or, $not combine filters. Dates are ISO 8601 strings."
+        description='Only return records with matching metadata, e.g. {"lang": "ru", "year": {"$gte": 2020}}. '
+        "Operators: $eq, $ne, $in, $nin, $gt, $gte, $lt, $lte, $between, $exists, $contains, $icontains, "
+        "$startswith, $words; $and, $or, $not combine filters. Dates are ISO 8601 strings."
     ),
 ]
 ModeOf = Annotated[

@@ -116,8 +116,8 @@ class StoreConfig:
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version == 1:
             raise StoreMismatchError(
-                f"{where} was created by an early version of TwinVec, which identified models by samples of their weights: "
-                "its vectors may belong to another model. Ingest the documents into a new store"
+                f"{where} was created by an early version of TwinVec, which identified models by samples of their "
+                "weights: its vectors may belong to another model. Ingest the documents into a new store"
             )
         if version != SCHEMA_VERSION:
             raise StoreMismatchError(
@@ -155,8 +155,8 @@ class StoreConfig:
         if self.document_prompt != given.document_prompt:
             raise StoreMismatchError(
                 f"the documents of {where} were embedded with the prompt {self.document_prompt!r}, new ones would be "
-                f"with {given.document_prompt!r}: open it with the task and prompts it was created with, or ingest into "
-                "a new store"
+                f"with {given.document_prompt!r}: open it with the task and prompts it was created with, or ingest "
+                "into a new store"
             )
         differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
         differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
