@@ -67,8 +67,8 @@ def test_json(run: Run, stores: list[Path], queries: Path) -> None:
     ("options", "message"),
     [
         (("--by", "lang"), "no question has the field 'lang'"),
-        (("--measure", "quality"), "'quality' is no measure"),
-        (("--qrels", "none.tsv"), "qrels go with a .jsonl"),
+        (("--measure", "quality"), "'quality' is not a measure"),
+        (("--qrels", "none.tsv"), "qrels are for a .jsonl"),
     ],
 )
 def test_refusals(run: Run, stores: list[Path], queries: Path, options: tuple[str, str], message: str) -> None:

@@ -84,9 +84,9 @@ def test_a_question_without_an_id_is_numbered(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[str, str, str]] = {
     "not JSON": ("q.jsonl", '{"_id": 1\n', "line 1: not JSON"),
-    "a list": ("q.jsonl", "[1]\n", "line 1: an object is needed"),
+    "a list": ("q.jsonl", "[1]\n", "line 1: must be an object"),
     "no text": ("q.jsonl", '{"_id": "a", "title": "x"}\n', "line 1: no text"),
-    "twice": ("q.jsonl", '{"_id": "a", "text": "a", "ids": ["x"]}\n' * 2, "'a' is there twice"),
+    "twice": ("q.jsonl", '{"_id": "a", "text": "a", "ids": ["x"]}\n' * 2, "'a' occurs twice"),
     "no documents": ("q.jsonl", '{"text": "a"}\n', "line 1: no ids of the documents"),
     "a grade of words": ("q.csv", "question,document,grade\na,x,good\n", "'good' is not an integer"),
     "a grade of a half": ("q.csv", "question,document,grade\na,x,0.5\n", "'0.5' is not an integer"),
@@ -117,7 +117,7 @@ def test_wrong_judgements_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             read_questions(questions, write(tmp_path / "qrels.txt", qrels))
-    with pytest.raises(ConfigurationError, match="qrels go with a"):
+    with pytest.raises(ConfigurationError, match="qrels are for a"):
         read_questions(tmp_path / "q.csv", tmp_path / "qrels.txt")
     (tmp_path / "qrels").mkdir()
     with pytest.raises(ConfigurationError, match=r"has no test\.tsv"):

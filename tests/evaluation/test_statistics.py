@@ -45,7 +45,7 @@ def test_names_as_people_write_them() -> None:
 
 @pytest.mark.parametrize("name", ["nDCG", "nDCG@0", "nDCG@x", "quality@10", "", "@5", "__import__('os')@1"])
 def test_unknown_measures_are_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no measure"):
+    with pytest.raises(ConfigurationError, match="is not a measure"):
         Measures([name])
     with pytest.raises(ConfigurationError, match="no measures"):
         Measures([])

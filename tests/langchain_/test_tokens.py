@@ -59,5 +59,5 @@ def test_documents_keep_their_metadata_and_no_chunk_is_too_long(gte: TwinVecEmbe
 
 
 def test_chunks_that_the_model_would_cut_are_refused(gte: TwinVecEmbeddings) -> None:
-    with pytest.raises(ConfigurationError, match="the model takes"):
+    with pytest.raises(ConfigurationError, match="the model accepts"):
         TwinVecTextSplitter(gte.embedder, chunk_size=10**6)

@@ -132,7 +132,7 @@ def test_what_cannot_be_taken_over_is_refused(
     client.upsert("langchain", [models.PointStruct(id=1, vector=[1.0] * size.size, payload=payload)])
     with pytest.raises(InvalidRecordError, match="nor 'text', see text_key=, but metadata, page_content"):
         take(embedding, client, "langchain")
-    with pytest.raises(StoreMismatchError, match="not made by TwinVec"):
+    with pytest.raises(StoreMismatchError, match="not created by TwinVec"):
         TwinVecVectorStore(embedding, client=client, collection="theirs")
 
 

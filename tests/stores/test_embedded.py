@@ -171,7 +171,7 @@ def test_a_missing_shard_is_refused(folder: Path) -> None:
     filled(folder).close()
     (folder / "shard").rename(folder.parent / "elsewhere")
     for config in (None, CONFIG):
-        with pytest.raises(StoreMismatchError, match="lacks its folder shard"):
+        with pytest.raises(StoreMismatchError, match="is missing its folder shard"):
             EmbeddedStore(folder, config)
     (folder.parent / "elsewhere").rename(folder / "shard")
     assert contents(EmbeddedStore(folder)) == ROWS

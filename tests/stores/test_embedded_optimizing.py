@@ -144,7 +144,7 @@ def test_a_killed_optimizer_loses_nothing(
         if size:  # it is building the graph
             children[0].kill()
 
-    with pytest.raises(StoreEngineError, match=r"optimize failed with status -9.*nothing was lost"):
+    with pytest.raises(StoreEngineError, match=r"optimizing failed with status -9.*nothing was lost"):
         large.optimize(kill)
     assert large.info().has_graph is False
     assert_complete(large, vectors)

@@ -219,7 +219,7 @@ def test_a_panic_is_typed_and_remembered(failing: EmbeddedStore, folder: Path, c
     with pytest.raises(StoreEngineError, match="the engine failed: called `Option::unwrap"):
         CALLS[call](failing)
     for later in ("scroll", "upsert", "flush", "search", "optimize"):
-        with pytest.raises(StoreEngineError, match=r"failed before \(called.*open it again"):
+        with pytest.raises(StoreEngineError, match=r"failed earlier \(called.*open it again"):
             CALLS[later](failing)
     failing.close()
     assert contents(EmbeddedStore(folder)) == ROWS

@@ -99,7 +99,7 @@ def test_a_foreign_collection_is_left_alone() -> None:
     client = recorded()
     client.client.create_collection("kb", vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT))
     for config in (None, CONFIG):
-        with pytest.raises(StoreMismatchError, match="not made by TwinVec"):
+        with pytest.raises(StoreMismatchError, match="not created by TwinVec"):
             open_store(client, config)
     assert {name for name, _ in client.calls} == {"collection_exists", "get_collection"}
 

@@ -96,7 +96,7 @@ def test_a_folder_of_all_sorts(embedder: Embedder, memory: MemoryStore, tmp_path
         (tmp_path / name).write_text("x")
     report = ingest(tmp_path, embedder, memory)
     assert (report.new, report.failed) == (1, 0)
-    assert report.passed_over == {".png": 2, "no regular file": 1, "without a suffix": 1}
+    assert report.passed_over == {".png": 2, "not a regular file": 1, "without a suffix": 1}
     assert report.files == 5
     assert "passed by  4 of 5 files: 2 .png" in str(report)
     (tmp_path / "a.txt").unlink()
@@ -118,7 +118,7 @@ def test_why_it_did_not_prune_is_told(embedder: Embedder, memory: MemoryStore) -
     ingest([{"id": "a", "text": "x"}], embedder, memory)
     report = ingest([{"id": "b", "text": "y"}, 17], embedder, memory, prune=True)
     assert not report.pruned
-    assert "nobody knows whose they were" in str(report)
+    assert "so their documents are unknown" in str(report)
     assert memory.count() == 2
 
 
@@ -209,9 +209,9 @@ def test_compressed_files(embedder: Embedder, memory: MemoryStore, tmp_path: Pat
     assert [text.strip() for text, _ in stored(memory).values()] == ["apple"]
     path.write_bytes(path.read_bytes()[:-9])
     if "txt" in name or "html" in name or "md" in name:  # one document of a folder, perhaps
-        assert "damaged or cut off" in ingest(path, embedder, memory).failures[0].reason
+        assert "damaged or incomplete" in ingest(path, embedder, memory).failures[0].reason
     else:
-        with pytest.raises(IngestError, match="damaged or cut off"):
+        with pytest.raises(IngestError, match="damaged or incomplete"):
             ingest(path, embedder, memory)
 
 
@@ -270,7 +270,7 @@ def test_a_newcomers_folder_with_one_command(gte_folder: Path, tmp_path: Path) -
         "h.csv",
     }
     assert report["failed"] == 3
-    assert report["passed_over"] == {".png": 1, "no regular file": 1, ".csv": 1}
+    assert report["passed_over"] == {".png": 1, "not a regular file": 1, ".csv": 1}
     with EmbeddedStore(tmp_path / "s") as store:
         records = [record for page in store.scroll_all() for record in page]
     assert {record.provenance["document"] for record in records} == {

@@ -318,7 +318,7 @@ def test_another_models_store_is_refused(embedder: Embedder, short: Embedder, me
 def test_one_ingest_into_a_store_at_a_time(embedder: Embedder, store: HybridStore) -> None:
     def items() -> Iterator[str]:
         yield "one"
-        with pytest.raises(IngestError, match=r"another ingest into .* is going on"):
+        with pytest.raises(IngestError, match=r"another ingest into .* is running"):
             ingest(["other"], embedder, store)
         yield "two"
 

@@ -145,7 +145,7 @@ def test_lines_without_end_are_given_up(
     assert ingest(path, embedder, memory).failed == 1
     table = path.with_name("rows.csv")
     table.write_bytes(b"id,text\na,the\n" + b"x" * 2**22)
-    with pytest.raises(IngestError, match=r"rows\.csv, line 3: longer than 1 MiB, this is no table"):
+    with pytest.raises(IngestError, match=r"rows\.csv, line 3: longer than 1 MiB, so this is not a table"):
         ingest(table, embedder, memory)
 
 
@@ -316,7 +316,7 @@ def test_several_paths(embedder: Embedder, memory: MemoryStore, lines: Lines, tm
     ("source", "error", "message"),
     [
         ("nowhere.jsonl", IngestError, "there is no file or folder nowhere.jsonl"),
-        (Path(__file__), IngestError, r"cannot tell what it is; known are folders and \.jsonl"),
+        (Path(__file__), IngestError, r"unknown kind of file; supported are folders and \.jsonl"),
         (b"bytes", ConfigurationError, "a bytes is not a source"),
         ({"text": "x"}, ConfigurationError, "a dict is not a source"),
         (Document("a", "x"), ConfigurationError, "a Document is not a source"),

@@ -1,1 +1,1 @@
-"""Where records lie: memory, a folder, a Qdrant server."""
+"""Where records are stored: in memory, in a folder, or on a Qdrant server."""

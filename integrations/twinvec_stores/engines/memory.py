@@ -1,4 +1,5 @@
-"""MemoryStore: numpy and dictionaries; what the other engines are tested against, and enough for small corpora."""
+"""MemoryStore: numpy and dictionaries; the reference that other engines are tested against, and enough for small
+data."""
 
 from __future__ import annotations
 
@@ -28,10 +29,10 @@ class MemoryStore(HybridStore):
     has_indexes = False
 
     def __init__(self, config: StoreConfig) -> None:
-        """Make an empty store."""
+        """Create an empty store."""
         self.config = config
         self._records: dict[str, Record] | None = {}
-        self._columns: _Columns | None = None  # made by a search, good until the next write
+        self._columns: _Columns | None = None  # built by a search, valid until the next write
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -112,10 +113,10 @@ class MemoryStore(HybridStore):
         return StoreInfo("memory", "this process", len(self._all()), False, None, None, self.config)
 
     async def _flush(self) -> None:
-        self._all()  # there is nothing to survive in
+        self._all()  # nothing to do: nothing is persistent
 
     async def _optimize(self, progress: Progress | None) -> None:
-        self._all()  # every search is exact
+        self._all()  # nothing to do: every search is exact
 
     async def _configure(self, config: StoreConfig) -> None:
         self._all()
@@ -144,11 +145,11 @@ class _Columns:
         )
 
     def rank(self, query: StoreQuery, chosen: Bool, limit: int) -> list[Hit]:
-        """Rank the chosen records."""
+        """Rank the selected records."""
         rows = np.flatnonzero(chosen)
         if not len(rows):
             return []
-        if isinstance(query, DenseQuery):  # in float64, so that equal rows have equal scores wherever they stand
+        if isinstance(query, DenseQuery):  # in float64, so that equal rows have equal scores at any position
             scores = (self.dense[rows].astype(np.float64) @ query.vector).astype(np.float32)
         else:
             at = np.flatnonzero(np.isin(self.sparse.indices, query.vector.indices))

@@ -1,4 +1,4 @@
-"""Records and filters in the language of Qdrant, which Qdrant Edge and qdrant-client speak with two accents."""
+"""Records and filters in Qdrant's terms, which Qdrant Edge and qdrant-client express slightly differently."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQu
 DENSE, SPARSE = "dense", "sparse"
 _EXACT, _CHECKSUM = "exact", "crc32"
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
-_SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # where engines read a float of 15 digits as another: see _payload
+_SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # ranges in which engines misread 15-digit floats: see _payload
 _DERIVED_FIELDS = "derived"
-_DERIVED = {"datetime": "integer", "text": "keyword"}  # what the engine's index is of: microseconds, and words
-_MAX_PARTS = 4  # of a path with 27 readings; a longer one is compared here
-_HNSW_EF = 256  # candidates while walking the graph: recall@10 1.0 and recall@100 .998 where 100 gave .990
+_DERIVED = {"datetime": "integer", "text": "keyword"}  # type of the engine's index: microseconds, and words
+_MAX_PARTS = 4  # a path of 4 parts has 27 readings; longer ones are compared here
+_HNSW_EF = 256  # candidates during graph search: recall@10 1.0 and recall@100 .998, where 100 candidates gave .990
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 def indexes(config: StoreConfig) -> dict[str, str]:
-    """Return which places of the payload have an index, and of what kind."""
+    """Return the payload paths that have an index, and their kinds."""
     found = {TERMS: "integer"} if config.idf else {}
     for name, kind in config.fields.items():
         if kind in _DERIVED:
@@ -61,7 +61,7 @@ def indexes(config: StoreConfig) -> dict[str, str]:
 
 
 def _paths(field: str) -> list[str]:
-    """Return the paths in the payload at which a metadata field may be read."""
+    """Return the payload paths under which a metadata field may be found."""
     return [
         ".".join(("metadata", *(f"{_key(part.key)}[]" if part.in_list else _key(part.key) for part in parts)))
         for parts in readings(field)
@@ -77,7 +77,7 @@ def _derived_path(field: str, config: StoreConfig) -> str:
 
 
 def _derived(metadata: Mapping[str, Any], config: StoreConfig) -> dict[str, list[Any]]:
-    """Return what the engine compares in place of the declared dates and texts of a record."""
+    """Return the values that the engine compares instead of a record's declared dates and texts."""
     made: dict[str, list[Any]] = {}
     for i, (name, kind) in enumerate(config.fields.items()):
         values = field_values(metadata, name) if kind in _DERIVED else []
@@ -91,11 +91,11 @@ def _derived(metadata: Mapping[str, Any], config: StoreConfig) -> dict[str, list
 
 
 class Dialect:
-    """Points and filters as one of the two packages wants them.
+    """Points and filters in the form of one of the two packages.
 
     Args:
         models: ``qdrant_edge`` or ``qdrant_client.models``.
-        config: of the store.
+        config: the store's configuration.
     """
 
     def __init__(self, models: ModuleType, config: StoreConfig) -> None:
@@ -124,23 +124,23 @@ class Dialect:
         return points
 
     def _rows(self, dense: Float32) -> Sequence[Any]:
-        if self.is_edge:  # it reads a buffer twice as fast as a list
+        if self.is_edge:  # it reads buffers twice as fast as lists
             return [memoryview(row) for row in np.ascontiguousarray(dense)]
         rows: list[Any] = dense.tolist()
         return rows
 
     def sparse(self, row: SparseVector) -> Any:
-        """Return a sparse row as the package's own."""
+        """Return a sparse row in the package's form."""
         return self.models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist())
 
     def query(self, query: StoreQuery) -> tuple[Any, str]:
-        """Return what to search for, and in which vectors."""
+        """Return the query vector, and the name of the vectors to search."""
         if isinstance(query, DenseQuery):
             return query.vector.tolist(), DENSE
         return self.sparse(query.vector), SPARSE
 
     def parameters(self, query: StoreQuery, *, exact: bool) -> Any:
-        """Return how to search."""
+        """Return the search parameters."""
         if not isinstance(query, DenseQuery):
             return None
         rescored = self.models.QuantizationSearchParams(rescore=True, oversampling=2.0)
@@ -163,7 +163,7 @@ class Dialect:
         return self.models.Filter(should=self._cases(condition) or [self._has_id([])])
 
     def answers(self, condition: Filter) -> bool:
-        """Return whether the engine can be asked for a condition that is about one field."""
+        """Return whether the engine supports a condition on one field."""
         if isinstance(condition, HasId) or not hasattr(condition, "field"):
             return True
         if len(parse_field(condition.field)) > _MAX_PARTS:
@@ -178,13 +178,13 @@ class Dialect:
         return kind == "datetime" or not (of_moments or any(isinstance(value, datetime.date) for value in given))
 
     def term(self, key: int, filter: Filter) -> Any:
-        """Return a filter for the records with a sparse key that match another one, too."""
+        """Return a filter for records that have a sparse key and also match another filter."""
         others = [] if filter == And() else [self.filter(filter)]
         return self.models.Filter(must=[self._value(TERMS, key), *others])
 
     def _cases(self, condition: Eq | In | Range | Contains | StartsWith | Exists | HasId | Or) -> list[Any]:
-        """Return conditions of which one has to hold."""
-        if isinstance(condition, Or):  # of nothing
+        """Return conditions of which one must hold."""
+        if isinstance(condition, Or):  # without parts
             return []
         if isinstance(condition, HasId):
             return [self._has_id([point_id(id) for id in condition.ids])]
@@ -225,7 +225,7 @@ class Dialect:
         return [case for path in _paths(field) for case in self._numbers(path, interval, whole=whole)]
 
     def _numbers(self, key: str, interval: Interval, *, whole: bool) -> list[Any]:
-        """Return conditions of which one holds for a number in an interval; ``whole``: there are no others."""
+        """Return conditions, one of which holds for a number in the interval; ``whole``: only for integers."""
         within = interval.whole() if whole else interval
         if within is None:
             return []
@@ -259,7 +259,8 @@ class Dialect:
 
 
 class _NumpyBool:
-    """What Qdrant Edge takes for a bool: numpy's, by its name; Python's is a number to it, as is numpy's before 2.3."""
+    """What Qdrant Edge recognises as a bool: numpy's type, by its name; Python's counts as a number, as does numpy's
+    before 2.3."""
 
     def __init__(self, value: bool) -> None:
         self._value = value
@@ -272,11 +273,11 @@ _NumpyBool.__module__, _NumpyBool.__name__ = "numpy", "bool"
 
 
 def _payload(record: Record) -> dict[str, Any]:
-    """Return what is stored beside the vectors.
+    """Return the payload stored with the vectors.
 
-    Qdrant Edge brings back one in ten floats with another last digit: only 15 digits go to it, and a record with longer
-    ones also carries itself as a string. With 15 digits, it still reads floats below 1e-8, above 1e36, and those that
-    it writes as sixteen digits and ".0", as one of the two next to them.
+    Qdrant Edge returns one in ten floats with a different last digit. It therefore gets only 15 digits, and a record
+    with longer floats also carries itself as a string. Even with 15 digits, it returns floats below 1e-8, above 1e36,
+    and those written as sixteen digits and ".0", as one of their neighbours.
     """
     own = {"metadata": record.metadata, "provenance": record.provenance}
     payload = {"id": record.id, "text": record.text, "metadata": _shortened(record.metadata)}
@@ -288,7 +289,7 @@ def _payload(record: Record) -> dict[str, Any]:
 
 
 def _is_kept(value: Any) -> bool:
-    """Return whether engines bring back every float in a value: 15 digits, neither tiny nor huge."""
+    """Return whether engines return every float in a value unchanged: 15 digits, neither tiny nor huge."""
     if isinstance(value, float):
         return value == 0 or (comparable(value) == value and _SMALL <= abs(value) < _LONG[0])
     if isinstance(value, Mapping):
@@ -297,7 +298,7 @@ def _is_kept(value: Any) -> bool:
 
 
 def _bound(name: str, bound: float) -> float:
-    """Return a bound with room for tiny and huge floats that are read as one of the two next to them."""
+    """Return a bound with a margin for tiny and huge floats, which are read as one of their neighbours."""
     number = float(bound)
     if abs(number) < sys.float_info.min or _SMALL <= abs(number) < _LARGE:
         return number
@@ -317,10 +318,10 @@ def _shortened(value: Any) -> Any:
 
 
 def to_record(point: Any, config: StoreConfig) -> Record:
-    """Return a point that was read, as a record, with the vectors that came along.
+    """Return a point as a record, with the vectors that came with it.
 
     Raises:
-        StoreEngineError: it is no record of ours: it was damaged.
+        StoreEngineError: it is not one of our records, so it was damaged.
     """
     payload, vectors = point.payload, point.vector if isinstance(point.vector, dict) else {}
     try:
@@ -347,8 +348,8 @@ def to_hits(points: Sequence[Any]) -> list[Hit]:
 
 
 def _row(sparse: Any) -> SparseVector:
-    if sparse is None:  # an engine may leave empty vectors out
+    if sparse is None:  # an engine may omit empty vectors
         return SparseVector(np.zeros(0, np.int32), np.zeros(0, np.float32))
     indices, values = np.array(sparse.indices, dtype=np.int32), np.array(sparse.values, dtype=np.float32)
-    order = np.argsort(indices)  # an engine may keep its own order
+    order = np.argsort(indices)  # an engine may use its own order
     return SparseVector(indices[order], values[order])

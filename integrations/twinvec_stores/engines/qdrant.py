@@ -30,7 +30,7 @@ from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQu
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
-_CHUNK = 256  # records in one request
+_CHUNK = 256  # records per request
 _METADATA = "twinvec"  # key of the collection's metadata
 _POLL_SECONDS = 1.0
 
@@ -38,8 +38,7 @@ _POLL_SECONDS = 1.0
 class QdrantStore(HybridStore):
     """A collection on a Qdrant server or cluster, version 1.16 or newer (``pip install 'twinvec[qdrant]'``).
 
-    The async twins use the async client: nothing blocks the event loop. Writes return when the server has applied
-    them.
+    The async twins use the async client and never block the event loop. Writes return once the server has applied them.
     """
 
     def __init__(
@@ -56,26 +55,26 @@ class QdrantStore(HybridStore):
         client: QdrantClient | None = None,
         async_client: AsyncQdrantClient | None = None,
     ) -> None:
-        """Open a collection, or make it.
+        """Open a collection, or create it.
 
         Args:
-            url: the server, as "https://host:6333"; https means TLS.
+            url: the server's URL, such as "https://host:6333"; https means TLS.
             collection: the collection's name.
-            config: what it holds; see ``EmbeddedStore``.
+            config: what the store contains; see ``EmbeddedStore``.
             api_key: the server's key; refused over plain http, except to this machine. Never logged.
-            prefer_grpc: use gRPC where the server offers it.
-            timeout: seconds for one request.
-            client_options: more arguments of ``QdrantClient`` and ``AsyncQdrantClient``: ``grpc_port``, ``prefix``,
+            prefer_grpc: use gRPC if the server offers it.
+            timeout: seconds per request.
+            client_options: further arguments of ``QdrantClient`` and ``AsyncQdrantClient``: ``grpc_port``, ``prefix``,
                 ``headers``, ``verify`` (a CA bundle) ...
-            collection_options: more arguments of ``create_collection``, used when it is made: ``shard_number``,
+            collection_options: further arguments of ``create_collection``, used on creation: ``shard_number``,
                 ``replication_factor``, ``write_consistency_factor``, ``on_disk_payload``, ``hnsw_config`` ...
-            client: use this client instead of ``url``; it stays open on ``close``.
-            async_client: its async twin; without it the async methods use threads.
+            client: use this client instead of ``url``; ``close`` leaves it open.
+            async_client: its async twin; without it, the async methods use threads.
 
         Raises:
-            StoreNotFoundError: the collection is not there and ``config`` is None.
-            FingerprintMismatchError: it holds another model's vectors.
-            StoreMismatchError: it was made with other settings, or not by TwinVec.
+            StoreNotFoundError: the collection does not exist and ``config`` is None.
+            FingerprintMismatchError: it contains another model's vectors.
+            StoreMismatchError: it was created with other settings, or not by TwinVec.
             StoreEngineError: the server cannot be reached, or refused.
         """
         try:
@@ -83,11 +82,11 @@ class QdrantStore(HybridStore):
         except ModuleNotFoundError:
             raise ConfigurationError("Qdrant servers need its client: pip install 'twinvec[qdrant]'") from None
         if (url is None) == (client is None):
-            raise ConfigurationError("pass url= or client=, one of them")
+            raise ConfigurationError("pass either url= or client=")
         if client is not None and (api_key is not None or client_options):
             raise ConfigurationError("api_key and client_options are for url=; the given client has its own")
         if both := sorted({"url", "api_key", "prefer_grpc", "timeout"} & set(client_options or {})):
-            raise ConfigurationError(f"client_options: {', '.join(both)} are arguments of their own")
+            raise ConfigurationError(f"client_options: {', '.join(both)} are separate arguments")
         if url is not None and api_key is not None:
             _refuse_open_key(url)
         self.collection = collection
@@ -116,7 +115,7 @@ class QdrantStore(HybridStore):
             raise
 
     def close(self) -> None:
-        """Close the clients that this store has made; a second call does nothing."""
+        """Close the clients that this store has created; a second call does nothing."""
         if not self._closed:
             self._closed = True
             if self._own and hasattr(self, "_client"):
@@ -168,7 +167,7 @@ class QdrantStore(HybridStore):
 
     async def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in queries]
-        # empty ones, which are not asked, find nothing
+        # empty queries are not sent; they find nothing
         asked = [i for i, query in enumerate(queries) if isinstance(query, DenseQuery) or len(query.vector)]
         requests = [self._searching(queries[i], limit, filter, exact) for i in asked]
         answers = await self._ask("query_batch_points", requests=requests) if requests else []
@@ -199,14 +198,14 @@ class QdrantStore(HybridStore):
         return StoreInfo("qdrant", location, records, indexed > 0, info.segments_count, None, self.config)
 
     async def _flush(self) -> None:
-        self._usable()  # the server's log has every write that has returned
+        self._usable()  # every completed write is in the server's log
 
     async def _configure(self, config: StoreConfig) -> None:
         await self._ask("update_collection", metadata={_METADATA: config.to_dict()})
         self.config = config
 
     async def _optimize(self, progress: Progress | None) -> None:
-        # the server optimizes by itself, in the background: wait until it has
+        # the server optimizes in the background by itself: wait until it has finished
         start = time.monotonic()
         while (status := str((await self._ask("get_collection")).status.value)) not in ("green", "grey"):
             if status == "red":
@@ -222,7 +221,7 @@ class QdrantStore(HybridStore):
         return None if filter == And() else self._dialect.filter(filter)
 
     def _ask(self, method: str, **arguments: Any) -> Call[Any]:
-        """Return a request: a method that the sync and the async client have in common, and its arguments."""
+        """Return a request: a method that the sync and async clients share, and its arguments."""
         arguments["collection_name"] = self.collection
         return Call(lambda: self._blocking(method, arguments), lambda: self._awaiting(method, arguments))
 
@@ -239,7 +238,7 @@ class QdrantStore(HybridStore):
             return await getattr(client, method)(**arguments)
 
     def _async_client(self) -> AsyncQdrantClient | None:
-        """Return the client of the running event loop: its connections belong to one loop."""
+        """Return the client of the running event loop, since connections belong to one loop."""
         if not self._own:
             return self._given_async
         loop = asyncio.get_running_loop()
@@ -248,7 +247,7 @@ class QdrantStore(HybridStore):
 
             for other in [other for other in self._async if other.is_closed()]:
                 self._async.pop(other, None)
-            with self._typed_errors():  # the other client has seen to the server's version
+            with self._typed_errors():  # the sync client has checked the server's version
                 self._async[loop] = AsyncQdrantClient(**{"check_compatibility": False, **self._options})
         return self._async[loop]
 
@@ -279,7 +278,7 @@ class QdrantStore(HybridStore):
         data = (info.config.metadata or {}).get(_METADATA)
         if data is None:
             raise StoreMismatchError(
-                f"{where} was not made by TwinVec, or the server is older than 1.16: choose another collection="
+                f"{where} was not created by TwinVec, or the server is older than 1.16: choose another collection="
             )
         stored = StoreConfig.from_dict(data, where)
         if config is not None:
@@ -301,13 +300,11 @@ class QdrantStore(HybridStore):
             "metadata": {_METADATA: config.to_dict()},
         }
         if both := sorted(set(options) & {"collection_name", *arguments}):
-            raise ConfigurationError(
-                f"collection_options: {', '.join(both)} follow from the StoreConfig; leave them out"
-            )
+            raise ConfigurationError(f"collection_options: {', '.join(both)} follow from the StoreConfig; omit them")
         try:
             self._ask("create_collection", **arguments, **options).blocking()
         except StoreEngineError:
-            if not self._ask("collection_exists").blocking():  # else another process was faster
+            if not self._ask("collection_exists").blocking():  # otherwise another process was faster
                 raise
 
     def _make_indexes(self, config: StoreConfig, existing: Mapping[str, Any]) -> None:
@@ -327,12 +324,12 @@ def _refuse_open_key(url: str) -> None:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise ConfigurationError(
-            f"an api_key would go over the network in the clear: use https:// for {parts.hostname}"
+            f"an api_key would be sent over the network unencrypted: use https:// for {parts.hostname}"
         )
 
 
 def _without_password(url: str) -> str:
-    """Return what may be shown of an address: a proxy's user and password are for the client alone."""
+    """Return the parts of an address that may be shown: a proxy's user and password are only for the client."""
     start, separator, rest = url.rpartition("://")
     host, slash, path = rest.partition("/")
     return f"{start}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -1,4 +1,4 @@
-"""Is hybrid better on these documents? Rankings of a store against judged questions, with honest statistics."""
+"""Is hybrid search better on your documents? A store's rankings against judged questions, with sound statistics."""
 
 from twinvec_stores.evaluation.evaluate import Evaluation, WayResult, evaluate
 from twinvec_stores.evaluation.html import to_html

@@ -1,4 +1,4 @@
-"""evaluate: the rankings of an index against judged questions."""
+"""evaluate: compare the rankings of an index with judged questions."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class WayResult:
     """One way of searching.
 
     Attributes:
-        name: of the way.
+        name: its name.
         options: keywords of ``HybridIndex.search``.
         rankings: question id -> document ids, best first.
-        scores: measure -> float64 [n], a score for each question.
-        milliseconds: median time of one search, without the embedding of the question.
+        scores: measure -> float64 [n], one score per question.
+        milliseconds: median time of a single search, without embedding the question.
     """
 
     name: str
@@ -50,19 +50,19 @@ class WayResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``evaluate`` found.
+    """The result of ``evaluate``.
 
     Attributes:
-        store, model: what was searched, with which model.
-        records: in the store.
+        store, model: the store searched, and its model.
+        records: number of records in the store.
         questions: the judged questions.
-        asked: ids of those that have a relevant document, in the order of all scores.
-        measures: names; the first is the one that ways are compared by.
+        asked: ids of the questions with a relevant document, in the order of all scores.
+        measures: names; ways are compared by the first.
         ways: name -> result.
-        depth: results that the measures look at.
-        by_document: chunks are kept, and documents ranked.
-        embedding_milliseconds: time to embed a question, all of them together divided by their number.
-        notes: what a reader should know.
+        depth: number of results that the measures consider.
+        by_document: whether the store has chunks and documents are ranked.
+        embedding_milliseconds: time to embed a question: the total divided by their number.
+        notes: remarks for readers of the results.
     """
 
     store: str
@@ -79,17 +79,17 @@ class Evaluation:
 
     @property
     def baseline(self) -> str:
-        """Return the better single half; the first way where there is none."""
+        """Return the better single half; the first way if there is none."""
         halves = [name for name, way in self.ways.items() if way.options.get("mode") in _HALVES]
         return max(halves or [next(iter(self.ways))], key=lambda name: self.ways[name].mean(self.measures[0]))
 
     def compare(self, way: str, baseline: str | None = None, measure: str | None = None) -> Comparison:
-        """Return a way less another (None: the better single half), by a measure (None: the first)."""
+        """Compare a way with another (None: the better single half), by a measure (None: the first)."""
         name = measure or self.measures[0]
         return compare(self.ways[way].scores[name], self.ways[baseline or self.baseline].scores[name])
 
     def by(self, name: str) -> dict[str, list[int]]:
-        """Return value -> positions in ``asked`` of the questions whose field has it.
+        """Return value -> positions in ``asked`` of the questions with this value of a field.
 
         Raises:
             ConfigurationError: no question has the field.
@@ -101,14 +101,14 @@ class Evaluation:
         return {value or "(none)": [i for i, v in enumerate(values) if v == value] for value in sorted(set(values))}
 
     def changes(self, way: str, baseline: str | None = None) -> list[tuple[str, float]]:
-        """Return (question id, difference by the first measure) of a way to another, greatest loss first."""
+        """Return (question id, difference in the first measure) between two ways, largest loss first."""
         name = self.measures[0]
         differences = self.ways[way].scores[name] - self.ways[baseline or self.baseline].scores[name]
         order = np.argsort(differences, kind="stable")
         return [(self.asked[i], float(differences[i])) for i in order.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the rankings as JSON types."""
+        """Return everything except the rankings as JSON types."""
         return {
             "store": self.store,
             "model": self.model,
@@ -142,7 +142,7 @@ class Evaluation:
 
 
 def default_ways(index: HybridIndex) -> dict[str, SearchKeywords]:
-    """Return the ways that a store can be searched in: its halves, and every fusion with its default weights."""
+    """Return the ways in which a store can be searched: its halves, and every fusion with its default weights."""
     config = index.store.config
     halves: dict[str, SearchKeywords] = {}
     if config.dim is not None:
@@ -172,20 +172,20 @@ def evaluate(
 ) -> Evaluation:
     """Search an index in several ways for judged questions, and measure the rankings.
 
-    Rankings are as deep as the measures look. Where the judgements name documents and the store keeps their chunks,
-    rankings are of documents, each at the place of its best chunk.
+    Rankings are as deep as the measures require. If the judgements name documents and the store has their chunks,
+    documents are ranked, each at the position of its best chunk.
 
     Args:
-        index: what is searched.
-        questions: with the ids of the documents that answer them.
+        index: the index to search.
+        questions: the questions, with the ids of the documents that answer them.
         ways: name -> keywords of ``HybridIndex.search``; None: ``default_ways``.
-        measures: names as ir-measures has them, with a number of results.
-        task: instruction for the questions, in place of the index's own.
-        allow_missing: judged documents that the store does not have count as not found; else they are an error.
+        measures: names as in ir-measures, with a cutoff.
+        task: instruction for the questions, instead of the index's own.
+        allow_missing: count judged documents that are missing from the store as not found; otherwise they are an error.
         show_progress: draw a progress bar.
 
     Raises:
-        ConfigurationError: unknown measures or documents, or ways with their own ``k``.
+        ConfigurationError: unknown measures or documents, or ways that set ``k``.
     """
     measuring = Measures(measures)
     chosen = dict(default_ways(index) if ways is None else ways)
@@ -225,7 +225,7 @@ def evaluate(
 def _timed(
     index: HybridIndex, queries: EmbeddingBatch, texts: Sequence[str], options: SearchKeywords, label: str | None
 ) -> tuple[list[list[Result]], float]:
-    """Search for each of some embedded questions by itself; return the median time in milliseconds, too."""
+    """Search for each embedded question individually; also return the median time in milliseconds."""
     found, seconds = [], []
     for i in tqdm(range(len(queries)), desc=label, disable=label is None, leave=False):
         row = queries[i : i + 1]
@@ -236,13 +236,13 @@ def _timed(
 
 
 def judged_ids(results: Sequence[Result], by_document: bool) -> list[str]:
-    """Return what the judgements call each result: the document that a record is a chunk of, or the record."""
+    """Return the name of each result in the judgements: the document of a chunk, or the record itself."""
     records = [result.record for result in results]
     return [str(record.provenance.get("document", record.id)) if by_document else record.id for record in records]
 
 
 def judged_as(index: HybridIndex, questions: Questions, allow_missing: bool) -> tuple[bool, list[str]]:
-    """Return whether the judgements name documents whose chunks are kept, and notes."""
+    """Return whether the judgements name documents that are stored as chunks, and notes."""
     judged, notes = questions.documents, questions.notes()
     records = {record.id for record in index.store.get(judged)}
     others = [id for id in judged if id not in records]
@@ -256,12 +256,12 @@ def judged_as(index: HybridIndex, questions: Questions, allow_missing: bool) -> 
     if missing:
         notes.append(f"{len(missing)} of {len(judged)} judged documents are not in the store: they count as not found")
     if chunked:
-        notes.append("the store keeps chunks: documents are ranked, each at the place of its best chunk")
+        notes.append("the store has chunks: documents are ranked, each at the position of its best chunk")
     return bool(chunked), notes
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keywords of a search as JSON types; what has none, such as a filter, as it is written in Python."""
+    """Return search keywords as JSON types; values without such a form, such as filters, in their Python notation."""
     known = (str, int, float, bool, type(None))
     return {
         name: asdict(value) if isinstance(value, Fusion) else value if isinstance(value, known) else repr(value)

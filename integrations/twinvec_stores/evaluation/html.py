@@ -1,4 +1,4 @@
-"""An evaluation as one page of HTML that needs nothing else: tables, plots, the questions that lost most."""
+"""An evaluation as one self-contained HTML page: tables, plots, the questions with the largest losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ summary { cursor: pointer; } .pair { display: grid; gap: 1rem; grid-template-col
 ol { padding-left: 1.4rem; margin: .3rem 0; } ol li { overflow-wrap: anywhere; margin-bottom: .5rem; }
 code { background: var(--tint); padding: 0 .25rem; border-radius: .2rem; overflow-wrap: anywhere; }
 """
-_TEXT = 240  # characters of a found text that are shown
+_TEXT = 240  # characters shown of a text
 
 
 def to_html(
@@ -42,15 +42,15 @@ def to_html(
     """Return a page about evaluations of one set of questions.
 
     Args:
-        evaluations: name of the store -> what was found.
-        losses: name of the store -> its questions that lost most.
+        evaluations: name of the store -> evaluation.
+        losses: name of the store -> its questions with the largest losses.
         by: a field of the questions to report by.
     """
     parts = ["<h1>Retrieval evaluation</h1>"]
     for name, evaluation in evaluations.items():
         parts += _store(name, evaluation, by)
         if found := (losses or {}).get(name):
-            parts += [f"<h2>Questions that lost most against {escape(evaluation.baseline)}</h2>", *map(_loss, found)]
+            parts += [f"<h2>Largest losses against {escape(evaluation.baseline)}</h2>", *map(_loss, found)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -75,13 +75,13 @@ def _store(name: str, evaluation: Evaluation, by: str | None) -> list[str]:
         measure = escape(evaluation.measures[0])
         baseline = escape(evaluation.baseline)
         parts += [
-            f"<h2>{measure} less that of {baseline}</h2>",
+            f"<h2>{measure} minus that of {baseline}</h2>",
             '<p class="soft">Points: difference of the means; bars: 95% intervals (paired bootstrap over questions). '
-            "A bar that touches 0 is no evidence of a difference.</p>",
+            "A bar that touches 0 is not evidence of a difference.</p>",
             _intervals(evaluation, others),
         ]
         best = max(others, key=lambda way: evaluation.ways[way].mean(evaluation.measures[0]))
-        parts += [f"<h2>Question by question: {escape(best)} less {baseline}</h2>", _differences(evaluation, best)]
+        parts += [f"<h2>Question by question: {escape(best)} minus {baseline}</h2>", _differences(evaluation, best)]
     return parts + ([_groups(evaluation, by)] if by is not None else [])
 
 
@@ -132,7 +132,7 @@ def _differences(evaluation: Evaluation, way: str) -> str:
         if change
     )
     return (
-        f'<p class="soft">{c.wins} better, {c.losses} worse, {c.ties} equal.</p>'
+        f'<p class="soft">{c.wins} better, {c.losses} worse, {c.ties} tied.</p>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Differences of single questions">'
         f'<line x1="0" x2="{width}" y1="{height / 2}" y2="{height / 2}" stroke="var(--line)"/>{bars}</svg>'
     )

@@ -1,4 +1,4 @@
-"""Single questions: what one way found and another did not, and why."""
+"""Individual questions: what one way found and another did not, and why."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from twinvec_stores.search.options import SearchKeywords
 
 @dataclass(frozen=True)
 class Place:
-    """One place of a ranking.
+    """One position of a ranking.
 
     Attributes:
-        document: its id.
-        text: of the record.
-        grade: of the document; 0 where it is not judged.
-        terms: the common terms that count most.
+        document: the document's id.
+        text: the record's text.
+        grade: the document's grade; 0 if it is not judged.
+        terms: the most important common terms.
     """
 
     document: str
@@ -35,10 +35,10 @@ class Loss:
 
     Attributes:
         id, text: the question.
-        difference: of the first measure; below 0.
+        difference: difference in the first measure; negative.
         relevant: ids of the documents that answer it.
-        found: the way's first places.
-        baseline: the baseline's.
+        found: the way's top positions.
+        baseline: the baseline's top positions.
     """
 
     id: str
@@ -52,14 +52,14 @@ class Loss:
 def losses(
     index: HybridIndex, evaluation: Evaluation, way: str, *, n: int = 10, k: int = 5, task: Task | str | None = None
 ) -> list[Loss]:
-    """Return the questions that lost most against the better single half, with both rankings and their common terms.
+    """Return the questions with the largest losses against the better single half, with both rankings and common terms.
 
     Args:
-        index: what was evaluated.
-        evaluation: of it.
+        index: the index that was evaluated.
+        evaluation: its evaluation.
         way: name of a way.
-        n: questions, at most.
-        k: places of each ranking.
+        n: maximum number of questions.
+        k: positions of each ranking.
         task: as in ``evaluate``.
     """
     lost = [(id, change) for id, change in evaluation.changes(way)[:n] if change < 0]
@@ -93,7 +93,7 @@ def _ranked(
     task: Task | str | None,
 ) -> list[tuple[Place, ...]]:
     result = evaluation.ways[way]
-    deep = max(k, evaluation.depth)  # what was measured: fewer results would come of fewer candidates
+    deep = max(k, evaluation.depth)  # as measured: fewer results would come from fewer candidates
     options: SearchKeywords = {**result.options, "k": deep, "explain": True}  # type: ignore[typeddict-item]
     if evaluation.by_document:
         options["group_by"] = "document"

@@ -18,7 +18,7 @@ class Measures:
     """Measures by name: nDCG@10, R@10 (or recall@10), RR@10 (or MRR@10), Success@5, P@5, AP@100 ...
 
     Raises:
-        ConfigurationError: a name that is unknown, or without the number of results that it looks at.
+        ConfigurationError: a name is unknown, or lacks its cutoff.
     """
 
     def __init__(self, names: Sequence[str] = DEFAULT) -> None:
@@ -32,14 +32,14 @@ class Measures:
     def score(
         self, grades: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]], asked: Sequence[str]
     ) -> dict[str, Floats]:
-        """Return measure -> float64 [len(asked)], one score a question.
+        """Return measure -> float64 [len(asked)], one score per question.
 
         Args:
             grades: question id -> document id -> grade.
             rankings: question id -> document ids, best first.
             asked: the questions, in the order of the scores.
         """
-        # the ranking's own order, whatever its scores: trec_eval breaks ties by id from behind
+        # the ranking's own order, whatever its scores: trec_eval breaks ties by descending id
         run = {id: {document: float(-rank) for rank, document in enumerate(rankings[id])} for id in asked}
         judged = {id: dict(grades[id]) for id in asked}
         found = {(str(m.measure), m.query_id): m.value for m in self._library.iter_calc(self._measures, judged, run)}
@@ -52,9 +52,7 @@ class Measures:
             if int(measure["cutoff"]) < 1:
                 raise ValueError
         except (NameError, ValueError, TypeError, KeyError, SyntaxError):
-            raise ConfigurationError(
-                f"{name!r} is no measure with a number of results: such as {', '.join(DEFAULT)}"
-            ) from None
+            raise ConfigurationError(f"{name!r} is not a measure with a cutoff, such as {', '.join(DEFAULT)}") from None
         return measure
 
 

@@ -18,11 +18,11 @@ class Questions:
 
     Attributes:
         texts: question id -> text.
-        grades: question id -> document id -> grade. A grade of 1 or more is relevant; 0 and less is judged not to be.
-        fields: question id -> whatever else is known of it, such as its language.
+        grades: question id -> document id -> grade. Grades of 1 or more mean relevant, 0 or less not relevant.
+        fields: question id -> other information, such as its language.
 
     Raises:
-        ConfigurationError: no relevant document for any question, judgements of unknown questions, or grades that are
+        ConfigurationError: no question has a relevant document, judgements refer to unknown questions, or grades are
             not integers.
     """
 
@@ -36,7 +36,7 @@ class Questions:
                 raise ConfigurationError(f"question {id!r} has no text")
         if unknown := [id for id in self.grades if id not in self.texts]:
             raise ConfigurationError(
-                f"{named(unknown)}: judged, but not among the {len(self.texts)} questions; are both files of one set?"
+                f"{named(unknown)}: judged, but not among the {len(self.texts)} questions; do both files match?"
             )
         for id, judged in self.grades.items():
             for document, grade in judged.items():
@@ -49,7 +49,7 @@ class Questions:
 
     @property
     def asked(self) -> list[str]:
-        """Return the ids of the questions that have a relevant document: those that can be measured."""
+        """Return the ids of the questions that have a relevant document and can be measured."""
         return [id for id in self.texts if any(grade > 0 for grade in self.grades.get(id, {}).values())]
 
     @property
@@ -58,7 +58,7 @@ class Questions:
         return list(dict.fromkeys(document for judged in self.grades.values() for document in judged))
 
     def notes(self) -> list[str]:
-        """Return what a reader of results should know about these questions."""
+        """Return remarks about these questions for readers of the results."""
         notes = []
         if without := len(self.texts) - len(self.asked):
             notes.append(f"{without} of {len(self.texts)} questions have no relevant document: left out")
@@ -66,13 +66,15 @@ class Questions:
         if negative := sum(grade < 0 for grade in grades):
             notes.append(f"{negative} grades below 0 count as not relevant")
         if max(grades) > 1:
-            notes.append(f"grades go up to {max(grades)}: nDCG weighs them, the other measures count 1 and more")
+            notes.append(
+                f"grades go up to {max(grades)}: nDCG uses them as weights, other measures treat 1 and more as relevant"
+            )
         if repeated := sum(n - 1 for n in Counter(self.texts.values()).values()):
             notes.append(f"{repeated} questions repeat the text of another one: they are not independent")
         return notes
 
     def part(self, ids: list[str]) -> Questions:
-        """Return some of the questions."""
+        """Return a subset of the questions."""
         return Questions(
             {id: self.texts[id] for id in ids},
             {id: self.grades[id] for id in ids if id in self.grades},
@@ -81,6 +83,6 @@ class Questions:
 
 
 def named(ids: list[str]) -> str:
-    """Return the first few of some ids, and how many there are more."""
+    """Return the first few of some ids, and the number of the others."""
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return ", ".join(repr(id) for id in ids[:_SHOWN]) + more

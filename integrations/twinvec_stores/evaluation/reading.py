@@ -1,4 +1,4 @@
-"""Questions as people have them: BEIR folders, TREC qrels, tables, LlamaIndex' and LangSmith's sets."""
+"""Questions in common formats: BEIR folders, TREC qrels, tables, LlamaIndex and LangSmith data sets."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def read_questions(path: str | os.PathLike[str], qrels: str | os.PathLike[str] |
     Args:
         path: one of
 
-            - a folder in BEIR layout: ``queries.jsonl`` and ``qrels/test.tsv``, or the only file there;
-            - ``.jsonl``: an object a line with ``_id`` and ``text`` (or query, question); other keys become fields. The
-              documents are in ``qrels``, or in the line: ``"documents": ["id", ...]``. LangSmith's examples have them
-              in ``outputs`` and the question in ``inputs``;
-            - ``.json``: LlamaIndex' ``EmbeddingQAFinetuneDataset``, or a list of LangSmith examples;
-            - ``.csv``, ``.tsv``: a line for each pair, with the columns question and document, and grade where there
-              are more than one; other columns become fields.
+            - a folder in BEIR format: ``queries.jsonl`` and ``qrels/test.tsv``, or the only file in ``qrels``;
+            - ``.jsonl``: one object per line with ``_id`` and ``text`` (or query, question); other keys become fields.
+              The documents are in ``qrels``, or in the line: ``"documents": ["id", ...]``. LangSmith's examples have
+              them in ``outputs`` and the question in ``inputs``;
+            - ``.json``: LlamaIndex's ``EmbeddingQAFinetuneDataset``, or a list of LangSmith examples;
+            - ``.csv``, ``.tsv``: one line per pair, with the columns question and document, and optionally grade; other
+              columns become fields.
 
-            A question without an id is numbered.
+            Questions without an id are numbered.
         qrels: judgements for a ``.jsonl``: TREC's four columns (question, 0, document, grade), or BEIR's three.
 
     Raises:
-        ConfigurationError: what is wrong, with file and line.
-        OSError: a file that cannot be read.
+        ConfigurationError: the content is invalid; names file and line.
+        OSError: a file cannot be read.
     """
     where = Path(path)
     if where.is_dir():
         return Questions(*_jsonl(where / "queries.jsonl", need_documents=False, judged=_qrels(_qrels_of(where))))
     if qrels is not None and where.suffix not in (".jsonl", ".ndjson"):
-        raise ConfigurationError(f"{where}: qrels go with a .jsonl of questions, this kind has its judgements inside")
+        raise ConfigurationError(f"{where}: qrels are for a .jsonl of questions; this format contains its judgements")
     if where.suffix in (".jsonl", ".ndjson"):
         judged = None if qrels is None else _qrels(Path(qrels))
         return Questions(*_jsonl(where, need_documents=qrels is None, judged=judged))
@@ -53,7 +53,7 @@ def read_questions(path: str | os.PathLike[str], qrels: str | os.PathLike[str] |
         return _json(where)
     if where.suffix in (".csv", ".tsv"):
         return _table(where)
-    raise ConfigurationError(f"{where}: questions come as a BEIR folder, .jsonl, .json, .csv or .tsv")
+    raise ConfigurationError(f"{where}: questions must be a BEIR folder, .jsonl, .json, .csv or .tsv")
 
 
 def _qrels_of(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def _qrels_of(folder: Path) -> Path:
     found = sorted((folder / "qrels").glob("*.tsv"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise ConfigurationError(f"{folder}/qrels has no test.tsv ({names}): name the file with qrels")
+        raise ConfigurationError(f"{folder}/qrels has no test.tsv ({names}): pass the file as qrels")
     return found[0]
 
 
@@ -73,7 +73,7 @@ def _qrels(path: Path) -> Grades:
         if len(parts) not in (_TREC_COLUMNS - 1, _TREC_COLUMNS):
             raise ConfigurationError(f"{path}, line {number}: {len(parts)} columns; qrels have 3 (BEIR) or 4 (TREC)")
         question, document, grade = parts[0], parts[-2], parts[-1].strip()
-        if number == 1 and not _is_whole(grade):  # the names of the columns
+        if number == 1 and not _is_whole(grade):  # the header
             continue
         _judge(grades, question, document, _whole(grade, f"{path}, line {number}"), f"{path}, line {number}")
     return grades
@@ -115,14 +115,14 @@ def _questions(
     fields: dict[str, dict[str, Any]] = {}
     for where, row in rows:
         if not isinstance(row, dict):
-            raise ConfigurationError(f"{where}: an object is needed, this is {type(row).__name__}")
+            raise ConfigurationError(f"{where}: must be an object, not {type(row).__name__}")
         flat = _flat(row)
         text = _take(flat, _TEXT)
         if not isinstance(text, str):
             raise ConfigurationError(f"{where}: no text ({', '.join(_TEXT)}); its keys: {', '.join(row)}")
         id = str(_take(flat, _ID) or f"q{len(texts) + 1}")
         if id in texts:
-            raise ConfigurationError(f"{where}: the question {id!r} is there twice")
+            raise ConfigurationError(f"{where}: the question {id!r} occurs twice")
         texts[id] = text
         documents = _take(flat, _DOCUMENT)
         if need_documents:
@@ -132,7 +132,7 @@ def _questions(
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a LangSmith example's inputs, outputs and metadata beside its own keys."""
+    """Return a LangSmith example's inputs, outputs and metadata merged with its own keys."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         flat |= value if name in ("inputs", "outputs", "metadata") and isinstance(value, dict) else {name: value}
@@ -145,7 +145,9 @@ def _documents(found: Any, where: str) -> dict[str, int]:
     listed = found if isinstance(found, list) else [] if found is None else [found]
     ids = [_take(dict(item), _ID) if isinstance(item, dict) else item for item in listed]
     if not ids or not all(isinstance(id, (str, int)) for id in ids):
-        raise ConfigurationError(f"{where}: no ids of the documents that answer it ({', '.join(_DOCUMENT)}), or qrels")
+        raise ConfigurationError(
+            f"{where}: lacks the ids of the documents that answer it ({', '.join(_DOCUMENT)}), or qrels"
+        )
     return {str(id): 1 for id in ids}
 
 
@@ -154,7 +156,7 @@ def _table(path: Path) -> Questions:
     texts: dict[str, str] = {}
     grades: Grades = {}
     fields: dict[str, dict[str, Any]] = {}
-    numbers: dict[str, str] = {}  # text -> id, for questions that have none
+    numbers: dict[str, str] = {}  # text -> id, for questions without one
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         for row in reader:
@@ -163,7 +165,7 @@ def _table(path: Path) -> Questions:
                 raise ConfigurationError(f"{where}: more cells than columns")
             text, document = _take(row, _TEXT), _take(row, _DOCUMENT)
             if not text or not document:
-                raise ConfigurationError(f"{where}: a question and a document are needed; columns: {', '.join(row)}")
+                raise ConfigurationError(f"{where}: needs a question and a document; columns: {', '.join(row)}")
             id = _take(row, _ID) or numbers.setdefault(text, f"q{len(numbers) + 1}")
             grade = _take(row, _GRADE)
             if texts.setdefault(id, text) != text:
@@ -174,7 +176,7 @@ def _table(path: Path) -> Questions:
 
 
 def _take(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """Remove and return what the row has under the first of some names that it has."""
+    """Remove and return the value under the first of some names that the row has."""
     return next((row.pop(name) for name in names if name in row), None)
 
 

@@ -1,4 +1,4 @@
-"""Paired comparisons: how much better, how sure, and for how many questions."""
+"""Paired comparisons: how large a difference is, how certain, and for how many questions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 RESAMPLES = 10_000
-_BLOCK = 500  # resamples at once: 500 x questions numbers
+_BLOCK = 500  # resamples per block: 500 x questions numbers
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way less another, question by question.
+    """The difference between two ways, question by question.
 
     Attributes:
-        difference: of the means.
-        low, high: ends of the 95% interval of the difference (percentile bootstrap over questions).
-        p: how often a difference at least as large comes from exchanging both ways' scores of questions at random
-            (two-sided permutation test).
-        wins, losses, ties: questions.
+        difference: difference of the means.
+        low, high: ends of its 95% interval (percentile bootstrap over questions).
+        p: how often a difference at least as large results from randomly exchanging both ways' scores (two-sided
+            permutation test).
+        wins, losses, ties: numbers of questions.
     """
 
     difference: float
@@ -35,20 +35,20 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Return whether the interval leaves out 0."""
+        """Return whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def compare(scores: Floats, baseline: Floats, *, seed: int = 0) -> Comparison:
-    """Compare two ways by the scores of the same questions.
+    """Compare two ways by their scores on the same questions.
 
     Bootstrap after Sakai 2006 ("Evaluating evaluation metrics based on the bootstrap"), permutation after Smucker,
     Allan and Carterette 2007 ("A comparison of statistical significance tests for information retrieval evaluation").
 
     Args:
-        scores: float [n], one score a question.
-        baseline: float [n], of the same questions in the same order.
-        seed: of the 10,000 resamples of each test.
+        scores: float [n], one score per question.
+        baseline: float [n], for the same questions in the same order.
+        seed: seed of the 10,000 resamples of each test.
     """
     differences = np.asarray(scores, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     n = len(differences)

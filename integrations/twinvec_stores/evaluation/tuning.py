@@ -1,4 +1,4 @@
-"""tune: fusion, weights and candidates chosen on one part of the questions, and judged on the other."""
+"""tune: fusion, weights and candidates, chosen on one part of the questions and judged on the other."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from twinvec_stores.search.fusion import Fusion
 from twinvec_stores.search.index import HybridIndex
 from twinvec_stores.search.options import SearchKeywords
 
-_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the sparse half
-_RAW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weights of raw sparse scores, whose scale is the head's own
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of the sparse half
+_RAW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weights of raw sparse scores, whose scale depends on the head
 _CANDIDATES = (50, 200, 500)
 _GATES = (1, 5, 10)  # percentiles of the relevant documents' cosines
-_FEWEST = 20  # questions of a part
+_FEWEST = 20  # minimum questions per part
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice and its mean on the tuning part."""
+    """One choice, and its mean on the tuning part."""
 
     options: SearchKeywords
     mean: float
@@ -36,16 +36,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What ``tune`` found.
+    """The result of ``tune``.
 
     Attributes:
         measure: what was maximised.
-        trials: everything that was tried on the tuning part, best first.
+        trials: all choices tried on the tuning part, best first.
         chosen: the best of them.
-        default_mean: of the store's search as it was, on the tuning part.
-        held_back: the chosen less the store's search as it was, on the questions that took no part in choosing.
-        means: of the store's search as it was and of the chosen one, on these questions.
-        parts: numbers of questions for tuning and held back.
+        default_mean: mean of the store's current search, on the tuning part.
+        held_back: the chosen search minus the store's current one, on questions that took no part in choosing.
+        means: means of the store's current search and of the chosen one, on these questions.
+        parts: numbers of questions used for tuning and held back.
     """
 
     measure: str
@@ -58,7 +58,7 @@ class Tuning:
 
     @property
     def better(self) -> bool:
-        """Return whether the choice is significantly better on the held-back questions; else keep the default."""
+        """Return whether the choice is significantly better on the held-back questions; if not, keep the default."""
         return self.held_back.low > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,27 +86,28 @@ def tune(
     allow_missing: bool = False,
     show_progress: bool = False,
 ) -> Tuning:
-    """Choose how an index of both halves is searched.
+    """Choose how to search an index that has both halves.
 
-    Half of the questions, stratified and seeded, choose: first fusion and weights, then the number of candidates, then
-    ``min_dense``. The other half is searched twice, once as the index is searched today and once as was chosen.
+    Half of the questions (a stratified, seeded split) are used for choosing: first fusion and weights, then the number
+    of candidates, then ``min_dense``. The other half is searched twice, once with the current settings and once with
+    the choice.
 
     Args:
-        index: what is searched; its store keeps both halves.
-        questions: judged; at least 20 for each part.
+        index: the index; its store has both halves.
+        questions: judged questions; at least 20 for each part.
         measure: what to maximise.
-        by: a field of the questions of whose every value each part has its share, such as the language.
-        seed: of the split.
-        task: instruction for the questions, in place of the index's own.
+        by: a field of the questions, such as the language, whose values are split evenly between both parts.
+        seed: seed of the split.
+        task: instruction for the questions, instead of the index's own.
         allow_missing: see ``evaluate``.
         show_progress: draw a progress bar.
 
     Raises:
-        ConfigurationError: too few questions, a store of one half, or what ``evaluate`` refuses.
+        ConfigurationError: there are too few questions, the store has only one half, or ``evaluate`` refuses.
     """
     config = index.store.config
     if config.dim is None or not config.sparse:
-        raise ConfigurationError("there is nothing to tune: this store keeps one half")
+        raise ConfigurationError("there is nothing to tune: this store has only one half")
     chosen_ids, held_back_ids = split(questions, by=by, seed=seed)
     by_document, _ = judged_as(index, questions, allow_missing)
     trying = _Part(index, questions.part(chosen_ids), measure, task, by_document)
@@ -118,7 +119,7 @@ def tune(
             for options in stage(best.options):
                 trials.append(Trial(options, trying.mean(options)))
                 bar.update()
-    trials.sort(key=lambda trial: -trial.mean)  # stable: of equal ones, the first that was tried
+    trials.sort(key=lambda trial: -trial.mean)  # stable: of equal ones, the first one tried wins
     chosen = trials[0].options
     judging = _Part(index, questions.part(held_back_ids), measure, task, by_document)
     before, after = judging.scores({}), judging.scores(chosen)
@@ -134,7 +135,7 @@ def tune(
 
 
 def split(questions: Questions, *, by: str | None = None, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Return the ids of two halves of the questions; each has its share of every value of a field."""
+    """Return the ids of two halves of the questions, with the values of a field split evenly."""
     asked = questions.asked
     values = [str(questions.fields.get(id, {}).get(by, "")) if by is not None else "" for id in asked]
     if by is not None and not any(values):
@@ -148,7 +149,7 @@ def split(questions: Questions, *, by: str | None = None, seed: int = 0) -> tupl
             halves[(place + first) % 2].append(members[i])
     if len(halves[1]) < _FEWEST:
         raise ConfigurationError(
-            f"{len(asked)} questions are too few to choose by some and judge by others: 40 at least"
+            f"{len(asked)} questions are too few to choose by some and judge by others: at least 40 are needed"
         )
     return halves
 
@@ -179,7 +180,7 @@ class _Part:
         return self.measures.score(self._questions.grades, rankings, self._questions.asked)[self.measures.names[0]]
 
     def gates(self, best: SearchKeywords) -> Iterator[SearchKeywords]:
-        """Yield thresholds on the cosine below which few relevant documents lie."""
+        """Yield thresholds on the cosine below which few relevant documents fall."""
         found = self._index.search_vectors(
             self._queries.dense, self._queries.sparse, k=self.measures.depth, explain=True
         )

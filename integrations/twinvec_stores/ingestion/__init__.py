@@ -1,4 +1,4 @@
-"""Ingestion: documents of files, folders and iterables into a store; resumable, and only what has changed."""
+"""Ingestion: documents from files, folders and iterables into a store; resumable and incremental."""
 
 from twinvec_stores.ingestion.api import aingest, ingest
 from twinvec_stores.ingestion.documents import Document

@@ -1,4 +1,4 @@
-"""ingest: documents of files, folders and iterables into a store; resumable, and only what has changed."""
+"""ingest: documents from files, folders and iterables into a store; resumable and incremental."""
 
 from __future__ import annotations
 
@@ -37,48 +37,50 @@ def ingest(
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> IngestReport:
-    """Put documents into a store; those that it has already, unchanged, are skipped.
+    """Put documents into a store, skipping those it already has unchanged.
 
-    Embedding overlaps with reading and writing, and memory stays bounded however large the source is. A run that was
-    killed is resumed by the same call: the source is read again, and what the store has of it is skipped.
+    Embedding overlaps with reading and writing, and memory stays bounded however large the source is. To resume an
+    interrupted run, repeat the call: the source is read again, and whatever the store already has is skipped.
 
     Args:
         source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown, .rst, .html, .htm,
-            .pdf; all but .parquet also with .gz behind); a folder, whose texts (all from .txt on, in all folders below
-            it that are not hidden; links to folders are not followed) have their relative path as id; a list of Path
-            objects; or any iterable of Documents (LangChain's and LlamaIndex's, too, as their loaders give them), dicts
-            and strings. The YAML front matter of Markdown and the titles of pages are metadata; HTML becomes Markdown
-            (``twinvec[html]``), PDF its text (``twinvec[pdf]``).
+            .pdf; all except .parquet may be compressed as .gz); a folder, in which every text file (all formats from
+            .txt on, in all subfolders that are not hidden, without following links to folders) has its relative path as
+            id; a list of Path objects; or any iterable of Documents (including those of LangChain and LlamaIndex, as
+            returned by their loaders), dicts and strings. YAML front matter in Markdown and the titles of pages become
+            metadata; HTML is converted to Markdown (``twinvec[html]``), PDF to text (``twinvec[pdf]``).
         embedder: the model, an Embedder or a RemoteEmbedder.
-        store: made for that model. One ingest into it at a time.
-        text_field: field of each row that is embedded.
-        id_field: field with the id, a string or an integer; for "id" also "_id". A row without either has an id
-            made of its content: then a changed text is a new document.
-        metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells
-            become the type that the store declares for their column, and strings elsewhere.
-        document_field: metadata field that gets the document's id on all its chunks, to filter or delete by.
-        delimiter: one character between the cells of tables; None: seen from their first line.
-        chunk_tokens: split texts into chunks of at most so many tokens of their own; records get the ids ``id#0``,
-            ``id#1`` ... None: one record a document, cut at the model's limit. 200 to 500 suit most questions.
-        overlap_tokens: how many tokens a chunk repeats, at most, from the one before. A tenth of ``chunk_tokens``
-            keeps sentences together that a cut would part.
-        chunk_context: "headings" puts the document's title (metadata) and the Markdown headings that a chunk is under
-            before it when it is embedded, at most 64 tokens: a chunk keeps its subject. The stored text is without
-            them, the provenance has them as "context". None: nothing.
-        prune: delete the documents, ingested at any time, that the source does not have. Nothing is deleted where a
-            row could not be read.
-        on_error: "skip" reports bad rows and continues; "stop" raises at the first one, with all before it stored.
-        batch_size: records embedded and written at once. More fill a big device better; less lose less in a kill.
-        show_progress: draw a bar with rate and remaining time on stderr.
+        store: a store for that model. Run only one ingest into it at a time.
+        text_field: the field that is embedded.
+        id_field: the field with the id, a string or an integer; for "id", "_id" is accepted, too. A row without either
+            gets an id derived from its content, so that a changed text is a new document.
+        metadata_fields: fields to keep; None: all others. An object "metadata" is merged into them. CSV cells are
+            converted to the type that the store declares for their column, and are strings otherwise.
+        document_field: metadata field that receives the document's id on all its chunks, for filters and deletion.
+        delimiter: the character between the cells of a table; None: detected from the first line.
+        chunk_tokens: split texts into chunks of at most this many tokens of their own; records get the ids ``id#0``,
+            ``id#1`` ... None: one record per document, cut at the model's limit. 200 to 500 suit most questions.
+        overlap_tokens: maximum number of tokens that a chunk repeats from the previous one. A tenth of ``chunk_tokens``
+            keeps sentences together that a cut would split.
+        chunk_context: "headings" embeds each chunk preceded by the document's title (from metadata) and the Markdown
+            headings above it, at most 64 tokens, so that the chunk keeps its subject. The stored text does not include
+            them; the provenance has them as "context". None: nothing.
+        prune: delete documents, whenever they were ingested, that are not in the source. Nothing is deleted if a row
+            could not be read.
+        on_error: "skip" reports bad rows and continues; "stop" raises at the first one, after storing everything before
+            it.
+        batch_size: records embedded and written together. Larger batches fill a big device better; smaller ones lose
+            less when killed.
+        show_progress: draw a progress bar with rate and remaining time on stderr.
 
     Returns:
         Counts and failures.
 
     Raises:
-        IngestError: a source that cannot be read; a bad row with ``on_error="stop"``; another ingest into the same
-            store. What is stored stays, and the same call resumes from there.
+        IngestError: the source cannot be read; a bad row with ``on_error="stop"``; another ingest into the same store
+            is running. Everything stored so far remains, and the same call resumes from there.
         ConfigurationError: arguments that contradict each other.
-        FingerprintMismatchError: the store holds another model's vectors.
+        FingerprintMismatchError: the store contains another model's vectors.
         StoreError: the store failed.
     """
     options = Options(
@@ -116,7 +118,7 @@ async def aingest(
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> IngestReport:
-    """Ingest on threads, see ``ingest``; cancelling the task stops the run, which the next one resumes."""
+    """Ingest on threads, see ``ingest``; cancelling the task stops the run, which can be resumed."""
     options = Options(
         text_field=text_field,
         id_field=id_field,
@@ -139,14 +141,14 @@ async def aingest(
         run.cancel()
         await asyncio.wait([work])
         if not work.cancelled():
-            work.exception()  # seen
+            work.exception()  # retrieved
         raise
 
 
 def _warned(report: IngestReport) -> IngestReport:
     if report.truncated:
         warnings.warn(
-            f"{report.truncated} documents were cut at the model's limit; pass chunk_tokens to keep all of their text",
+            f"{report.truncated} documents were cut at the model's limit; pass chunk_tokens to keep their whole text",
             TruncationWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Chunking by the model's own tokens: exact parts of a text that together are the whole of it."""
+"""Chunking by the model's own tokens: exact parts of a text that together cover all of it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from twinvec_stores.ingestion.headings import Outline, before, headings
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
-_SECTION = 100_000  # characters tokenised at once: a token's record takes a hundred bytes, and sections run in parallel
-_CHECKED = 64  # chunks checked at once
-_LOOK = 16  # characters around a place that tell what it is
+_SECTION = (
+    100_000  # characters tokenised together: a token's record takes a hundred bytes, and sections run in parallel
+)
+_CHECKED = 64  # chunks checked together
+_LOOK = 16  # characters examined around a position
 _GAP = re.compile(r"\s+|[。！？]+[」』”’）]*")
 _CLOSERS = "\"'”’»)]"
 _JOINER = "\u200d"
-_EXTENDING = _JOINER + "".join(map(chr, range(0x1F3FB, 0x1F400)))  # and the skin tones
+_EXTENDING = _JOINER + "".join(map(chr, range(0x1F3FB, 0x1F400)))  # and skin tones
 _FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
-_CONTEXT_TOKENS = 64  # of the headings before a chunk
+_CONTEXT_TOKENS = 64  # for the headings before a chunk
 
 ChunkContext = Literal["headings"]
 
@@ -42,9 +44,9 @@ class Span(NamedTuple):
 class Chunker:
     """Splits texts into chunks of at most ``chunk_tokens`` tokens.
 
-    A chunk ends before a heading of Markdown in its second half, else at a paragraph, a sentence, a line or a word,
-    where one ends within its last quarter. It never splits a character: a single one with more tokens than allowed is a
-    chunk of its own.
+    A chunk ends before a Markdown heading in its second half, otherwise at the end of a paragraph, sentence, line or
+    word within its last quarter. Characters are never split: a single one with more tokens than allowed becomes its own
+    chunk.
     """
 
     def __init__(
@@ -54,16 +56,16 @@ class Chunker:
         overlap_tokens: int = 0,
         context: ChunkContext | None = None,
     ) -> None:
-        """Check the numbers.
+        """Check the parameters.
 
         Args:
-            embedder: whose tokens count.
-            chunk_tokens: tokens of a chunk's own text, without prompt and special tokens.
-            overlap_tokens: how many of them, at most, a chunk repeats from the one before.
-            context: what stands before each chunk when it is embedded; see ``ingest``.
+            embedder: the model whose tokens count.
+            chunk_tokens: maximum tokens of a chunk's own text, without prompt and special tokens.
+            overlap_tokens: maximum number of tokens that a chunk repeats from the previous one.
+            context: what is put before each chunk when it is embedded; see ``ingest``.
 
         Raises:
-            ConfigurationError: numbers that make no sense, or chunks that the model would cut.
+            ConfigurationError: the numbers are invalid, or the model would cut the chunks.
         """
         room = embedder.token_room("document")
         for name, value, least in (("chunk_tokens", chunk_tokens, 1), ("overlap_tokens", overlap_tokens, 0)):
@@ -74,8 +76,8 @@ class Chunker:
         room -= _CONTEXT_TOKENS if context else 0
         if chunk_tokens > room:
             raise ConfigurationError(
-                f"chunk_tokens={chunk_tokens}: the model takes {embedder.max_length} tokens, and {max(room, 0)} of "
-                f"them are left beside the prompt, the special tokens{' and the headings' if context else ''}"
+                f"chunk_tokens={chunk_tokens}: the model accepts {embedder.max_length} tokens, and {max(room, 0)} of "
+                f"them are left besides the prompt, the special tokens{' and the headings' if context else ''}"
             )
         if overlap_tokens >= chunk_tokens:
             raise ConfigurationError(f"overlap_tokens={overlap_tokens} must be less than chunk_tokens={chunk_tokens}")
@@ -85,9 +87,9 @@ class Chunker:
         self._prompt_tokens = len(embedder.token_offsets([self._prompt])[0])
 
     def split(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Return the chunks of each text, both their starts and their ends rise.
+        """Return the chunks of each text, with ascending starts and ends.
 
-        They cover it, but for parts that are white space alone.
+        They cover the text, except for parts that are only white space.
         """
         sections = [_sections(text) for text in texts]
         parts = [text[s.start : s.end] for text, spans in zip(texts, sections, strict=True) for s in spans]
@@ -100,9 +102,9 @@ class Chunker:
         return found
 
     def contexts(self, text: str, metadata: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
-        """Return what stands before each chunk of a document when it is embedded; empty strings where nothing does.
+        """Return the text put before each chunk of a document when it is embedded; empty strings if there is none.
 
-        The longest of ``headings.before`` that takes at most 64 tokens.
+        This is the longest of ``headings.before`` with at most 64 tokens.
         """
         if self._context is None:
             return []
@@ -117,9 +119,9 @@ class Chunker:
         return [known[repr(outline.context(span.start))] for span in spans]
 
     def _split(self, cuts: _Cuts) -> list[Span]:
-        """Propose chunks, and keep those with as few tokens by themselves as they have within the text.
+        """Propose chunks, and keep those that have no more tokens on their own than within the text.
 
-        In writing without spaces a cut may change how its neighbours are tokenised: then a chunk is tried shorter.
+        In scripts without spaces a cut may change how its surroundings are tokenised: the chunk is then made shorter.
         """
         chunks: list[tuple[int, int]] = []
         limit, ahead = self._limit, _CHECKED
@@ -133,10 +135,10 @@ class Chunker:
             if fitting == 0 and limit > 1:
                 limit, ahead = max(limit - excess[0], 1), 1
                 continue
-            chunks += proposed[: max(fitting, 1)]  # the least there can be is kept even if it does not fit
+            chunks += proposed[: max(fitting, 1)]  # the smallest possible chunk is kept even if it does not fit
             limit, ahead = self._limit, _CHECKED if fitting == len(proposed) else 1
         spans = [Span(int(cuts.chars[a]), int(cuts.chars[b])) for a, b in chunks]
-        # what is white space alone says nothing
+        # white space alone means nothing
         return [span for span in spans if not cuts.text[span.start : span.end].isspace()] or spans[:1]
 
     def _count(self, texts: Iterable[str]) -> list[int]:
@@ -145,13 +147,13 @@ class Chunker:
 
 
 class _Cuts:
-    """Where a text may be cut: between two tokens that share no character.
+    """The positions at which a text may be cut: between two tokens that share no character.
 
     Attributes:
-        text: the whole of it.
-        chars: int64, rising from 0 to the text's length.
-        tokens: int64, how many tokens come before each of them.
-        last: the number of the last cut.
+        text: the whole text.
+        chars: int64, ascending from 0 to the text's length.
+        tokens: int64, the number of tokens before each position.
+        last: the index of the last position.
     """
 
     def __init__(self, text: str, offsets: Int64) -> None:
@@ -159,7 +161,7 @@ class _Cuts:
         starts, ends = offsets[1:, 0], np.maximum.accumulate(offsets[:, 1])
         between = np.flatnonzero((starts >= ends[:-1]) & (starts > 0) & (starts < len(text)))
         chars = starts[between]
-        # tokens without a character of their own stay with what comes before them
+        # tokens without a character of their own stay with whatever precedes them
         distinct = np.append(chars[1:] > chars[:-1], True)[: len(chars)]
         self.chars: Int64 = np.concatenate([[0], chars[distinct], [len(text)]])
         self.tokens: Int64 = np.concatenate([[0], between[distinct] + 1, [len(offsets)]])
@@ -186,7 +188,7 @@ class _Cuts:
     def _start(self, previous: tuple[int, int], limit: int, overlap: int) -> int:
         """Return the first cut in reach, or one at the start of a word soon after it."""
         end = previous[1]
-        # what comes after the previous end has to fit, too
+        # whatever follows the previous end has to fit, too
         reach = max(self.tokens[end] - overlap, self.tokens[end + 1] - limit)
         first = min(max(self._after(reach), previous[0] + 1), end)
         for cut in range(first, min(self._before(reach + overlap // 2), end) + 1):
@@ -195,7 +197,7 @@ class _Cuts:
         return next((cut for cut in range(first, end) if not _joined(self.text, int(self.chars[cut]))), end)
 
     def _end(self, least: int, low: int, most: int) -> int:
-        """Return the best cut from ``low`` to ``most``; without one, the last place between two characters."""
+        """Return the best cut from ``low`` to ``most``; failing that, the last position between two characters."""
         best = (0, most)
         first, last = max(int(self.chars[low]) - _LOOK, 0), int(self.chars[most])
         for gap in _GAP.finditer(self.text, first, last + _LOOK):
@@ -210,7 +212,7 @@ class _Cuts:
         return best[1]
 
     def _rank(self, gap: re.Match[str]) -> int:
-        """Return 4 for the end of a paragraph, 3 of a sentence, 2 of a line, 1 of a word."""
+        """Return 4 for the end of a paragraph, 3 for a sentence, 2 for a line, 1 for a word."""
         lines = gap[0].count("\n")
         before = self.text[max(gap.start() - _LOOK, 0) : gap.start()].rstrip(_CLOSERS)
         if lines > 1:
@@ -220,11 +222,11 @@ class _Cuts:
         return 1 + lines
 
     def _before(self, tokens: int) -> int:
-        """Return the last cut with at most so many tokens before it."""
+        """Return the last cut with at most this many tokens before it."""
         return bisect_right(self.tokens, tokens) - 1
 
     def _after(self, tokens: int) -> int:
-        """Return the first cut with at least so many tokens before it."""
+        """Return the first cut with at least this many tokens before it."""
         return bisect_left(self.tokens, tokens)
 
 
@@ -243,7 +245,7 @@ def _sections(text: str) -> list[Span]:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Return whether a reader sees one character across this place: accents, emoji sequences, flags, jamo."""
+    """Return whether readers see a single character across this position: accents, emoji sequences, flags, jamo."""
     before, after = text[at - 1], text[at]
     if after < "\u0300":
         return before == "\r" and after == "\n"

@@ -13,7 +13,7 @@ from twinvec_stores.config import StoreConfig
 from twinvec_stores.metadata import check_text, plain_id
 from twinvec_stores.records import check_metadata
 
-MAX_ID_BYTES = 1000  # the number of a chunk still fits behind it
+MAX_ID_BYTES = 1000  # leaves room for a chunk number
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Document:
     """One document to ingest.
 
     Attributes:
-        id: its name, 1 to 1000 bytes; None: made from text and metadata, so that an equal document has an equal id.
-        text: what is embedded, in whole or in chunks.
-        metadata: JSON object; what filters look at. Every chunk carries it.
+        id: its id, 1 to 1000 bytes; None: derived from text and metadata, so that equal documents have equal ids.
+        text: the text to embed, as a whole or in chunks.
+        metadata: JSON object, used by filters. Every chunk has it.
     """
 
     id: str | None
@@ -32,10 +32,10 @@ class Document:
 
 
 class BadRowError(Exception):
-    """A row that gives no document.
+    """A row that does not yield a document.
 
     Attributes:
-        id: the document's id, where it could be read.
+        id: the document's id, if it could be read.
     """
 
     def __init__(self, reason: str, id: str | None = None) -> None:
@@ -44,11 +44,11 @@ class BadRowError(Exception):
 
 
 class Parser:
-    """Makes documents of rows.
+    """Turns rows into documents.
 
-    A row is a string, a Document (ours, LangChain's or LlamaIndex's), or a mapping: its ``text_field`` is the text;
-    its ``id_field`` the id (a string or an integer; for the default "id" also "_id", as in BEIR, or none);
-    everything else is metadata, with the object "metadata" merged in.
+    A row is a string, a Document (ours, LangChain's or LlamaIndex's), or a mapping: its ``text_field`` is the text; its
+    ``id_field`` the id (a string or an integer; for the default "id", "_id" is accepted, too, as in BEIR, or none at
+    all); everything else is metadata, with the object "metadata" merged in.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Parser:
         self._config = config
 
     def parse(self, row: Any) -> Document:
-        """Return the document of a row, as the store will take it.
+        """Return the document of a row, in the form in which the store will take it.
 
         Raises:
-            BadRowError: says what is wrong with it.
+            BadRowError: says what is wrong with the row.
         """
         document = Document(None, row) if isinstance(row, str) else row
         document = self._of_mapping(row) if isinstance(row, Mapping) else _of_framework(document)
@@ -112,7 +112,8 @@ class Parser:
 
 
 def _of_framework(row: Any) -> Any:
-    """Return a Document of LangChain or of LlamaIndex as one of ours, by what it looks like; the rest as it is."""
+    """Convert a Document of LangChain or LlamaIndex, recognised by its attributes, into ours; return anything else as
+    is."""
     metadata = getattr(row, "metadata", None)
     if isinstance(text := getattr(row, "page_content", None), str):
         return Document(row.id, text, metadata or {})
@@ -122,7 +123,7 @@ def _of_framework(row: Any) -> Any:
 
 
 def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
-    """Return 32 hex digits of a text, its metadata, and what else decides its records."""
+    """Return 32 hex digits identifying a text, its metadata, and whatever else determines its records."""
     content = json.dumps([text, metadata, *recipe], sort_keys=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()
 

@@ -1,4 +1,5 @@
-"""The embedder at work beside a reader and a writer: several windows at once, cancellable, one bad text at a time."""
+"""Embedding in parallel with a reader and a writer: several windows at once, cancellable, isolating single bad
+texts."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class EmbeddingThread:
-    """An event loop of its own, on which windows are embedded."""
+    """A private event loop on which windows are embedded."""
 
     def __init__(self, embedder: BaseEmbedder) -> None:
         """Prepare to embed."""
@@ -31,7 +32,7 @@ class EmbeddingThread:
         self._thread = threading.Thread(target=self._run, name="twinvec-ingest-embed", daemon=True)
 
     def submit(self, items: Sequence[Item]) -> Future[list[Embedded]]:
-        """Start to embed documents; those that cannot be embedded fail, and the result is without them."""
+        """Start embedding documents; those that cannot be embedded fail and are left out of the result."""
         future = asyncio.run_coroutine_threadsafe(self._embed(items), self._loop.result())
         self._running.add(future)
         future.add_done_callback(self._running.discard)
@@ -54,14 +55,14 @@ class EmbeddingThread:
         self._thread.join()
 
     def _run(self) -> None:
-        # the report counts what was cut; filters belong to all threads, so this one, for calls from here, just stays
+        # the report counts truncated texts; warning filters are global, so this one, for calls from here, simply stays
         warnings.filterwarnings("ignore", category=TruncationWarning, module=re.escape(__name__))
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         self._loop.set_result(asyncio.get_running_loop())
-        await self._stop.wait()  # whatever still runs then is cancelled by asyncio.run
+        await self._stop.wait()  # asyncio.run cancels whatever is still running
 
     async def _embed(self, items: Sequence[Item]) -> list[Embedded]:
         done: list[Embedded] = []
@@ -74,7 +75,7 @@ class EmbeddingThread:
                 bad = _culprit(error, group)
                 if bad is None:
                     raise
-                # halves: where many texts are bad, not everything is tried again for each of them
+                # halve: if many texts are bad, not everything is retried for each of them
                 rest = bad + 1 + (len(group) - bad) // 2
                 left += [part for part in (group[rest:], group[bad + 1 : rest], group[:bad]) if part]
                 continue
@@ -83,7 +84,7 @@ class EmbeddingThread:
 
 
 def _culprit(error: TextError, items: Sequence[Item]) -> int | None:
-    """Let the document fail that an error is about; return its position."""
+    """Fail the document that an error is about; return its position."""
     if error.position is None:
         return None
     owners = [(i, chunk) for i, item in enumerate(items) for chunk in range(len(item.spans))]
@@ -94,7 +95,7 @@ def _culprit(error: TextError, items: Sequence[Item]) -> int | None:
 
 
 def _without_zeros(embedded: Embedded) -> list[Embedded]:
-    """Let documents fail that got a vector of zeros, which has no direction."""
+    """Fail documents that got a zero vector, which has no direction."""
     dense = embedded.batch.dense
     if dense is None or dense.any(axis=1).all():
         return [embedded]

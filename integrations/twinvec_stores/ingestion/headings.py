@@ -1,4 +1,4 @@
-"""Headings: where a text says what its parts are about, and what stands before a chunk so that it keeps its subject."""
+"""Headings: what the parts of a text are about, and the context that lets a chunk keep its subject."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*\r?\n?\Z")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*\r?\n?\Z")
 _MARKUP = re.compile(r"[*_`]+|\[([^\]]*)\]\([^)]*\)|<[^>]*>")
-_LONGEST = 120  # characters of one heading in a context
+_LONGEST = 120  # maximum characters of a heading in a context
 
 
 class Heading(NamedTuple):
-    """A heading of Markdown.
+    """A Markdown heading.
 
     Attributes:
-        start: where its line begins.
-        end: where the text under it begins.
+        start: where its line starts.
+        end: where the text below it starts.
         level: 1 to 6.
-        title: its words, without markup.
+        title: its text, without markup.
     """
 
     start: int
@@ -35,11 +35,11 @@ class Heading(NamedTuple):
 def headings(text: str) -> list[Heading]:
     """Return the headings of a text: lines of ``#`` to ``######``, and lines underlined with ``=`` or ``-``.
 
-    What looks like one within a fenced block of code is none.
+    Lines within a fenced code block do not count.
     """
     found: list[Heading] = []
     fence = ""
-    previous = (0, "")  # a line that may be underlined
+    previous = (0, "")  # a line that may turn out to be underlined
     for match in _LINE.finditer(text):
         line = match[0]
         if opened := _FENCE.match(line):
@@ -57,7 +57,7 @@ def headings(text: str) -> list[Heading]:
             found.append(Heading(previous[0], match.end(), 1 if under[1][0] == "=" else 2, previous[1]))
             previous = (0, "")
         else:
-            # a paragraph of several lines is not underlined, and neither is a list or a table
+            # a paragraph of several lines is not underlined, nor is a list or a table
             alone = match.start() == 0 or text.endswith(("\n\n", "\n\r\n"), 0, match.start())
             previous = (match.start(), _plain(line)) if alone and line.strip()[:1] not in tuple("|>-*+") else (0, "")
     return found
@@ -73,10 +73,10 @@ class Outline:
         self._title = _plain(title) if isinstance(title, str) else ""
 
     def context(self, start: int) -> list[str]:
-        """Return the document's title and the headings that a part is under, the widest first.
+        """Return the document's title and the headings above a part, outermost first.
 
         Args:
-            start: of the part; headings that it begins with are its own.
+            start: the part's start; headings at the very start of the part are its own.
         """
         start = word.start() if (word := _WORD.search(self._text, start)) else start
         above: list[Heading] = []
@@ -92,7 +92,7 @@ def _plain(title: str) -> str:
 
 
 def before(names: list[str]) -> Iterator[str]:
-    """Yield what may stand before a chunk, shorter and shorter: first the headings in the middle go."""
+    """Yield possible contexts of a chunk, from long to short: headings in the middle are dropped first."""
     while names:
         yield " > ".join(names) + "\n\n"
         names = names[:1] + names[2:] if len(names) > 2 else names[1:]

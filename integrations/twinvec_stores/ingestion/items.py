@@ -10,7 +10,7 @@ from twinvec.vectors import EmbeddingBatch
 from twinvec_stores.ingestion.chunking import Span
 from twinvec_stores.ingestion.reports import Outcome, readable
 
-_REASON = 500  # characters of one in the report
+_REASON = 500  # maximum characters of a reason in the report
 
 
 @dataclass(eq=False)
@@ -18,21 +18,21 @@ class Item:
     """One row on its way into the store.
 
     Attributes:
-        number: rows before it.
-        where: what a person calls it.
-        end: how much of the source is read with it.
-        outcome: what becomes of it.
+        number: number of rows before it.
+        where: its name for people.
+        end: how much of the source has been read with it.
+        outcome: what became of it.
         reason: why it failed.
-        id: the document's id; None where it is not known.
+        id: the document's id; None if unknown.
         text: the document's text.
         metadata: the document's metadata.
-        hash: of everything that decides its records.
-        spans: the text's parts, a record each.
-        contexts: what stands before each part when it is embedded; none where nothing does.
-        chunked: records have ids with numbers.
-        known_chunks: how many records the store has under ids of the same kind; more than that are never there.
+        hash: hash of everything that determines its records.
+        spans: the parts of the text, one record each.
+        contexts: the text put before each part when it is embedded; empty if there is none.
+        chunked: whether its records have ids with numbers.
+        known_chunks: upper bound on the number of records that the store has under ids of the same kind.
         stale: records under ids of the other kind.
-        truncated: a part was cut at the model's limit.
+        truncated: whether a part was cut at the model's limit.
     """
 
     number: int
@@ -53,17 +53,17 @@ class Item:
 
     @property
     def pending(self) -> bool:
-        """Return whether its records are to be written."""
+        """Return whether its records need to be written."""
         return self.outcome in ("new", "changed")
 
     @property
     def parts(self) -> list[str]:
-        """Return what is embedded for its records."""
+        """Return the texts to embed for its records."""
         contexts = self.contexts or [""] * len(self.spans)
         return [before + self.text[s.start : s.end] for before, s in zip(contexts, self.spans, strict=True)]
 
     def fail(self, reason: str) -> None:
-        """Give it up."""
+        """Mark it as failed."""
         self.outcome, self.reason = "failed", readable(reason)[:_REASON]
 
     def record_id(self, chunk: int) -> str:
@@ -79,6 +79,6 @@ class Embedded:
     batch: EmbeddingBatch
 
     def before(self, number: int) -> Embedded:
-        """Return what comes before a row of the source."""
+        """Return the position in the source before a row."""
         items = [item for item in self.items if item.number < number]
         return Embedded(items, self.batch[: sum(len(item.spans) for item in items)])

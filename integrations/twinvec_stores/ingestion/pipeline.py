@@ -1,9 +1,9 @@
-"""One run of an ingest: read and compare, embed, write.
+"""One ingest run: read and compare, embed, write.
 
 source -> Reader -> windows -> EmbeddingThread -> write. The caller's thread reads and writes while the embedder works
-beside it, at most three windows ahead; rows are written in their order. There is no state besides the store's: the head
-of each document has the hash of all that decides its records (see ``writing``), and a run compares. What was decided
-against, and why, is in docs/decisions/ingestion.md.
+in parallel, at most three windows ahead; rows are written in order. There is no state besides the store's: the head of
+each document has the hash of everything that determines its records (see ``writing``), and a run compares it. The
+alternatives that were rejected, and why, are in docs/decisions/ingestion.md.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
 OnError = Literal["skip", "stop"]
-_AHEAD = 2  # windows that are embedded while another is written
-_DETAILED = 1000  # failures in the report
+_AHEAD = 2  # windows embedded while another is being written
+_DETAILED = 1000  # failures listed in the report
 _busy: set[Any] = set()
 _busy_lock = threading.Lock()
 
@@ -75,13 +75,13 @@ class Options:
 
     @property
     def recipe(self) -> list[Any]:
-        """Return what decides records besides their text and metadata."""
+        """Return everything that determines records besides their text and metadata."""
         context = [] if self.chunk_context is None else [self.chunk_context]
         return [self.chunk_tokens, self.overlap_tokens, *context]
 
 
 class Window(NamedTuple):
-    """Consecutive rows, and the vectors of those that are to be written."""
+    """Consecutive rows, and the vectors of those to be written."""
 
     items: list[Item]
     embedded: Future[list[Embedded]] | None
@@ -91,12 +91,12 @@ class Run:
     """One call of ``ingest``."""
 
     def __init__(self, source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> None:
-        """Check what can be checked at once.
+        """Check everything that can be checked immediately.
 
         Raises:
             ConfigurationError: arguments that contradict each other.
-            FingerprintMismatchError: the store holds another model's vectors.
-            IngestError: a source that cannot be read.
+            FingerprintMismatchError: the store contains another model's vectors.
+            IngestError: the source cannot be read.
         """
         store.config.check(StoreConfig.for_embedder(embedder), repr(store))
         self._store, self._options = store, options
@@ -154,7 +154,7 @@ class Run:
                 self._check_cancelled()
                 try:
                     items = next(windows, None)
-                except Exception as error:  # what was read before is written all the same
+                except Exception as error:  # everything read before is still written
                     failure, items = error, None
                 if items is None:
                     break
@@ -180,7 +180,7 @@ class Run:
         )
 
     def _take(self, window: Window, bar: tqdm[NoReturn]) -> None:
-        """Write a window; a bad row ends the run where it was asked for, with all rows before it written."""
+        """Write a window; on request, a bad row ends the run after all rows before it have been written."""
         self._check_cancelled()
         groups = window.embedded.result() if window.embedded is not None else []
         bad = None
@@ -220,7 +220,7 @@ class Run:
             return ""
         if not tally.rows:
             return "the source has no rows: if it is really empty, delete the records"
-        return f"{tally.nameless:,} rows could not be read, so nobody knows whose they were"
+        return f"{tally.nameless:,} rows could not be read, so their documents are unknown"
 
     def _bar(self) -> tqdm[NoReturn]:
         from tqdm.auto import tqdm
@@ -236,11 +236,11 @@ class Run:
 
 @contextlib.contextmanager
 def _alone(store: HybridStore) -> Iterator[None]:
-    """Keep other ingests into the same store out: two would take each other's documents for lost."""
+    """Keep other ingests into the same store out: each would consider the other's documents missing."""
     key = store.path.expanduser().resolve() if isinstance(store, EmbeddedStore) else id(store)
     with _busy_lock:
         if key in _busy:
-            raise IngestError(f"another ingest into {store!r} is going on: wait for it")
+            raise IngestError(f"another ingest into {store!r} is running: wait for it")
         _busy.add(key)
     try:
         yield

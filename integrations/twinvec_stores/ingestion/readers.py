@@ -1,4 +1,4 @@
-"""Rows of files, each parsed only when it is needed; and JSON lines."""
+"""Rows of files, each parsed only when needed; and JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twinvec_stores.ingestion.documents import BadRowError
 from twinvec_stores.ingestion.reports import readable
 
 Kinds: TypeAlias = Mapping[str, FieldType]
-MAX_BYTES = 64 * 2**20  # of one line or text: a file without line ends must not fill the memory
+MAX_BYTES = 64 * 2**20  # per line or text: a file without line breaks must not fill the memory
 BOM = b"\xef\xbb\xbf"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
     Attributes:
         kinds: types of columns.
-        delimiter: between cells; None: seen from the file.
+        delimiter: character between cells; None: detected from the file.
     """
 
     kinds: Kinds
@@ -38,9 +38,9 @@ class Row(NamedTuple):
     """One row of a source.
 
     Attributes:
-        where: what a person calls it: "corpus.jsonl, line 17".
-        load: gives what ``Parser.parse`` takes, or raises BadRowError.
-        end: how much of the source is read with this row, in its unit.
+        where: its name for people: "corpus.jsonl, line 17".
+        load: returns what ``Parser.parse`` takes, or raises BadRowError.
+        end: how much of the source has been read with this row, in its unit.
     """
 
     where: str
@@ -49,14 +49,14 @@ class Row(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """Return the lower-case suffix that tells a file's kind, that of ``a.csv.gz`` being ``.csv``."""
+    """Return the lower-case suffix that determines a file's kind; for ``a.csv.gz`` it is ``.csv``."""
     plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     return plain.suffix.lower()
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file for reading, uncompressed if it ends in .gz, and give the one that tells how far it was read, too."""
+    """Open a file for reading, decompressing .gz; also return the file object that tells how far it was read."""
     with path.open("rb") as raw:
         if path.suffix.lower() == ".gz":
             with gzip.open(raw) as stream:
@@ -69,7 +69,7 @@ NOT_UTF8 = "not UTF-8: convert the file from its own encoding (iconv -f WINDOWS-
 
 
 def fail(reason: str) -> NoReturn:
-    """Raise, as a row that is loaded."""
+    """Raise BadRowError; used as the loader of a bad row."""
     raise BadRowError(reason)
 
 
@@ -93,11 +93,11 @@ def _next_line(stream: IO[bytes], path: Path) -> bytes:
     try:
         return stream.readline(MAX_BYTES + 1)
     except DAMAGED as error:
-        raise IngestError(f"{path} is damaged or cut off: {error}") from None
+        raise IngestError(f"{path} is damaged or incomplete: {error}") from None
 
 
 def json_lines(path: Path, reading: Reading) -> Iterator[Row]:
-    """Yield the rows of a file with an object a line."""
+    """Yield the rows of a file with one object per line."""
     name = readable(path)
     for number, line, end in read_lines(path):
         if line is None or line.strip():

@@ -13,11 +13,11 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Failure:
-    """A row that gave no records.
+    """A row that yielded no records.
 
     Attributes:
         where: "corpus.jsonl, line 17", or "item 17" of an iterable (from 1).
-        id: the document's id; None where it could not be read.
+        id: the document's id; None if it could not be read.
         reason: what was wrong.
     """
 
@@ -28,23 +28,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did. Documents that an interrupted run before it has stored are unchanged.
+    """What an ingest did. Documents stored by an earlier, interrupted run count as unchanged.
 
     Attributes:
         new: documents that the store did not have.
-        changed: documents that it had with another text, metadata or chunking.
+        changed: documents that it had with a different text, metadata or chunking.
         unchanged: documents that were skipped.
-        failed: rows that gave no records; what the store had of their documents is still there.
-        deleted: documents that the source does not have any more, with ``prune``.
-        records: written, one a document or one a chunk.
+        failed: rows that yielded no records; what the store had of their documents is still there.
+        deleted: documents that are no longer in the source, with ``prune``.
+        records: records written, one per document or per chunk.
         truncated: documents of which the model saw only the beginning.
-        seconds: of work.
+        seconds: duration.
         failures: the first 1000 failed rows.
-        pruned: ``prune`` was done: not where rows could not be read, so that nobody knows whose they were, and not
-            for a source without rows.
-        not_pruned: why it was not, though it was asked for.
-        passed_over: files in folders that are not text, by kind: {".png": 12}.
-        files: in folders, read or passed over.
+        pruned: whether ``prune`` was carried out: not if rows could not be read, since their documents are unknown, and
+            not for a source without rows.
+        not_pruned: why it was not, if it was requested.
+        passed_over: files in folders that are not texts, by kind: {".png": 12}.
+        files: number of files in folders, whether read or skipped.
     """
 
     new: int
@@ -76,7 +76,7 @@ class IngestReport:
             lines.append(f"not pruned {self.not_pruned}")
         if self.passed_over:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda k: -k[1]))
-            lines.append(f"passed by  {sum(self.passed_over.values()):,} of {self.files:,} files: {kinds}")
+            lines.append(f"skipped    {sum(self.passed_over.values()):,} of {self.files:,} files: {kinds}")
         lines += [f"failed     {f.where}: {f.reason}" for f in self.failures[:_SHOWN]]
         if self.failed > _SHOWN:
             lines.append(f"           and {self.failed - _SHOWN:,} more")
@@ -88,13 +88,13 @@ class Tally:
     """The counts of a run.
 
     Attributes:
-        rows: of the source that are done.
-        end: how much of the source, in its unit.
-        outcomes: documents by what became of them.
-        nameless: failed rows whose document is not known.
-        records: written.
+        rows: rows of the source that are done.
+        end: how much of the source has been read, in its unit.
+        outcomes: number of documents by outcome.
+        nameless: failed rows whose document is unknown.
+        records: records written.
         truncated: documents cut at the model's limit.
-        failures: the first of them.
+        failures: the first failures.
     """
 
     rows: int = 0
@@ -107,5 +107,5 @@ class Tally:
 
 
 def readable(name: object) -> str:
-    """Return a name that can be printed and kept: file names may be invalid Unicode."""
+    """Return a name that can be printed and stored: file names may be invalid Unicode."""
     return str(name).encode("utf-8", "backslashreplace").decode()

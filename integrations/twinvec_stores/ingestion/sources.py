@@ -1,4 +1,4 @@
-"""Sources: files, folders and iterables as rows, and what is known of them before they are read."""
+"""Sources: files, folders and iterables as rows, and what is known about them before they are read."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Rows, and what is known of them before reading.
+    """Rows, and what is known about them before reading.
 
     Attributes:
-        rows: starts reading; closing the iterator lets go of the source.
-        total: where ``end`` of the last row will be; None: unknown.
-        unit: of ``total``: "B" or "doc".
-        walked: what folders had, once everything is read.
+        rows: starts reading; closing the iterator releases the source.
+        total: the ``end`` of the last row; None: unknown.
+        unit: unit of ``total``: "B" or "doc".
+        walked: what the folders contained, once everything is read.
     """
 
     rows: Callable[[], Generator[Row, None, None]]
@@ -45,7 +45,7 @@ class Source:
 
 
 class _File(NamedTuple):
-    """A file or folder: how to read it, and its bytes."""
+    """A file or folder: how to read it, and its size in bytes."""
 
     read: Callable[[], Iterator[Row]]
     size: int
@@ -59,8 +59,8 @@ def open_source(source: Any, reading: Reading) -> Source:
         reading: how tables are read.
 
     Raises:
-        IngestError: a file that is not there or of no known kind.
-        ConfigurationError: something else that cannot be read, or parquet without pyarrow.
+        IngestError: a file does not exist, or its kind is unknown.
+        ConfigurationError: the source is something else, or parquet without pyarrow.
     """
     paths = _paths(source)
     if paths is not None:
@@ -70,7 +70,7 @@ def open_source(source: Any, reading: Reading) -> Source:
         except OSError as error:
             raise IngestError(f"cannot read {error.filename}: {error.strerror}") from error
     is_one = isinstance(source, (bytes, Mapping, Document)) or not isinstance(source, Iterable)
-    if is_one or hasattr(source, "columns"):  # a data frame gives the names of its columns
+    if is_one or hasattr(source, "columns"):  # iterating over a data frame yields column names
         raise ConfigurationError(
             f"a {type(source).__name__} is not a source: pass a path or documents (df.to_dict('records'))"
         )
@@ -128,7 +128,9 @@ def _open(path: Path, reading: Reading, walked: Walked) -> _File:
         return _open_folder(path, walked)
     suffix = suffix_of(path)
     if suffix not in READERS or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
-        raise IngestError(f"{path}: cannot tell what it is; known are folders and {', '.join(READERS)}, also with .gz")
+        raise IngestError(
+            f"{path}: unknown kind of file; supported are folders and {', '.join(READERS)}, also with .gz"
+        )
     if suffix == ".parquet":
         require_pyarrow()
     if not path.is_file():
@@ -139,6 +141,6 @@ def _open(path: Path, reading: Reading, walked: Walked) -> _File:
 def _open_folder(folder: Path, walked: Walked) -> _File:
     size = 0
     for path in walk(folder):
-        with contextlib.suppress(OSError):  # loading it says so
+        with contextlib.suppress(OSError):  # loading it reports that
             size += path.stat().st_size
     return _File(functools.partial(read_folder, folder, walked), size)

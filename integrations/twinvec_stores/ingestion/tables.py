@@ -1,4 +1,4 @@
-"""Tables: CSV in the dialects that people have, TSV, parquet."""
+"""Tables: CSV in its common dialects, TSV, parquet."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from twinvec_stores.ingestion.readers import (
 from twinvec_stores.ingestion.reports import readable
 
 _PARQUET_ROWS = 128
-_SEEN = 200  # lines that tell whether a TSV file has quotes around its cells
+_SEEN = 200  # lines examined for quotes around the cells of a TSV file
 _BOOLEANS = {"true": True, "false": False}
 
 
 def table(path: Path, reading: Reading) -> Iterator[Row]:
-    """Yield the rows of a CSV or TSV file, of which the first line names the columns.
+    """Yield the rows of a CSV or TSV file; the first line contains the column names.
 
     Raises:
-        IngestError: it does not, or a line is no table's.
+        IngestError: it does not, or a line cannot be part of a table.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))  # a limit of the whole process
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))  # this limit is global to the process
     name, end = readable(path), 0
 
     def lines() -> Iterator[str]:
         nonlocal end
         for number, line, end in read_lines(path):  # noqa: B007
             if line is None:
-                raise IngestError(f"{path}, line {number}: longer than {MAX_BYTES >> 20} MiB, this is no table")
+                raise IngestError(f"{path}, line {number}: longer than {MAX_BYTES >> 20} MiB, so this is not a table")
             yield line.decode(errors="surrogateescape")
 
     rows = lines()
@@ -57,10 +57,10 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
         header = next(reader, [])
     except csv.Error as error:
         raise IngestError(f"{path}: its header cannot be read ({error}; delimiter {delimiter!r})") from None
-    named = [name for name in header if name]  # a column without a name has to be empty
+    named = [name for name in header if name]  # a column without a name must be empty
     if not named or len(set(named)) < len(named) or lone_surrogate("".join(header)):
         raise IngestError(
-            f"{path}: the first line must name the columns, each with a name of its own, in UTF-8 (delimiter "
+            f"{path}: the first line must name the columns, each with a distinct name, in UTF-8 (delimiter "
             f"{delimiter!r})"
         )
     while True:
@@ -74,7 +74,7 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
         except csv.Error as error:
             reason = f"not readable as a table ({error})"
             if reader.line_num > first:
-                reason += f": a quote is not closed, which took the lines {first} to {reader.line_num}"
+                reason += f": an unclosed quote swallowed lines {first} to {reader.line_num}"
             load = functools.partial(fail, reason)
         else:
             if not cells:
@@ -83,12 +83,12 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
 
 
 def _delimiter(header: str) -> str:
-    # spreadsheets of most of Europe write semicolons
+    # spreadsheets in most of Europe write semicolons
     return "," if "," in header or not any(c in header for c in ";\t|") else max(";\t|", key=header.count)
 
 
 def _quoting(lines: list[str], delimiter: str) -> Literal[0, 3]:
-    """Return whether quotes are letters, as TSV means them, or quote, as spreadsheets write them."""
+    """Return whether quotes are ordinary characters, as in true TSV, or enclose cells, as written by spreadsheets."""
     cells = [cell for line in lines for cell in line.rstrip("\r\n").split(delimiter) if cell.startswith('"')]
     closed = all(len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "") for cell in cells)
     return csv.QUOTE_MINIMAL if closed else csv.QUOTE_NONE
@@ -107,7 +107,7 @@ def _parse_cells(header: list[str], cells: list[str], kinds: Kinds, more_lines: 
 
 
 def _typed(cell: str, kind: FieldType | None) -> Any:
-    """Return the value of a cell in a column that the store has declared; None for an empty one."""
+    """Return the value of a cell in a column that the store has declared; None if it is empty."""
     if kind in (None, "keyword", "text"):
         return cell
     if not cell or kind == "datetime":
@@ -116,11 +116,11 @@ def _typed(cell: str, kind: FieldType | None) -> Any:
     try:
         return convert(cell.lower())
     except (ValueError, KeyError):
-        return cell  # the store's own check says what is wrong with it
+        return cell  # the store's own check reports what is wrong
 
 
 def parquet(path: Path, reading: Reading) -> Iterator[Row]:
-    """Yield the rows of a parquet file, without its nulls."""
+    """Yield the rows of a parquet file, without nulls."""
     pyarrow = require_pyarrow()
     size = path.stat().st_size
     try:
@@ -140,7 +140,7 @@ def _parquet_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -
     try:
         try:
             row = rows()[i]
-        except ValueError:  # one value spoils the whole batch
+        except ValueError:  # a single value makes the whole batch fail
             row = batch.slice(i, 1).to_pylist()[0]
     except ValueError as error:
         raise BadRowError(f"a value cannot be read ({error})") from None

@@ -36,11 +36,11 @@ _BLANK = re.compile(r"[ \t]*\n\s*\n")
 
 @dataclass
 class Walked:
-    """What folders had, once they are read.
+    """What the folders contained, once they are read.
 
     Attributes:
-        read: text files.
-        passed_over: all others, by kind.
+        read: number of text files.
+        passed_over: all other files, by kind.
     """
 
     read: int = 0
@@ -48,20 +48,20 @@ class Walked:
 
     @property
     def files(self) -> int:
-        """Return how many there were."""
+        """Return the number of files."""
         return self.read + self.passed_over.total()
 
 
 def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
-    """Yield the texts of a folder, and count them and what else is there.
+    """Yield the texts of a folder, counting them and all other files.
 
     Raises:
-        IngestError: there are files, but no text.
+        IngestError: there are files, but no texts.
     """
     end, passed_over = 0, Counter[str]()
     read = 0
     for path in walk(folder, passed_over):
-        with contextlib.suppress(OSError):  # loading it says so
+        with contextlib.suppress(OSError):  # loading it reports that
             end += path.stat().st_size
         read += 1
         yield _text_row(path, path.relative_to(folder).as_posix(), end)
@@ -69,13 +69,13 @@ def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
     walked.passed_over += passed_over
     if passed_over and not read:
         kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
-        raise IngestError(f"{folder}: none of its files is a text ({kinds}); known are {', '.join(TEXT_SUFFIXES)}")
+        raise IngestError(f"{folder}: none of its files is a text ({kinds}); supported are {', '.join(TEXT_SUFFIXES)}")
 
 
 def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """Yield text files by name, depth first; links to folders are not followed, so there is no way in circles.
+    """Yield text files by name, depth first; links to folders are not followed, which rules out cycles.
 
-    Pipes, sockets and devices, which would be waited for, and files of other kinds are counted in ``passed_over``.
+    Pipes, sockets and devices, which would block, and files of other kinds are counted in ``passed_over``.
     """
     levels = [iter([folder])]
     while levels:
@@ -88,20 +88,20 @@ def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path
             if suffix_of(path) in TEXT_SUFFIXES and not path.is_dir() and (path.is_file() or not path.exists()):
                 yield path
             elif passed_over is not None and not path.is_dir():
-                passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "no regular file"] += 1
+                passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "not a regular file"] += 1
         else:
             levels.pop()
 
 
 def text_file(path: Path, reading: Reading) -> Iterator[Row]:
-    """Yield the one row of a text."""
+    """Yield the single row of a text."""
     yield _text_row(path, path.name, path.stat().st_size)
 
 
 def _text_row(path: Path, id: str, end: int) -> Row:
     load: Callable[[], Any] = functools.partial(_read_text, path, id)
     if lone_surrogate(id):
-        load = functools.partial(fail, "no Unicode name")
+        load = functools.partial(fail, "its name is not valid Unicode")
     return Row(readable(path), load, end)
 
 
@@ -116,7 +116,7 @@ def _read_text(path: Path, id: str) -> Document:
     except UnicodeDecodeError as error:
         raise BadRowError(f"byte {error.start} is {NOT_UTF8}", id) from None
     except DAMAGED as error:
-        raise BadRowError(f"damaged or cut off: {error}", id) from None
+        raise BadRowError(f"damaged or incomplete: {error}", id) from None
     except OSError as error:
         raise BadRowError(error.strerror or str(error), id) from None
     except ConfigurationError as error:
@@ -132,7 +132,7 @@ def _markdown(content: bytes) -> tuple[str, Mapping[str, Any]]:
 
 
 def _html(content: bytes) -> tuple[str, Mapping[str, Any]]:
-    """Return a page as Markdown, so that its headings are some; without scripts, styles and navigation."""
+    """Convert a page to Markdown, which preserves its headings; without scripts, styles and navigation."""
     try:
         bs4, markdownify = importlib.import_module("bs4"), importlib.import_module("markdownify")
     except ModuleNotFoundError:
@@ -146,7 +146,7 @@ def _html(content: bytes) -> tuple[str, Mapping[str, Any]]:
 
 
 def _pdf(content: bytes) -> tuple[str, Mapping[str, Any]]:
-    """Return the text of the pages of a PDF, with an empty line between them."""
+    """Return the text of a PDF's pages, separated by empty lines."""
     try:
         pypdf = importlib.import_module("pypdf")
     except ModuleNotFoundError:
@@ -155,7 +155,7 @@ def _pdf(content: bytes) -> tuple[str, Mapping[str, Any]]:
         file = pypdf.PdfReader(io.BytesIO(content))
         pages = [page.extract_text() for page in file.pages]
         title = file.metadata.title if file.metadata is not None else None
-    except Exception as error:  # a parser of anybody's bytes fails in all ways
+    except Exception as error:  # a parser of arbitrary bytes may fail in any way
         raise BadRowError(f"cannot be read as PDF ({error})") from None
     if not any(page.strip() for page in pages):
         raise BadRowError("has no text: a scan needs OCR first")
@@ -172,7 +172,7 @@ _FORMS: dict[str, Callable[[bytes], tuple[str, Mapping[str, Any]]]] = {
 
 
 def _without_front_matter(text: str) -> tuple[str, Mapping[str, Any]]:
-    """Take the YAML between two lines of three dashes off the start of a text; what is no YAML object stays."""
+    """Split YAML front matter, between two lines of three dashes, off the text; anything but a YAML object stays."""
     match = _FRONT_MATTER.match(text)
     if match is None:
         return text, {}

@@ -1,4 +1,4 @@
-"""From rows to windows: what each document is (new, changed, unchanged), its chunks, and how many travel together."""
+"""From rows to windows: the state of each document (new, changed, unchanged), its chunks, and how to group them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from twinvec_stores.ingestion.readers import Row
     from twinvec_stores.ingestion.sources import Source
 
-_CHARACTERS = 250_000  # of a window; a longer document is a window of its own
+_CHARACTERS = 250_000  # per window; a longer document gets a window of its own
 
 
 class Reader:
-    """Reads a source, and compares it with a store."""
+    """Reads a source and compares it with a store."""
 
     def __init__(
         self,
@@ -37,20 +37,20 @@ class Reader:
         """Prepare to read.
 
         Args:
-            source: what to read.
-            parser: makes documents of rows.
-            store: where they will be.
-            seen: which documents were met.
+            source: the source.
+            parser: turns rows into documents.
+            store: the target.
+            seen: the documents seen so far.
             chunker: splits texts; None: documents stay whole.
-            recipe: what decides records besides text and metadata.
-            batch_size: records of a window.
+            recipe: whatever determines records besides text and metadata.
+            batch_size: records per window.
             stop: read nothing after a bad row.
         """
         self._source, self._parser, self._store, self._seen = source, parser, store, seen
         self._chunker, self._recipe, self._batch_size, self._stop = chunker, recipe, batch_size, stop
 
     def windows(self) -> Generator[list[Item], None, None]:
-        """Yield consecutive rows in windows of at most so many records and characters, or of one document."""
+        """Yield consecutive rows in windows of a limited number of records and characters, or of one document."""
         page: list[Item] = []
         characters = 0
         rows = self._source.rows()
@@ -110,7 +110,7 @@ class Reader:
             item.spans, item.contexts = spans, self._chunker.contexts(item.text, item.metadata, spans)
 
     def _compare(self, items: list[Item]) -> None:
-        """Find out what the store has of each document: the head of its records tells, which is written last."""
+        """Look up what the store has of each document: the head of its records, which is written last, tells."""
         heads = [id for item in items for id in (str(item.id), f"{item.id}#0")]
         found = {record.id: record for record in self._store.get(heads)} if heads else {}
         for item in items:

@@ -1,7 +1,7 @@
-"""Writing documents so that a run killed at any point leaves nothing that the next one cannot put right.
+"""Writing documents so that the next run can repair whatever a killed one leaves behind.
 
-The head of a document (its only record, or chunk 0) carries the hash that says: all of it is here. While more than one
-record changes, the head says instead that nothing is certain, and how many chunks there may be.
+The head of a document (its only record, or chunk 0) carries the hash, which means that everything is there. While more
+than one record changes, the head says instead that nothing is certain, and how many chunks there may be.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PAGE = 1000
 
 
 def write(embedded: Embedded, store: HybridStore) -> None:
-    """Write the records of documents in place of those that the store has of them."""
+    """Replace the records that the store has of these documents."""
     rows = [(item, chunk) for item in embedded.items for chunk in range(len(item.spans))]
     cut = embedded.batch.truncated
     for row, (item, _) in enumerate(rows):
@@ -34,16 +34,16 @@ def write(embedded: Embedded, store: HybridStore) -> None:
 
 
 def prune(store: HybridStore, seen: Seen) -> int:
-    """Delete the documents that were ingested before and that the source does not have; return how many."""
+    """Delete previously ingested documents that are not in the source; return how many."""
     for page in store.scroll_all(limit=_PAGE):
-        # those without a hash name their document, but were not ingested
+        # records without a hash name their document, but were not ingested
         origins = [record.provenance if "hash" in record.provenance else {} for record in page]
         names = [origin.get("document") for origin in origins]
         missing = seen.missing({name for name in names if isinstance(name, str)})
         owners: dict[str, str] = {}
         for record, name in zip(page, names, strict=True):
             if name in missing:
-                # with all its chunks at once, so that none is ever left alone
+                # together with all its chunks, so that none is ever left alone
                 owners |= {f"{name}#{i}": name for i in range(record.provenance.get("chunks", 0))}
                 owners[record.id] = name
         _delete(store, owners)
@@ -89,7 +89,7 @@ def _delete_stale(store: HybridStore, items: Sequence[Item]) -> None:
 
 
 def _delete(store: HybridStore, owners: Mapping[str, str]) -> None:
-    """Delete records that still belong to these documents: "a#1" may be a document's own id, too."""
+    """Delete records that still belong to these documents: "a#1" may also be a document's own id."""
     found = store.get(list(owners)) if owners else []
     stale = [record.id for record in found if record.provenance.get("document") == owners[record.id]]
     if stale:

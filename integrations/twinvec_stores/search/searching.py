@@ -72,12 +72,12 @@ class Searching:
         return await self.vectors(batch.dense, batch.sparse, queries)
 
     def _warn_of_scales(self) -> None:
-        """Warn that the default weights of raw scores are GTE's: with another sparse half they may do worse than either
-        half."""
+        """Warn that the default weights of raw scores are GTE's: another sparse half may make them a bad choice."""
         if self.options.fusion == Fusion("weighted") and (self.embedder.family, self.embedder.spec.sparse) != _GTE_HEAD:
             warnings.warn(
-                'fusion="weighted" adds raw scores with weights made for GTE\'s sparse half, and this one uses a '
-                'different scale: use fusion="relative", or pass your own dense_weight and sparse_weight (twinvec tune)',
+                'fusion="weighted" adds raw scores with weights made for GTE\'s sparse half, and this one '
+                'uses a different scale: use fusion="relative", or pass your own dense_weight and sparse_weight '
+                "(twinvec tune)",
                 FusionWarning,
                 stacklevel=2,
             )

@@ -1,10 +1,10 @@
-"""A folder with a Qdrant Edge shard: one process at a time, one shard however many stores, never left half made.
+"""A folder with a Qdrant Edge shard: used by one process at a time, one shard for all its stores, never left half made.
 
 folder/store.json   the StoreConfig
 folder/shard/       Qdrant Edge's own files
 folder/lock         held while a process has the folder open
 folder/writing      held while the shard's files change; see ``snapshots``
-folder/readers/     copies for processes that only read
+folder/readers/     snapshots for processes that only read
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 CONFIG, SHARD, LOCK, COUNT, WRITING, READERS = "store.json", "shard", "lock", "count", "writing", "readers"
 _OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"}
-_STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # of file managers and file systems
-_SUM = "crc32"  # of the rest of store.json
+_STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # left by file managers and file systems
+_SUM = "crc32"  # checksum of the rest of store.json
 _POLL_SECONDS = 0.2
-_MAX_LOG, _MAX_LOG_OF_READERS = 2**26, 2**23  # bytes after which the log is emptied: opening a folder replays it
+_MAX_LOG, _MAX_LOG_OF_READERS = 2**26, 2**23  # log size at which the log is emptied, since opening a folder replays it
 _MAX_COUNTS = 100_000
-_RESERVE = 64 * 2**20  # free bytes below which nothing is written: log segments and pages grow in steps
+_RESERVE = 64 * 2**20  # free bytes required for writing: log segments and pages grow in steps
 _CHILD = """
 import sys
 sys.path.append(sys.argv[1])
@@ -58,15 +58,15 @@ shard.close()
 """
 _open: dict[Path, Folder] = {}
 _opening = threading.RLock()
-if hasattr(os, "register_at_fork"):  # else a child could find it held by a thread that it has not got
+if hasattr(os, "register_at_fork"):  # otherwise a child could find it held by a thread that does not exist there
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 
 class Folder:
-    """The open folder. Operations run side by side; ``_alone`` waits for them and keeps new ones out."""
+    """The open folder. Operations run in parallel; ``_alone`` waits for them and blocks new ones."""
 
     def __init__(self, path: Path, config: StoreConfig | None) -> None:
-        """Open the folder, or make it for ``config``; see ``acquire``."""
+        """Open the folder, or create it for ``config``; see ``acquire``."""
         self.path = path
         self.users = 0
         self._pid = os.getpid()
@@ -75,7 +75,9 @@ class Folder:
         self._failure: str | None = None
         self._writes = 0
         self._unflushed = 0
-        self._counts: dict[int | None, int] = {}  # records with a sparse key, all for None, as of the last write
+        self._counts: dict[
+            int | None, int
+        ] = {}  # number of records with a sparse key (None: all), as of the last write
         with self._typed_errors():
             self._lock = _lock(path, create=config is not None)
         self._one_writer, self._writing_lock = threading.Lock(), FileLock(path / WRITING, thread_local=False)
@@ -89,12 +91,12 @@ class Folder:
 
     @classmethod
     def acquire(cls, path: Path, config: StoreConfig | None) -> Folder:
-        """Return the folder, shared with every store of this process that uses it.
+        """Return the folder, shared with all stores of this process that use it.
 
         Raises:
-            StoreNotFoundError: no store is there and ``config`` is None.
+            StoreNotFoundError: there is no store and ``config`` is None.
             StoreLockedError: another process has it open.
-            StoreMismatchError: it was made for other vectors.
+            StoreMismatchError: it was created for other vectors.
             StoreEngineError: it cannot be read.
         """
         path = path.expanduser().resolve()
@@ -108,10 +110,10 @@ class Folder:
             return folder
 
     def release(self) -> bool:
-        """Give one use back; the last one flushes, closes and returns True."""
+        """Give back one use; the last one flushes, closes and returns True."""
         if self._pid != os.getpid():
             return False
-        if self.users == 1:  # what still runs may take long, and must not keep other folders from being opened
+        if self.users == 1:  # operations still running may take long, and must not keep other folders from being opened
             with self._alone():
                 pass
         with _opening:
@@ -148,7 +150,7 @@ class Folder:
         """Apply an update of ``size`` bytes; see ``run``.
 
         Raises:
-            StoreEngineError: the disk has no room for it; nothing was written.
+            StoreEngineError: there is not enough room on the disk; nothing was written.
         """
         need_room(self.path, size)
 
@@ -171,7 +173,7 @@ class Folder:
             self.flush()
 
     def flush(self) -> None:
-        """Bring everything to the disk; see ``run``."""
+        """Write everything to the disk; see ``run``."""
         with self._idle:
             self._unflushed = 0
 
@@ -182,7 +184,8 @@ class Folder:
         self.run(apply)
 
     def count(self, term: int | None, request: Callable[[], CountRequest]) -> int:
-        """Return how many records have a sparse key, or there are: counted once between two writes; see ``run``."""
+        """Return the number of records that have a sparse key, or of all; counted once between two writes; see
+        ``run``."""
         with self._idle:
             writes, known = self._writes, self._counts.get(term)
         if known is not None:
@@ -194,16 +197,16 @@ class Folder:
         return number
 
     def optimize(self, progress: Callable[[float, int], None] | None) -> None:
-        """Optimize in a child process: the engine would hold the interpreter's lock for minutes.
+        """Optimize in a child process, because the engine would hold the GIL for minutes.
 
-        The engine builds new segments beside the old ones and swaps them at the end, so a crash loses nothing.
+        The engine builds new segments next to the old ones and swaps them at the end, so a crash loses nothing.
 
         Raises:
-            StoreEngineError: the child failed; the data is as before.
+            StoreEngineError: the child failed; the data is unchanged.
         """
         with self._alone():
             self._usable()
-            need_room(self.path, 0)  # before anything is closed
+            need_room(self.path, 0)  # before closing anything
             try:
                 self._close()
                 with self._writing():
@@ -212,7 +215,7 @@ class Folder:
                 self._shard = self._load()
 
     def configure(self, config: StoreConfig) -> None:
-        """Write another configuration."""
+        """Write a new configuration."""
         with self._idle, self._writing():
             _write(self.path, config)
             self.config = config
@@ -222,7 +225,7 @@ class Folder:
         return any((self.path / SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
 
     def size(self) -> int:
-        """Return the bytes on disk."""
+        """Return the size on disk in bytes."""
         return folder_size(self.path)
 
     @property
@@ -244,14 +247,14 @@ class Folder:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep those who copy the files waiting; the lock of a file is the process's, so threads go one by one."""
+        """Make those who copy the files wait; file locks belong to the process, so its threads take turns."""
         with self._one_writer, self._writing_lock:
             yield
 
     def _usable(self) -> EdgeShard:
         if self._failure is not None:
             raise StoreEngineError(
-                f"{self.path}: the engine failed before ({self._failure}); close the store, open it again"
+                f"{self.path}: the engine failed earlier ({self._failure}); close the store and open it again"
             )
         if self._shard is None:
             raise StoreClosedError(f"the store {self.path} is closed")
@@ -276,7 +279,7 @@ class Folder:
         with self._typed_errors(), self._writing():
             shard = EdgeShard.load(str(self.path / SHARD))
             _check_count(self.path, shard)
-        # of an optimizer that was killed; not before the engine's own lock shows that none is at work any more
+        # of a killed optimizer; only once the engine's own lock shows that none is running any more
         shutil.rmtree(self.path / SHARD / "temp_segments", ignore_errors=True)
         return shard
 
@@ -289,11 +292,11 @@ class Folder:
         except Exception as error:
             if "WouldBlock" in str(error):
                 raise StoreLockedError(
-                    f"{self.path} is held by a process that optimizes it, or that was forked while it was open: wait "
-                    "for it to end"
+                    f"{self.path} is held by a process that is optimizing it, or was forked while it was open: wait "
+                    "for that process to end"
                 ) from None
             raise StoreEngineError(f"{self.path}: {error}") from error
-        except BaseException as panic:  # pyo3's PanicException is no Exception
+        except BaseException as panic:  # pyo3's PanicException is not an Exception
             self._failure = str(panic)
             raise StoreEngineError(f"{self.path}: the engine failed: {panic}") from panic
 
@@ -304,21 +307,21 @@ def _lock(path: Path, *, create: bool) -> FileLock:
     if not create and not (path / CONFIG).exists():
         raise StoreNotFoundError(f"there is no store in {path}")
     if path.is_dir() and (strange := {entry.name for entry in path.iterdir()} - _OWN_FILES - _STRANGERS):
-        raise ConfigurationError(f"{path} holds other files ({min(strange)}): choose an empty or a new folder")
+        raise ConfigurationError(f"{path} contains other files ({min(strange)}): choose an empty or a new folder")
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise StoreLockedError(
-            f"{path} is open in another process, or still being optimized by one that was killed: close it there, or "
-            "wait. To read beside it: read_only=True; for several that write: a Qdrant server (url=)"
+            f"{path} is open in another process, or still being optimized on behalf of a killed one: close it there, "
+            "or wait. To read at the same time: read_only=True; for several writers: a Qdrant server (url=)"
         ) from None
     return lock
 
 
 def _check_count(path: Path, shard: EdgeShard) -> None:
-    """Compare with the number of records at the last close: the engine does not notice a part that is gone."""
+    """Compare with the number of records at the last close: the engine does not notice missing parts."""
     try:
         expected = int((path / COUNT).read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):  # the last process was killed
@@ -327,8 +330,8 @@ def _check_count(path: Path, shard: EdgeShard) -> None:
     if found != expected:
         shard.close()
         raise StoreEngineError(
-            f"{path} holds {found} of the {expected} records that it had when it was closed: files are missing or "
-            f"damaged. Restore them; or delete {path / COUNT} to go on with what is left, and ingest again"
+            f"{path} contains {found} of the {expected} records it had when it was closed: files are missing or "
+            f"damaged. Restore them; or delete {path / COUNT} to continue with what is left, and ingest again"
         )
 
 
@@ -339,12 +342,12 @@ def _everything() -> CountRequest:
 
 
 def need_room(path: Path, size: int) -> None:
-    """Refuse before the engine does: on a full disk its memory-mapped files end the process with SIGBUS."""
+    """Refuse before the engine does: on a full disk its memory-mapped files kill the process with SIGBUS."""
     free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
     if free < needed:
         raise StoreEngineError(
-            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): make room, then go "
-            "on; everything written so far is safe"
+            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): free some space, "
+            "then continue; everything written so far is safe"
         )
 
 
@@ -362,12 +365,12 @@ def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
             stored.check(config, str(path))
         if not (path / SHARD).is_dir():
             raise StoreMismatchError(
-                f"{path} lacks its folder {SHARD}: restore it, or delete the folder and ingest again"
+                f"{path} is missing its folder {SHARD}: restore it, or delete the folder and ingest again"
             )
         return stored
     if config is None:
         raise StoreNotFoundError(f"there is no store in {path}")
-    if (path / SHARD).exists():  # made, but its configuration was not written any more: nothing was promised yet
+    if (path / SHARD).exists():  # created, but its configuration was never written: nothing had been acknowledged yet
         _refuse_data(path)
     _make(path, config)
     return config
@@ -390,7 +393,7 @@ def _make(path: Path, config: StoreConfig) -> None:
 
 
 def _write(path: Path, config: StoreConfig) -> None:
-    """Write the configuration, whole or not at all."""
+    """Write the configuration, completely or not at all."""
     temporary = path / f"{CONFIG}.new"
     with temporary.open("w", encoding="utf-8") as file:
         data = config.to_dict()
@@ -406,8 +409,8 @@ def _sum(data: Mapping[str, Any]) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Bring to the disk which files a folder has."""
-    with contextlib.suppress(OSError):  # not every system can
+    """Make the folder's list of files durable."""
+    with contextlib.suppress(OSError):  # not supported on every system
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -446,7 +449,7 @@ def _refuse_data(path: Path) -> None:
     shard = EdgeShard.load(str(path / SHARD))
     try:
         if shard.count(CountRequest(exact=True)):
-            raise StoreMismatchError(f"{path} holds records but its {CONFIG} is gone: restore that file")
+            raise StoreMismatchError(f"{path} contains records but its {CONFIG} is missing: restore that file")
     finally:
         shard.close()
     shutil.rmtree(path / SHARD)
@@ -459,7 +462,7 @@ def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], Non
     start = time.monotonic()
     child = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard)],
-        stdin=lock._context.lock_file_fd,  # so the folder stays locked when this process is killed and the child is not
+        stdin=lock._context.lock_file_fd,  # keeps the folder locked if this process is killed and the child is not
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -478,15 +481,15 @@ def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], Non
     if child.returncode:
         lines = errors.strip().splitlines() or ["no message"]
         raise StoreEngineError(
-            f"{shard.parent}: optimize failed with status {child.returncode}: {lines[-1]}; nothing was lost"
+            f"{shard.parent}: optimizing failed with status {child.returncode}: {lines[-1]}; nothing was lost"
         )
 
 
 def folder_size(path: Path) -> int:
-    """Return the bytes on disk."""
+    """Return the size on disk in bytes."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
-            with contextlib.suppress(OSError):  # files come and go
+            with contextlib.suppress(OSError):  # files may disappear
                 total += os.lstat(os.path.join(folder, name)).st_blocks * 512
     return total

@@ -1,8 +1,8 @@
 """Snapshots: copies of a store's folder for processes that read while another one writes.
 
-Qdrant Edge locks its folder and writes into mapped files in place, so a link to them would change under its reader. A
-copy that is made between two writes is what a killed process leaves behind, and opens as that does: with every write
-that was acknowledged. A snapshot is a folder like any other, below the store's, and its own lock tells who is alive.
+Qdrant Edge locks its folder and writes to mapped files in place, so links to them would change under a reader. A copy
+made between two writes looks like what a killed process leaves behind, and opens the same way: with every acknowledged
+write. A snapshot is a folder like any other, inside the store's, and its own lock shows whether its process is alive.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from twinvec_stores.engines.embedded.folder import (
     need_room,
 )
 
-_PATIENCE = 60.0  # seconds to wait for the end of a write; an optimizer may take longer
+_PATIENCE = 60.0  # seconds to wait for a write to end; an optimizer may take longer
 _POLL_SECONDS = 0.005
 _BLOCK = 2**20
 
 
 def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
-    """Copy the folder of a store, and open the copy.
+    """Copy a store's folder, and open the copy.
 
     Raises:
-        StoreNotFoundError: no store is there.
+        StoreNotFoundError: there is no store.
         StoreLockedError: it is being optimized.
-        StoreMismatchError: it was made for other vectors.
+        StoreMismatchError: it was created for other vectors.
         StoreEngineError: it cannot be read, or there is no room for the copy.
     """
     path = path.expanduser().resolve()
@@ -63,7 +63,7 @@ def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
     except Timeout:
         raise StoreLockedError(f"{path} is being optimized, or written to without a pause: try again later") from None
     except OSError as error:
-        raise StoreEngineError(f"{path}: no snapshot could be made of it ({error})") from error
+        raise StoreEngineError(f"{path}: cannot create a snapshot of it ({error})") from error
 
 
 def close_snapshot(folder: Folder) -> None:
@@ -73,7 +73,7 @@ def close_snapshot(folder: Folder) -> None:
 
 
 def _remove_dead(readers: Path) -> None:
-    """Remove the copies of processes that have ended without doing so."""
+    """Remove the copies left behind by processes that have ended."""
     for copy in readers.iterdir():
         if copy.is_dir():
             lock = FileLock(copy / LOCK, thread_local=False)
@@ -95,7 +95,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _copy_file(source: str, target: Path) -> None:
-    """Copy a file without its holes, of which the engine's files are full."""
+    """Copy a file without its holes; the engine's files are full of them."""
     with open(source, "rb", buffering=0) as read, target.open("wb", buffering=0) as written:
         written.truncate(os.fstat(read.fileno()).st_size)
         for start, end in _parts(read.fileno()):
@@ -106,12 +106,12 @@ def _copy_file(source: str, target: Path) -> None:
 
 
 def _parts(file: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data."""
+    """Yield the ranges in which a file has data."""
     end, size = 0, os.fstat(file).st_size
     if not hasattr(os, "SEEK_DATA"):
         yield 0, size
         return
-    with contextlib.suppress(OSError):  # behind the last part there is only a hole
+    with contextlib.suppress(OSError):  # after the last part there is only a hole
         while end < size:
             start = os.lseek(file, end, os.SEEK_DATA)
             end = os.lseek(file, start, os.SEEK_HOLE)

@@ -1,4 +1,4 @@
-"""EmbeddedStore: Qdrant's engine in this process, in a folder."""
+"""EmbeddedStore: Qdrant's engine within this process, in a folder."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQu
 if TYPE_CHECKING:
     from twinvec_stores.engines.embedded.folder import Folder
 
-_CHUNK = 512  # records in one operation of the engine
+_CHUNK = 512  # records per operation of the engine
 
 
 class EmbeddedStore(HybridStore):
     """A store in a folder, on Qdrant Edge (``pip install 'twinvec[embedded]'``).
 
-    One process writes; in it, every EmbeddedStore of the same folder shares one engine. What ``upsert`` and ``delete``
-    have done survives a killed process at once, and a loss of power after ``flush``. Any number of processes read
-    beside it with ``read_only=True``: each has a copy of its own, as new as its opening or its last ``refresh``.
+    One process writes; within it, all EmbeddedStores of a folder share one engine. Completed calls of ``upsert`` and
+    ``delete`` survive a killed process immediately, and a power failure after ``flush``. Any number of other processes
+    can read with ``read_only=True``: each has its own copy, as of its opening or its last ``refresh``.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], config: StoreConfig | None = None, *, read_only: bool = False
     ) -> None:
-        """Open a store, or make one.
+        """Open a store, or create one.
 
         Args:
-            path: its folder.
-            config: what it holds. Where there is a store, it must have been made with the same; where there is
-                none, it is made. None: open whatever is there.
-            read_only: read a copy of what is there, whoever else has it open. The copy lies in the folder and is
-                removed by ``close``, or by the next reader after this process was killed.
+            path: the store's folder.
+            config: what the store contains. An existing store must have been created with the same; otherwise it is
+                created. None: open whatever exists.
+            read_only: read a copy, even while others have the store open. The copy is inside the folder and is removed
+                by ``close``, or by the next reader if this process was killed.
 
         Raises:
-            StoreNotFoundError: nothing is there and ``config`` is None, or it is for reading only.
-            StoreLockedError: another process has it open; to a reader: it is being optimized.
-            FingerprintMismatchError: it holds another model's vectors.
-            StoreMismatchError: it was made with other settings.
+            StoreNotFoundError: there is no store, and ``config`` is None or the store is read-only.
+            StoreLockedError: another process has it open; for a reader: it is being optimized.
+            FingerprintMismatchError: it contains another model's vectors.
+            StoreMismatchError: it was created with other settings.
             StoreEngineError: it cannot be read.
         """
         try:
@@ -70,7 +70,7 @@ class EmbeddedStore(HybridStore):
         self._release()
 
     def refresh(self) -> None:
-        """Read what has been written since the store was opened or refreshed; nothing to do where it can write."""
+        """Read what has been written since the store was opened or refreshed; does nothing if the store is writable."""
         if not self.read_only:
             return
         with self._refreshing:
@@ -101,7 +101,7 @@ class EmbeddedStore(HybridStore):
         except StoreClosedError:
             if folder is self._open():
                 raise
-            return self._ask(question)  # refreshed in between
+            return self._ask(question)  # refreshed in the meantime
 
     def _open(self) -> Folder:
         if not self._release.alive:
@@ -110,7 +110,7 @@ class EmbeddedStore(HybridStore):
 
     def _writable(self) -> Folder:
         if self.read_only:
-            raise StoreReadOnlyError(f"{self.path} was opened with read_only=True: write with a store that was not")
+            raise StoreReadOnlyError(f"{self.path} was opened with read_only=True: open it without read_only to write")
         return self._open()
 
     @threaded
@@ -205,7 +205,7 @@ class EmbeddedStore(HybridStore):
 
     @threaded
     def _optimize(self, progress: Progress | None) -> None:
-        # in a child process, for seconds to minutes, in which other calls wait; a crash in the middle loses nothing
+        # in a child process, for seconds to minutes, during which other calls wait; a crash loses nothing
         self._writable().optimize(progress)
 
     @threaded
@@ -229,6 +229,6 @@ class EmbeddedStore(HybridStore):
 
 
 def _size(record: Record) -> int:
-    """Return about how many bytes a record has."""
+    """Return the approximate size of a record in bytes."""
     vectors = (0 if record.dense is None else record.dense.nbytes) + 12 * len(record.sparse or ())
     return vectors + len(record.text.encode()) + len(json.dumps([record.metadata, record.provenance]))
