@@ -27,8 +27,7 @@ _Self = TypeVar("_Self", bound="BaseEmbedder")
 
 @dataclass(frozen=True)
 class CheckedCall:
-    """A validated call: ``prompt`` goes before each text; the ``dense`` and ``sparse`` halves are computed as
-    requested."""
+    """A validated call: ``prompt`` goes before each text; ``dense`` and ``sparse`` are the halves to compute."""
 
     role: Role
     texts: list[str]

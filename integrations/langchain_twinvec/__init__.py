@@ -1,8 +1,8 @@
 """LangChain classes over one shared model: embeddings, sparse embeddings, hybrid vector store, hybrid retriever.
 
-Importing this package imports neither torch nor another integration; ``TwinVecSparseEmbeddings`` and
-``TwinVecMilvusSparseEmbeddings`` import langchain-qdrant and langchain-milvus, where installed, when first used, and
-``TwinVecTextSplitter`` langchain-text-splitters.
+Importing this package imports neither torch nor another integration; ``TwinVecSparseEmbeddings``,
+``TwinVecMilvusSparseEmbeddings`` and ``TwinVecTextSplitter`` import langchain-qdrant, langchain-milvus (both optional)
+and langchain-text-splitters on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the dense and the sparse class share: their options, the Embedder behind them, copies, pickles, dumps."""
+"""What the dense and the sparse class share: options, the Embedder behind them, copies, pickles, dumps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twinvec.vectors import Float32
 
 _Rows = TypeVar("_Rows", Float32, SparseBatch)
 _Value = TypeVar("_Value")
-_AT_ONCE = 256  # rows, some milliseconds
+_AT_ONCE = 256  # rows; a few milliseconds
 _PEER_OPTIONS = {
     "model_name",
     "model_kwargs",
@@ -31,19 +31,19 @@ _PEER_OPTIONS = {
     "multi_process",
     "cache_folder",
 }
-_OWN = ("model", "embedder", "show_progress")  # fields that are no options of an Embedder
-_SPARSE = "sparse_"  # the attribute behind the argument ``sparse``: that name is a method's
+_OWN = ("model", "embedder", "show_progress")  # fields that are not options of an Embedder
+_SPARSE = "sparse_"  # the attribute behind the argument ``sparse``, since that name is taken by a method
 
 
 class TwinVecModel(OptionFields, Serializable):
-    """Options of an Embedder, and the Embedder itself: loaded on construction, or given.
+    """The options of an Embedder, and the Embedder itself: loaded on construction, or passed in.
 
-    Objects do not change once made. Copies, also deep ones, share the Embedder; pickles and ``dumps`` carry the options
-    without the weights and without the token.
+    Objects are immutable. Copies, including deep ones, share the Embedder; pickles and ``dumps`` contain the options,
+    without the weights and the token.
 
     Raises:
-        ValidationError: an unknown argument, or one of the wrong type (pydantic's, a ValueError).
-        ConfigurationError: an argument that cannot be honoured.
+        ValidationError: an argument is unknown, or has the wrong type (pydantic's error, a ValueError).
+        ConfigurationError: an argument cannot be honoured.
         CheckpointError: the model cannot be found, read or loaded.
     """
 
@@ -52,34 +52,34 @@ class TwinVecModel(OptionFields, Serializable):
     model: str | os.PathLike[str] | SkipJsonSchema[ModelSpec] | None = Field(
         default=None,
         kw_only=False,
-        description='folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which says all that '
-        "decides a vector.",
+        description='folder, hub id ("owner/name"), "modelscope:owner/name", or a ModelSpec, which contains '
+        "everything that decides a vector.",
     )
     embedder: SkipJsonSchema[BaseEmbedder] = Field(
         default=cast("BaseEmbedder", None),
         exclude=True,
         repr=False,
-        description="an Embedder or a RemoteEmbedder to share instead of ``model``; always there afterwards. Only "
-        "``task`` and ``show_progress`` go with it.",
+        description="an Embedder or a RemoteEmbedder to share instead of ``model``; always set afterwards. Can only "
+        "be combined with ``task`` and ``show_progress``.",
     )
-    show_progress: bool = Field(default=False, description="draw a progress bar while documents are embedded.")
+    show_progress: bool = Field(default=False, description="draw a progress bar while embedding documents.")
 
     sparse_: str | os.PathLike[str] | None = Field(
         default="auto", alias="sparse", description=option_docs().get("sparse")
     )
     token: SecretStr | None = option("token", exclude=True, repr=False)
 
-    if not TYPE_CHECKING:  # type checkers read the signature off the fields
+    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
 
         def __init__(self, model: Any = None, **options: Any) -> None:
-            # not in a validator: pydantic would turn TwinVec's errors into its own
+            # not in a validator, because pydantic would replace TwinVec's errors by its own
             given = options if model is None else {"model": model, **options}
             super().__init__(**{name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in given.items()})
             if self.embedder is None:
                 self.__dict__["embedder"] = self._load()
             elif given := sorted(self._given().keys() - {"task"} | ({"model"} & self.model_fields_set)):
                 raise ConfigurationError(
-                    f"{', '.join(given)}: already said by embedder=; pass model= instead, or make another Embedder"
+                    f"{', '.join(given)}: already determined by embedder=; pass model= instead, or another Embedder"
                 )
             if self.task is not None:
                 self.embedder.prompt_for(Role.QUERY, self.task)
@@ -89,13 +89,13 @@ class TwinVecModel(OptionFields, Serializable):
     def _refuse_options_of_others(cls, options: Any) -> Any:
         if isinstance(options, dict) and (theirs := sorted(_PEER_OPTIONS & options.keys())):
             raise ValueError(
-                f"{', '.join(theirs)}: arguments of HuggingFaceEmbeddings; take them over by "
+                f"{', '.join(theirs)}: arguments of HuggingFaceEmbeddings; convert them with "
                 "TwinVecEmbeddings.from_huggingface({...})"
             )
         return options
 
     def with_task(self, task: Task | str) -> Self:
-        """Return a copy for another task, on the same Embedder.
+        """Return a copy for another task, sharing the Embedder.
 
         Raises:
             PromptError: the model was not trained with instructions.
@@ -104,7 +104,7 @@ class TwinVecModel(OptionFields, Serializable):
         return self.model_copy(update={"task": task})
 
     def _given(self) -> dict[str, Any]:
-        """Return the options of an Embedder that were given, by their names there."""
+        """Return the given options of an Embedder, under the Embedder's names."""
         names = {field: info.alias or field for field, info in type(self).model_fields.items()}
         return {names[field]: getattr(self, field) for field in self.model_fields_set if field not in _OWN}
 
@@ -128,26 +128,26 @@ class TwinVecModel(OptionFields, Serializable):
 
     @classmethod
     def is_lc_serializable(cls) -> Literal[True]:
-        """Return that ``dumps`` works."""
+        """Return True: ``dumps`` is supported."""
         return True
 
     @property
     def lc_secrets(self) -> dict[str, str]:
-        """Return what ``dumps`` must not write, and the name to load it by."""
+        """Return the names of secrets, which ``dumps`` must not write."""
         return {"token": "HF_TOKEN"}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Return what ``dumps`` writes in another form."""
+        """Return the attributes that ``dumps`` writes in another form."""
         values = {"task": self.task, "model": self.model}
         return {name: asdict(value) for name, value in values.items() if isinstance(value, Task | ModelSpec)}
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Return what ``dumps`` writes: the options where they are all plain values, else why it cannot."""
+        """Return the output of ``dumps``: the options if all are plain values, otherwise why it is impossible."""
         objects = [name for name in ("embedder", "cache") if name in self.model_fields_set]
         objects = [name for name in objects if not isinstance(getattr(self, name), str | None)]
         if objects:
-            return not_serialized(self, f"it holds an object, {objects[0]}=")
+            return not_serialized(self, f"it contains an object, {objects[0]}=")
         written = cast("SerializedConstructor", super().to_json())
         named = {"sparse" if name == _SPARSE else name: value for name, value in written["kwargs"].items()}
         return {**written, "kwargs": named}
@@ -180,13 +180,13 @@ class TwinVecSparseModel(TwinVecModel):
 
 
 def not_serialized(value: Serializable, reason: str) -> SerializedNotImplemented:
-    """Return what ``dumps`` writes for an object it cannot rebuild; ``loads`` shows the reason."""
+    """Return the output of ``dumps`` for an object it cannot rebuild; ``loads`` shows the reason."""
     written = value.to_json_not_implemented()
     return {**written, "repr": f"{value!r} cannot be rebuilt from JSON: {reason}"}
 
 
 def in_turns(convert: Callable[[_Rows], list[_Value]], rows: _Rows) -> Call[list[_Value]]:
-    """Return the call that converts rows to Python objects, a few at a time: a million numbers would hold up a loop."""
+    """Return the call that converts rows to Python objects, in portions so as not to block an event loop."""
 
     async def converted() -> list[_Value]:
         values: list[_Value] = []

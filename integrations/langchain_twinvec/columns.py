@@ -1,4 +1,4 @@
-"""Texts, metadata and ids in columns, as LangChain's stores take them: checked, in batches, and as documents."""
+"""Texts, metadata and ids as columns, as in LangChain's stores: checked, in batches, and as documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def in_batches(
     ids: Sequence[str | None] | None,
     size: int,
 ) -> Iterator[dict[str, Any]]:
-    """Yield arguments of ``HybridIndex.add``."""
+    """Yield arguments for ``HybridIndex.add``."""
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings, not one string: pass [text]")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -49,7 +49,9 @@ def as_columns(
     """Return the arguments of ``_add`` for documents."""
     for position, document in enumerate(documents):
         if not isinstance(document, Document):
-            raise TypeError(f"documents[{position}] is a {type(document).__name__}, no Document: add_texts takes texts")
+            raise TypeError(
+                f"documents[{position}] is a {type(document).__name__}, not a Document: use add_texts for texts"
+            )
     return {
         "texts": [document.page_content for document in documents],
         "metadatas": [document.metadata for document in documents],

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class TwinVecEmbeddings(TwinVecModel, Embeddings):
     """Dense vectors of length 1 as lists of Python floats; for arrays use ``embedder`` itself.
 
-    Queries get the query prompt the model was trained with and documents get the document prompt; texts reach the model
-    unchanged. The async methods wait for the shared queue without a thread, so that concurrent calls share forward
-    passes; cancelling them frees the work.
+    Queries get the query prompt the model was trained with, and documents the document prompt; texts reach the model
+    unchanged. The async methods wait for the shared queue without occupying a thread, so concurrent calls share forward
+    passes; cancelling them cancels the work.
 
     Examples:
         >>> embeddings = TwinVecEmbeddings(model="Alibaba-NLP/gte-multilingual-base", dim=256)
@@ -75,10 +75,10 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
     ) -> TwinVecSparseEmbeddings | TwinVecMilvusSparseEmbeddings:
         """Return the sparse side of the same Embedder, for stores that ask for it separately.
 
-        A store that embeds the same texts densely and then sparsely costs one forward pass.
+        For a store that embeds the same texts densely and then sparsely, both cost one forward pass.
 
         Args:
-            store: whose interface it has: langchain-qdrant's ``SparseEmbeddings``, or langchain-milvus'
+            store: the interface to provide: langchain-qdrant's ``SparseEmbeddings``, or langchain-milvus's
                 ``BaseSparseEmbedding``.
 
         Raises:
@@ -103,33 +103,33 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
     def from_huggingface(
         cls, source: HuggingFaceEmbeddings | Mapping[str, Any] | None = None, /, **options: Any
     ) -> Self:
-        """Take over a configuration of ``HuggingFaceEmbeddings``, of langchain_huggingface or langchain_community.
+        """Convert a configuration of ``HuggingFaceEmbeddings``, from langchain_huggingface or langchain_community.
 
-        Prompts, revision, device, dtype, dimensions and folders are translated; so are the instructions of
-        ``HuggingFaceBgeEmbeddings``. Batch sizes, padding and kinds of attention have no counterpart, as batches are
-        packed by tokens. ``trust_remote_code=True`` is left out where the model needs no code of its repository. What
-        that class would have ignored or destroyed is right here, so that some vectors differ from those in an existing
-        index; a ``DifferenceWarning`` says each thing once.
+        Prompts, revision, device, dtype, dimensions and folders are translated, and so are the instructions of
+        ``HuggingFaceBgeEmbeddings``. Batch sizes, padding and attention implementations have no counterpart, since
+        batches are packed by tokens. ``trust_remote_code=True`` is dropped if the model does not need code from its
+        repository. Where that class ignored or destroyed something, this one is correct, so some vectors differ from
+        those in an existing index; a ``DifferenceWarning`` explains each difference once.
 
         Args:
-            source: such an object, or a dict of its arguments. None: they are among the keywords.
-            options: arguments of that class, where there is no source: ``from_huggingface(model_name=...,
-                model_kwargs={...})``; and more arguments of this one, which go before the translated ones.
+            source: such an object, or a dict of its arguments. None: its arguments are among the keywords.
+            options: without a source, arguments of that class: ``from_huggingface(model_name=...,
+                model_kwargs={...})``; in addition, arguments of this class, which override the translated ones.
 
         Raises:
-            ConfigurationError: an argument that is unknown or has no counterpart.
+            ConfigurationError: an argument is unknown or has no counterpart.
         """
         return take_over(cls, *said_by(source, options))
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens of the model a text has, without prompt and special tokens: for splitters.
+        """Return the number of the model's tokens in a text, without prompt and special tokens; for splitters.
 
-        ``embedder.token_room("document")`` of them fit.
+        Up to ``embedder.token_room("document")`` tokens fit.
         """
         return len(self.embedder.token_offsets([text])[0])
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the parts of a text that are the model's tokens, as they stand in it."""
+        """Return the parts of a text that correspond to the model's tokens."""
         return [text[start:end] for start, end in self.embedder.token_offsets([text])[0].tolist()]
 
     @property

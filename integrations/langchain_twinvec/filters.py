@@ -1,4 +1,4 @@
-"""LangChain's filters as filters of a store."""
+"""Converting LangChain's filters to those of a store."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ FilterForm: TypeAlias = "Mapping[str, Any] | Filter | None"
 
 
 def as_filter(form: FilterForm) -> Filter | None:
-    """Return a filter as LangChain's stores share it, ``{"year": {"$gte": 2020}}``, or one of ``twinvec_stores``.
+    """Convert a filter in the form common to LangChain's stores, ``{"year": {"$gte": 2020}}``, or of
+    ``twinvec_stores``.
 
     Raises:
-        FilterError: another form; says where.
+        FilterError: the form is invalid; says where.
     """
     return parse_filter(form) if isinstance(form, Mapping) else form

@@ -24,7 +24,7 @@ class LangChainSource(DenseSource):
             self.prompts = embeddings.embedder._prompts
 
     def documents(self, texts: list[str], task: Task | str | None) -> list[list[float]]:
-        """Return a row per document."""
+        """Return one row per document."""
         return self._for(task).embed_documents(texts)
 
     async def adocuments(self, texts: list[str], task: Task | str | None) -> list[list[float]]:
@@ -47,16 +47,16 @@ class LangChainSource(DenseSource):
 
 
 def embedder_of(embeddings: Embeddings, sparse: TwinVecSparseModel | str | None) -> BaseEmbedder:
-    """Return what a store embeds with: the Embedder itself, or where its methods are somebody else's, these.
+    """Return the embedder of a store: the Embedder itself, or a wrapper if its methods are overridden or third-party.
 
     Raises:
-        ConfigurationError: no embeddings, or a sparse half that cannot be.
+        ConfigurationError: these are not embeddings, or the sparse half is invalid.
     """
     if not isinstance(embeddings, Embeddings):
         raise ConfigurationError(f"embedding must be LangChain Embeddings, not {type(embeddings).__name__}")
     if isinstance(embeddings, TwinVecEmbeddings):
         if sparse is not None:
-            raise ConfigurationError("sparse= is said by the TwinVecEmbeddings: give it to them")
+            raise ConfigurationError("sparse= is determined by the TwinVecEmbeddings: pass it to them")
         names = ("embed_documents", "embed_query", "aembed_documents", "aembed_query")
         if not overridden(embeddings, TwinVecEmbeddings, *names):
             return embeddings.embedder
@@ -69,7 +69,7 @@ def embedder_of(embeddings: Embeddings, sparse: TwinVecSparseModel | str | None)
 
 
 def model_name(embeddings: Embeddings) -> str:
-    """Return the name of class and model, for fingerprints."""
+    """Return the names of class and model, for fingerprints."""
     cls = type(embeddings)
     names = (getattr(embeddings, name, None) for name in _NAMES)
     model = next((name for name in names if isinstance(name, str) and name), None)

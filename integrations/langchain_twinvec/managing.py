@@ -1,4 +1,4 @@
-"""What is done with stored documents besides adding and searching: getting, listing, changing, deleting, scopes."""
+"""Operations on stored documents besides adding and searching: get, list, update, delete, scope."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from twinvec_stores import And, Filter, Result
 
 
 class ManagedStore(SearchableStore):
-    """What TwinVecVectorStore, which has the documentation, does with stored documents."""
+    """Management of stored documents, as documented in TwinVecVectorStore."""
 
     def scoped(self, filter: FilterForm) -> Self:
-        """Return this store as one tenant sees it: every search, listing, count, write and deletion is within a filter.
+        """Return a tenant's view of this store: every search, listing, count, write and deletion is limited to a
+        filter.
 
-        A document that contradicts the filter is refused, and so is one with an id that a document outside has;
-        documents without the filter's fields get them. The view closes with its store.
+        A document that contradicts the filter is rejected, and so is one with the id of a document outside; documents
+        that lack the filter's fields get them. The view is closed along with its store.
 
         Args:
-            filter: as for searches: ``{"tenant": "a"}``.
+            filter: as in searches: ``{"tenant": "a"}``.
         """
         condition = as_filter(filter)
         if condition is None:
-            raise ConfigurationError('scoped() needs a filter, as {"tenant": "a"}')
+            raise ConfigurationError('scoped() needs a filter, such as {"tenant": "a"}')
         view = copy.copy(self)
         view.index = self.index.scoped(condition)
         return view
 
     def list_documents(self, filter: FilterForm = None, *, limit: int | None = None) -> Iterator[Document]:
-        """Yield the documents that match, page by page, in an order of the store's own.
+        """Yield the matching documents, page by page, in the store's own order.
 
         Args:
-            filter: as for searches; None: all.
-            limit: at most so many.
+            filter: as in searches; None: all.
+            limit: maximum number of documents.
         """
         pages = self.index.store.scroll_all(filter=as_filter(filter))
         return islice((to_document(Result(record, 0.0)) for page in pages for record in page), limit)
@@ -59,10 +60,10 @@ class ManagedStore(SearchableStore):
                 yield to_document(Result(record, 0.0))
 
     def update_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
-        """Lay changes over the metadata of documents, without embedding them again; missing ids are left out.
+        """Update the metadata of documents without embedding them again; missing ids are skipped.
 
         Returns:
-            The ids of those that were there.
+            The ids that were found.
         """
         return self.index.update_metadata(ids, changes)
 
@@ -72,7 +73,7 @@ class ManagedStore(SearchableStore):
         return await self.index.aupdate_metadata(ids, changes)
 
     def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
-        """Delete by ids or by a filter; without both, everything. Missing ids are no error."""
+        """Delete by ids or by a filter; without either, delete everything. Missing ids are not an error."""
         return block(self._delete(ids, filter, kwargs))
 
     @twin_of("delete")
@@ -96,11 +97,11 @@ class ManagedStore(SearchableStore):
 
 
 def refuse(unknown: Mapping[str, Any]) -> None:
-    """Refuse arguments that are none.
+    """Reject unknown arguments.
 
     Raises:
-        ConfigurationError: one that other stores have.
-        TypeError: any other.
+        ConfigurationError: an argument that other stores have.
+        TypeError: any other argument.
     """
     refuse_names_of_peers(unknown, SEARCH)
     if unknown:

@@ -1,4 +1,4 @@
-"""The sparse half as langchain-milvus asks for it."""
+"""The sparse half with langchain-milvus's interface."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ else:
 
 
 class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
-    """Sparse vectors for ``Milvus(embedding_function=[dense, sparse])``; made by ``embeddings.sparse("milvus")``.
+    """Sparse vectors for ``Milvus(embedding_function=[dense, sparse])``; created by ``embeddings.sparse("milvus")``.
 
     Rows are ``{key: weight}``.
     """
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Return a sparse row per document."""
+        """Return one sparse row per document."""
         return block(self._documents(texts, SparseBatch.to_dicts))
 
     def embed_query(self, query: str) -> dict[int, float]:

@@ -18,23 +18,23 @@ from twinvec.scoring import Activation, rank
 
 
 class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
-    """Keeps the documents that a model finds most relevant when it reads them together with the query.
+    """Keeps the documents that are most relevant according to a model that reads them together with the query.
 
-    For ``ContextualCompressionRetriever``, and wherever LangChain takes a cross-encoder. The async methods wait for
-    the shared queue without a thread, so that concurrent calls share forward passes. Documents are copied, with the
-    score in ``metadata["relevance_score"]``.
+    For ``ContextualCompressionRetriever``, and wherever LangChain accepts a cross-encoder. The async methods wait for
+    the shared queue without occupying a thread, so concurrent calls share forward passes. Documents are copied, with
+    the score in ``metadata["relevance_score"]``.
 
     Attributes:
-        model: folder or hub id; for other options than the default ones pass ``reranker``.
-        reranker: a Reranker or a RemoteReranker to share instead of ``model``; always there afterwards.
-        top_n: documents to keep; None: all, in the order of their scores.
+        model: folder or hub id; to set other options, pass ``reranker``.
+        reranker: a Reranker or a RemoteReranker to share instead of ``model``; always set afterwards.
+        top_n: number of documents to keep; None: all, ordered by score.
         min_score: keep only documents with at least this score.
         task: an instruction, for models trained with them.
-        activation: None: raw logits; "sigmoid", "model": see ``twinvec.Reranker.score``.
-        windows: score long documents window by window; see there.
+        activation: None for raw logits; for "sigmoid" and "model" see ``twinvec.Reranker.score``.
+        windows: score long documents in windows; see there.
 
     Raises:
-        CheckpointError: the model cannot be found or loaded, or is no reranker.
+        CheckpointError: the model cannot be found or loaded, or is not a reranker.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
@@ -47,7 +47,7 @@ class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
     activation: Activation | None = None
     windows: bool = False
 
-    if not TYPE_CHECKING:  # type checkers read the signature off the fields
+    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
 
         def __init__(self, **fields: Any) -> None:
             super().__init__(**fields)
@@ -68,7 +68,7 @@ class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """Return the best documents, best first; of equal scores the first goes first."""
+        """Return the best documents, best first; ties keep their order."""
         return self._best(documents, self.score([(query, document.page_content) for document in documents]))
 
     @twin_of("compress_documents")

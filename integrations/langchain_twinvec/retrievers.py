@@ -35,7 +35,7 @@ from twinvec_stores.search.options import Mode
 if TYPE_CHECKING:
     from langchain_twinvec.filters import FilterForm
 else:
-    FilterForm = Any  # filters check themselves, and pydantic cannot follow their recursive type
+    FilterForm = Any  # filters validate themselves, and pydantic does not support their recursive type
 
 _CALL = ("k", "fetch_k", "dense_k", "sparse_k", "mode", "fusion", "filter", "score_threshold", "min_dense",
          "min_sparse", "group_by", "group_size", "expand", "task", "mmr", "explain", "scores", "exact",
@@ -46,36 +46,36 @@ _DEFAULT_MMR = 0.5
 
 
 class HybridRetriever(VectorStoreRetriever):
-    """Finds documents in a TwinVecVectorStore; ``batch`` and ``abatch`` take one forward pass for all queries.
+    """Finds documents in a TwinVecVectorStore; ``batch`` and ``abatch`` use one forward pass for all queries.
 
-    The fields can also be given to ``invoke``, ``batch`` and their async twins, and made configurable. LangChain's
-    ``search_kwargs`` are taken over into the fields, ``lambda_mult`` as ``mmr``.
+    The fields can also be passed to ``invoke``, ``batch`` and their async twins, and made configurable. LangChain's
+    ``search_kwargs`` are moved into the fields, ``lambda_mult`` as ``mmr``.
 
     Attributes:
-        vectorstore: where to look.
+        vectorstore: the store to search.
         k: documents per query.
         fetch_k: candidates of each half, and for ``mmr``; None: max(100, 10 * k).
-        dense_k: candidates of the dense half, where it is to have others; may be less than k.
-        sparse_k: the same of the sparse half.
+        dense_k: candidates of the dense half, if different; may be less than k.
+        sparse_k: the same for the sparse half.
         mode: "hybrid", "dense" or "sparse"; None: the store's default.
         fusion: a Fusion with its weights, or the name of a method; None: the store's default.
         filter: a dict such as ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``.
-        score_threshold: only documents with at least this score; with ``search_type="similarity_score_threshold"``,
-            with at least this relevance from 0 to 1.
-        min_dense: only documents with at least this cosine: "I do not know" where there are none.
-        min_sparse: only documents with at least this sparse score; without a common term it is 0.
-        group_by: "document": k counts documents, not their chunks; or a metadata field: k counts its values.
-        group_size: chunks of a group, at most.
-        expand: so many chunks on each side belong to a found chunk's text.
-        task: what the queries are for, instead of the embeddings' own.
-        mmr: weight of relevance against diversity, from 0 to 1; None: no diversity.
-        explain: say in ``document.metadata["_twinvec"]`` why it was found; see ``TwinVecVectorStore``.
+        score_threshold: only return documents with at least this score; with
+            ``search_type="similarity_score_threshold"``, with at least this relevance from 0 to 1.
+        min_dense: only return documents with at least this cosine: "I do not know" if there are none.
+        min_sparse: only return documents with at least this sparse score; without common terms it is 0.
+        group_by: "document": k counts documents instead of chunks; or a metadata field: k counts its values.
+        group_size: maximum number of chunks per group.
+        expand: add this many chunks on each side to the text of a chunk found.
+        task: task of the queries, instead of the embeddings' own.
+        mmr: weight of relevance versus diversity, from 0 to 1; None: no diversity.
+        explain: explain in ``document.metadata["_twinvec"]`` why each document was found; see ``TwinVecVectorStore``.
         scores: put the score into ``document.metadata["_twinvec"]["score"]``.
-        exact: compare with every dense vector instead of walking a graph.
-        rerank: a ``twinvec.Reranker`` that orders the first ``rerank_k`` documents anew; see ``SearchOptions``.
-        rerank_k: how many it reads; None: 50.
-        min_rerank: only documents with at least this score of the reranker.
-        search_type: LangChain's "similarity", "mmr" (the same as ``mmr=0.5``) or "similarity_score_threshold".
+        exact: compare with every dense vector instead of using a graph.
+        rerank: a ``twinvec.Reranker`` that reorders the first ``rerank_k`` documents; see ``SearchOptions``.
+        rerank_k: number of documents to rerank; None: 50.
+        min_rerank: only return documents with at least this reranker score.
+        search_type: LangChain's "similarity", "mmr" (equivalent to ``mmr=0.5``) or "similarity_score_threshold".
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -106,7 +106,7 @@ class HybridRetriever(VectorStoreRetriever):
     @model_validator(mode="before")
     @classmethod
     def validate_search_type(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check ``search_type`` and move ``search_kwargs`` into the fields; replaces the base's check."""
+        """Validate ``search_type`` and move ``search_kwargs`` into the fields; replaces the base class's validator."""
         if not isinstance(store := values.get("vectorstore"), SearchableStore):
             raise ValueError(f"vectorstore must be a TwinVecVectorStore, not {type(store).__name__}")
         kind = values.get("search_type", "similarity")
@@ -136,12 +136,12 @@ class HybridRetriever(VectorStoreRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """Search for all inputs with one forward pass; each is a run of its own for callbacks and traces.
+        """Search for all inputs with one forward pass; each is a separate run for callbacks and traces.
 
         Args:
             inputs: queries.
-            config: for all, or one for each; ``max_concurrency`` means nothing here.
-            return_exceptions: put errors in the places of the queries that cause them.
+            config: one for all, or one per input; ``max_concurrency`` has no effect.
+            return_exceptions: return errors in place of the results of the queries that caused them.
             kwargs: fields of the retriever, for this call.
         """
         if not inputs:
@@ -202,8 +202,8 @@ class HybridRetriever(VectorStoreRetriever):
         return outputs
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Return what ``dumps`` writes: that, and why, a retriever cannot be rebuilt."""
-        return not_serialized(self, "it holds an open store; make it again with store.as_retriever(...)")
+        """Return the output of ``dumps``: that a retriever cannot be rebuilt, and why."""
+        return not_serialized(self, "it contains an open store; create it again with store.as_retriever(...)")
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -257,7 +257,7 @@ class HybridRetriever(VectorStoreRetriever):
         return await call(store.similarity_search, store.asimilarity_search, query, **arguments)
 
     async def _search_many(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        """Search for all queries with one forward pass; for stores whose searches are as they were."""
+        """Search for all queries with one forward pass; for stores whose searches are not overridden."""
         store, (arguments, threshold) = self.vectorstore, self._arguments(given)
         if threshold is not None:
             found = await call(store.relevant_many, store.arelevant_many, queries, threshold, **arguments)
@@ -266,21 +266,21 @@ class HybridRetriever(VectorStoreRetriever):
         return [[document for document, _ in each] for each in found]
 
     def _extended(self, *methods: str) -> bool:
-        """Return whether a subclass of this class or of the store has a say in what is found."""
+        """Return whether a subclass of this class or of the store influences the results."""
         return overridden(self, HybridRetriever, *methods) or overridden(self.vectorstore, SearchableStore, *_SEARCHES)
 
     def _arguments(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
-        """Return the store's arguments, and the relevance that documents must have."""
+        """Return the store's arguments, and the required relevance."""
         arguments = {name: getattr(self, name) for name in _CALL} | _renamed(self.search_kwargs) | _renamed(given)
         if self.search_type == "mmr" and arguments["mmr"] is None:
             arguments["mmr"] = _DEFAULT_MMR
         by_relevance = self.search_type == "similarity_score_threshold"
         threshold = arguments.pop("score_threshold") if by_relevance else None
-        # a store that overrides a search need not know what is left as it is
+        # a store that overrides a search need not know options that are at their defaults
         return {name: value for name, value in arguments.items() if value is not None and value is not False}, threshold
 
     def _callbacks(self, config: RunnableConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of ``CallbackManager.configure``, as ``BaseRetriever.invoke`` gives them."""
+        """Return the arguments of ``CallbackManager.configure``, as passed by ``BaseRetriever.invoke``."""
         return {
             "inheritable_callbacks": config.get("callbacks"),
             "local_callbacks": None,

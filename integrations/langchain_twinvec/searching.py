@@ -34,7 +34,7 @@ _FOR_VECTORS = _OPTIONS - _OF_TEXTS
 
 
 class SearchableStore(VectorStore):
-    """The searches of TwinVecVectorStore, which has the documentation."""
+    """The searches of TwinVecVectorStore, which documents them."""
 
     index: HybridIndex
     _embeddings: Embeddings
@@ -57,7 +57,7 @@ class SearchableStore(VectorStore):
         return _documents(await self.asimilarity_search_with_score(query, k, filter, **kwargs))
 
     def similarity_search_with_score(self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> Scored:
-        """Return the best documents with their scores: higher is better, what they mean depends on mode and fusion."""
+        """Return the best documents with their scores: higher is better; the scale depends on mode and fusion."""
         return self.similarity_search_many([query], k, filter, **kwargs)[0]
 
     @twin_of("similarity_search_with_score")
@@ -128,13 +128,13 @@ class SearchableStore(VectorStore):
         filter: FilterForm = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return documents that are relevant and unlike each other.
+        """Return documents that are relevant and different from each other.
 
         Args:
-            query: what is looked for.
-            k: documents to return.
-            fetch_k: candidates to choose from.
-            lambda_mult: 1 only relevance, 0 only diversity.
+            query: the query.
+            k: number of documents to return.
+            fetch_k: number of candidates.
+            lambda_mult: 1 for relevance only, 0 for diversity only.
             filter: see the class.
             kwargs: see the class.
         """
@@ -216,11 +216,11 @@ class SearchableStore(VectorStore):
         return await search(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
 
     def check_arguments(self, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> SearchOptions:
-        """Return what a search with these arguments means.
+        """Return the meaning of these search arguments.
 
         Raises:
-            TypeError: an unknown argument.
-            ConfigurationError: one that cannot be honoured by this store and model.
+            TypeError: an argument is unknown.
+            ConfigurationError: this store and model cannot honour it.
         """
         arguments = self._arguments(k, filter, kwargs)
         if (task := arguments.pop("task")) is not None:
@@ -245,7 +245,7 @@ class SearchableStore(VectorStore):
         return await super().asimilarity_search_with_relevance_scores(query, k, **kwargs)
 
     def relevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
-        """Search for several queries; keep what has at least this relevance, from 0 to 1."""
+        """Search for several queries; keep results with at least this relevance, from 0 to 1."""
         return _at_least(threshold, block(self._relevant(queries, k, kwargs)))
 
     async def arelevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
@@ -280,10 +280,10 @@ class SearchableStore(VectorStore):
 
 
 def need_both_halves(config: StoreConfig) -> None:
-    """Refuse a fusion where there is nothing to fuse.
+    """Reject a fusion if there is nothing to fuse.
 
     Raises:
-        ConfigurationError: the store has one half.
+        ConfigurationError: the store has only one half.
     """
     if config.dim is None or not config.sparse:
         half = "dense" if config.dim is not None else "sparse"
@@ -299,11 +299,11 @@ def search_arguments(
         k: results per query.
         filter: a dict or a filter.
         given: the caller's other arguments; None means the default.
-        defaults: the store's.
-        vectors: whether a dense vector is searched for instead of a text.
+        defaults: the store's defaults.
+        vectors: whether the query is a dense vector rather than a text.
 
     Raises:
-        TypeError: an unknown argument.
+        TypeError: an argument is unknown.
     """
     refuse_names_of_peers(given, SEARCH)
     known = _FOR_VECTORS if vectors else _OPTIONS
@@ -332,7 +332,7 @@ def _with_cosine(document: Document, score: float, given: Mapping[str, Any]) -> 
 
 
 def to_document(result: Result, *, scores: bool = False) -> Document:
-    """Return a result as LangChain's document, with its score in the metadata where asked for."""
+    """Return a result as LangChain's document, with its score in the metadata on request."""
     record, why = result.record, result.explanation
     metadata = dict(record.metadata)
     if scores:

@@ -1,4 +1,4 @@
-"""From the structured queries that a language model writes to filters of a store."""
+"""From the structured queries written by a language model to filters of a store."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _JOINS: Mapping[Operator, Callable[..., Filter]] = {Operator.AND: And, Operator.
 class TwinVecTranslator(Visitor):
     """For ``SelfQueryRetriever.from_llm(..., structured_query_translator=TwinVecTranslator())``.
 
-    LangChain's own table of translators knows no packages but its own, so it has to be passed. CONTAIN finds an item of
-    a list, or a part of a string; LIKE a part of a string, or with "abc%" its start, in any case. A date equals all of
-    its day.
+    It has to be passed, because LangChain's own table of translators only knows its own packages. CONTAIN matches an
+    item of a list, or part of a string; LIKE matches part of a string, or with "abc%" its beginning, ignoring case. A
+    date equals any time on that day.
     """
 
     allowed_comparators = tuple(Comparator)
     allowed_operators = tuple(Operator)
 
     def visit_operation(self, operation: Operation) -> Filter:
-        """Return the conditions of an operation, joined."""
+        """Return the conditions of an operation, combined."""
         self._validate_func(operation.operator)
         parts = [self._filter(argument) for argument in operation.arguments]
         if operation.operator is Operator.NOT:
@@ -45,7 +45,7 @@ class TwinVecTranslator(Visitor):
         """Return the condition of a comparison.
 
         Raises:
-            FilterError: a value that cannot be compared with.
+            FilterError: the value cannot be compared with.
         """
         self._validate_func(comparison.comparator)
         field, value = comparison.attribute, _plain(comparison.value)
@@ -75,12 +75,12 @@ class TwinVecTranslator(Visitor):
 
 
 def _like(field: str, pattern: Any) -> dict[str, Any]:
-    """Return what a pattern of SQL means, as far as a store can tell."""
+    """Return the meaning of an SQL pattern, as far as a store supports it."""
     text = pattern.rstrip("%") if isinstance(pattern, str) else pattern
     starts = isinstance(pattern, str) and pattern.endswith("%") and not pattern.startswith("%")
     text = text.lstrip("%") if isinstance(text, str) else text
     if isinstance(text, str) and ("%" in text or (pattern.startswith("%") and not pattern.endswith("%"))):
-        raise FilterError(f"{field}: like {pattern!r:.60} is neither a part of a string nor its start")
+        raise FilterError(f"{field}: like {pattern!r:.60} is neither part of a string nor its beginning")
     return {"$istartswith" if starts else "$icontains": text}
 
 
@@ -93,7 +93,7 @@ def _day_after(day: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without the form in which query constructors write dates."""
+    """Return a value without the wrapper in which query constructors write dates."""
     if isinstance(value, dict) and value.get("type") in ("date", "datetime"):
         return value[value["type"]]
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

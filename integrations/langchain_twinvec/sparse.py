@@ -1,4 +1,4 @@
-"""The sparse half as langchain-qdrant asks for it."""
+"""The sparse half with langchain-qdrant's interface."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ else:
         SparseEmbeddings = object
 
         class SparseVector(BaseModel, extra="forbid"):
-            """Stands in for langchain-qdrant's where that is not installed."""
+            """Replaces langchain-qdrant's class if that is not installed."""
 
             indices: list[int]
             values: list[float]
 
 
 class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
-    """Sparse vectors for ``QdrantVectorStore(sparse_embedding=...)``; made by ``TwinVecEmbeddings.sparse``.
+    """Sparse vectors for ``QdrantVectorStore(sparse_embedding=...)``; created by ``TwinVecEmbeddings.sparse``.
 
     Indices are unique and never special tokens. With ``sparse="bm25"`` the collection must apply the idf:
     ``sparse_vector_params={"modifier": models.Modifier.IDF}``.
     """
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Return a sparse vector per document."""
+        """Return one sparse vector per document."""
         return block(self._documents(texts, _vectors))
 
     def embed_query(self, text: str) -> SparseVector:

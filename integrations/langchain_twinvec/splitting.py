@@ -17,8 +17,8 @@ from twinvec_stores.ingestion.chunking import Chunker, Span
 class TwinVecTextSplitter(TextSplitter):
     """Chunks of at most ``chunk_size`` tokens of the model that will embed them.
 
-    Each chunk is a slice of the text, exactly; it ends at a paragraph, else a sentence, a line or a word, where one
-    ends within its last quarter. Together the chunks are the whole text, but for parts that are white space alone.
+    Each chunk is an exact slice of the text; it ends at the end of a paragraph, otherwise of a sentence, line or word,
+    within its last quarter. Together the chunks cover the text, except for parts that are only white space.
 
     Examples:
         >>> splitter = TwinVecTextSplitter(embeddings, chunk_size=300, chunk_overlap=30)
@@ -33,16 +33,16 @@ class TwinVecTextSplitter(TextSplitter):
         chunk_overlap: int = 0,
         add_start_index: bool = False,
     ) -> None:
-        """Check the numbers.
+        """Check the parameters.
 
         Args:
-            embeddings: whose tokens count, or the Embedder itself.
-            chunk_size: tokens of a chunk's own text, without prompt and special tokens.
-            chunk_overlap: how many of them, at most, a chunk repeats from the one before.
-            add_start_index: put the chunk's place in the text, in characters, into its metadata as "start_index".
+            embeddings: the embeddings whose tokens count, or the Embedder itself.
+            chunk_size: maximum tokens of a chunk's own text, without prompt and special tokens.
+            chunk_overlap: maximum number of tokens that a chunk repeats from the previous one.
+            add_start_index: add the chunk's position in the text, in characters, to its metadata as "start_index".
 
         Raises:
-            ConfigurationError: numbers that make no sense, or chunks that the model would cut.
+            ConfigurationError: the numbers are invalid, or the model would cut the chunks.
         """
         embedder = embeddings.embedder if isinstance(embeddings, TwinVecEmbeddings) else embeddings
         self._chunker = Chunker(embedder, chunk_size, chunk_overlap)

@@ -1,4 +1,4 @@
-"""From HuggingFaceEmbeddings to TwinVecEmbeddings: the arguments translated, the differences said."""
+"""From HuggingFaceEmbeddings to TwinVecEmbeddings: translates the arguments and reports the differences."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _Model = TypeVar("_Model", bound="TwinVecModel")
 
 _LINE_BREAKS = (
-    "line breaks reach the model: HuggingFaceEmbeddings put spaces in their places, so documents with line breaks have "
-    "other vectors in an index made with it"
+    "line breaks reach the model: HuggingFaceEmbeddings replaced them by spaces, so documents with line breaks have "
+    "different vectors in an index created with it"
 )
-# arguments of SentenceTransformer and its encode() that change no vector, or that packed batches make needless
+# arguments of SentenceTransformer and its encode() that do not affect vectors, or that packed batches make unnecessary
 _NEEDLESS = {"similarity_fn_name", "model_card_data", "config_kwargs", "use_auth_token"}
 _NEEDLESS_IN_ENCODE = {"batch_size", "chunk_size", "convert_to_numpy", "convert_to_tensor", "num_workers"}
 _HOW_TO_LOAD = {"attn_implementation", "device_map", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors"}
-# what a GTE card's configuration has: how its own code computes, not what
+# contents of a GTE card's configuration: implementation choices of its own code
 _HOW_TO_COMPUTE = {"unpad_inputs", "use_memory_efficient_attention"}
 _HOW_TO_PAD = {"padding", "padding_side", "truncation", "use_fast"}
 _LINES = (("a\nb", "a b"), ("a.\n\nB", "a.  B"))
@@ -34,7 +34,7 @@ _FIXED_IN_ENCODE = {"precision": "float32", "output_value": "sentence_embedding"
 
 
 class DifferenceWarning(UserWarning):
-    """HuggingFaceEmbeddings ignored or destroyed something that is right here: some vectors differ from its."""
+    """HuggingFaceEmbeddings ignored or destroyed something that is handled correctly here, so some vectors differ."""
 
 
 @dataclass
@@ -59,7 +59,9 @@ class Source:
         if not isinstance(source, Mapping):
             kind = type(source).__name__
             if kind == "HuggingFaceInstructEmbeddings":
-                raise ConfigurationError(f"{kind}: its models embed pairs of an instruction and a text, none here does")
+                raise ConfigurationError(
+                    f"{kind}: its models embed pairs of an instruction and a text, which no model here supports"
+                )
             if missing := [name for name in names[:4] if not hasattr(source, name)]:
                 raise TypeError(
                     f"expected HuggingFaceEmbeddings or a dict of its arguments, not {kind}, which has no {missing[0]}"
@@ -70,12 +72,12 @@ class Source:
         return cls(**given)
 
     def queries(self) -> Mapping[str, Any]:
-        """Return what encode() gets for queries."""
+        """Return the arguments of encode() for queries."""
         return self.query_encode_kwargs or self.encode_kwargs
 
 
 def said_by(source: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the peer's arguments, which may be among the options, and the other options."""
+    """Separate the peer's arguments, which may be among the options, from the other options."""
     if source is not None:
         return source, dict(options)
     theirs = {each.name for each in fields(Source)} - {"dtype"} | {"model"}
@@ -103,14 +105,14 @@ def take_over(cls: type[_Model], source: Any, options: Mapping[str, Any]) -> _Mo
 
 
 def _loaded(cls: type[_Model], options: dict[str, Any], peer: Source) -> tuple[_Model, list[str]]:
-    """Return the model, loaded without code of its repository wherever that can be."""
+    """Return the model, loaded without code from its repository if possible."""
     if not peer.model_kwargs.get("trust_remote_code") or "trust_remote_code" in options:
         return cls(**options), []
     try:
         made = cls(**options)
     except RemoteCodeRequiredError:
         return cls(**options, trust_remote_code=True), []
-    return made, ["trust_remote_code=True is left out: this model is loaded without running code of its repository"]
+    return made, ["trust_remote_code=True is dropped: this model is loaded without running code from its repository"]
 
 
 def _of_model(peer: Source) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _instructions(peer: Source) -> tuple[dict[str, str], list[str]] | None:
 
 
 def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str]]:
-    """Return prompts by name, roles included, and what is different about them."""
+    """Return prompts by name, including roles, and the differences."""
     prompts = dict(peer.model_kwargs.get("prompts") or {})
     found, said = {}, []
     for role, given in ((Role.QUERY, peer.queries()), (Role.DOCUMENT, peer.encode_kwargs)):
@@ -171,7 +173,7 @@ def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str
         if name is not None and (meant := _role_of(name)) not in (None, role):
             said.append(
                 f"the prompt {name!r} goes before each {meant.value} only: HuggingFaceEmbeddings put it before each "
-                f"{role.value} too; where that was meant, pass prompts={{{role.value!r}: {text!r}}}"
+                f"{role.value} too; if that was intended, pass prompts={{{role.value!r}: {text!r}}}"
             )
         else:
             found[role] = text
@@ -184,7 +186,7 @@ def _prompts(peer: Source, made: TwinVecModel) -> tuple[dict[str, str], list[str
 
 
 def _about_lines(made: TwinVecModel) -> Iterable[str]:
-    """Say that line breaks stay where that gives the model other tokens."""
+    """Report that line breaks are kept, if that gives the model different tokens."""
     assert isinstance(made.embedder, Embedder)
     for pair in _LINES:
         first, second = made.embedder.tokenizer.encode(pair)
@@ -215,7 +217,7 @@ def _about_lengths(peer: Source) -> Iterable[str]:
     normalized = [each.get("normalize_embeddings") for each in _encode_kwargs(peer) if each] or [None]
     cut = "truncate_dim" in peer.model_kwargs or any("truncate_dim" in each for each in _encode_kwargs(peer))
     if False in normalized:
-        yield "all vectors have length 1, whatever normalize_embeddings says; their directions are the same"
+        yield "all vectors have length 1, regardless of normalize_embeddings; their directions are the same"
     elif cut and None in normalized:
         yield "vectors have length 1 after truncate_dim too: HuggingFaceEmbeddings returned shorter ones"
 
@@ -247,7 +249,7 @@ def _role_of(name: str) -> Role | None:
 
 
 def _dtype(source: Any) -> str | None:
-    """Return the dtype of the model that an object has loaded."""
+    """Return the dtype of the model loaded by an object."""
     client: Any = getattr(source, "_client", None) or getattr(source, "client", None)
     weights = next(iter(client.parameters()), None) if hasattr(client, "parameters") else None
     return None if weights is None else str(weights.dtype).removeprefix("torch.")
@@ -256,7 +258,7 @@ def _dtype(source: Any) -> str | None:
 def _the_one(values: Iterable[Any], name: str) -> Any:
     given = {value for value in values if value is not None}
     if len(given) > 1:
-        raise ConfigurationError(f"{name} is said more than once: {', '.join(map(str, sorted(given)))}")
+        raise ConfigurationError(f"{name} is specified more than once: {', '.join(map(str, sorted(given)))}")
     return given.pop() if given else None
 
 

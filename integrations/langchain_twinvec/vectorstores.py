@@ -43,23 +43,23 @@ from twinvec_stores.search.options import Mode
 
 
 class TwinVecVectorStore(ManagedStore):
-    """Documents with dense and sparse vectors, found by both halves or by one.
+    """Documents with dense and sparse vectors, searched by both halves or by one.
 
-    Every text costs one forward pass for both halves. Documents whose ids are known are replaced. The async methods
-    never block the event loop, and concurrent ones share forward passes.
+    Each text costs one forward pass for both halves. Adding a document with an existing id replaces it. The async
+    methods never block the event loop, and concurrent calls share forward passes.
 
-    Search methods take these keyword arguments besides LangChain's: ``filter`` (a dict as LangChain's stores share it,
-    ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``), ``task`` (instead of the embeddings' own), and the
-    fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``, ``dense_k``, ``sparse_k``,
-    ``score_threshold``, ``min_dense``, ``min_sparse``, ``group_by``, ``group_size``, ``expand``, ``mmr``, ``rerank``,
-    ``explain``, ``exact``. With ``expand=1``, a document's text is the chunk with its neighbours. With ``scores=True``,
-    ``document.metadata["_twinvec"]["score"]`` is the score. With ``explain=True``, ``document.metadata["_twinvec"]``
-    says why a document was found: ``score``, ``dense_score``, ``sparse_score``, ``dense_rank``, ``sparse_rank`` and
-    ``terms`` (see ``twinvec_stores.Explanation``), ``rerank_score`` and ``rerank_rank`` with ``rerank``, and
-    ``provenance`` where it came from a file.
+    Besides LangChain's own, search methods take these keyword arguments: ``filter`` (a dict in the form common to
+    LangChain's stores, ``{"year": {"$gte": 2020}}``, or a filter of ``twinvec_stores``), ``task`` (instead of the
+    embeddings' own), and the fields of ``twinvec_stores.SearchOptions``: ``mode``, ``fusion``, ``fetch_k``,
+    ``dense_k``, ``sparse_k``, ``score_threshold``, ``min_dense``, ``min_sparse``, ``group_by``, ``group_size``,
+    ``expand``, ``mmr``, ``rerank``, ``explain``, ``exact``. With ``expand=1``, a document's text is the chunk together
+    with its neighbours. With ``scores=True``, ``document.metadata["_twinvec"]["score"]`` is the score. With
+    ``explain=True``, ``document.metadata["_twinvec"]`` explains why a document was found: ``score``, ``dense_score``,
+    ``sparse_score``, ``dense_rank``, ``sparse_rank`` and ``terms`` (see ``twinvec_stores.Explanation``), with
+    ``rerank`` also ``rerank_score`` and ``rerank_rank``, and ``provenance`` if it came from a file.
 
     Attributes:
-        index: the HybridIndex below; ``index.store`` is the store.
+        index: the underlying HybridIndex; ``index.store`` is the store.
 
     Examples:
         >>> store = TwinVecVectorStore.from_texts(["Paris is the capital of France."], embeddings, path="index/")
@@ -82,26 +82,26 @@ class TwinVecVectorStore(ManagedStore):
         fusion: Fusion | Method | None = None,
         **options: Any,
     ) -> None:
-        """Open a store, or make one.
+        """Open a store, or create one.
 
         Args:
-            embedding: TwinVecEmbeddings, whose two halves are one forward pass; or any other Embeddings, for the dense
-                half. A subclass that overrides ``embed_documents`` or ``embed_query`` is asked through these.
-            sparse: the sparse half beside other Embeddings: "bm25", or TwinVecSparseEmbeddings. None: dense only.
+            embedding: TwinVecEmbeddings, whose two halves share a forward pass; or any other Embeddings, for the dense
+                half. A subclass that overrides ``embed_documents`` or ``embed_query`` is called through these.
+            sparse: the sparse half for other Embeddings: "bm25", or TwinVecSparseEmbeddings. None: dense only.
             path: a folder, for the embedded engine.
             url: a Qdrant server or cluster.
-            store: a store that is open already. None of the three: in memory.
-            collection: name on the server; default "twinvec".
+            store: an open store. With none of the three: in memory.
+            collection: collection on the server; default "twinvec".
             fields: metadata fields to index, with their types ("keyword", "integer", "float", "bool").
             quantization: "int8" keeps a compressed copy of the dense vectors for the first pass.
-            mode: default of searches: "hybrid", "dense" or "sparse"; None: hybrid where the model has both halves.
-            fusion: default of searches: a Fusion, or the name of a method; None: ``Fusion()``.
-            options: with ``url``, more arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
+            mode: default mode of searches: "hybrid", "dense" or "sparse"; None: hybrid if the model has both halves.
+            fusion: default fusion of searches: a Fusion, or the name of a method; None: ``Fusion()``.
+            options: with ``url``, further arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
 
         Raises:
-            ConfigurationError: arguments that do not fit together, or another kind of embeddings.
-            FingerprintMismatchError: the store holds another model's vectors.
-            StoreError: it cannot be opened.
+            ConfigurationError: the arguments contradict each other, or these are not embeddings.
+            FingerprintMismatchError: the store contains another model's vectors.
+            StoreError: the store cannot be opened.
         """
         refuse_names_of_peers(options, CONSTRUCTOR)
         embedder = embedder_of(embedding, sparse)
@@ -117,7 +117,7 @@ class TwinVecVectorStore(ManagedStore):
         if store is None:
             store = _open(path, url, config, collection, options)
         elif given := [n for n, v in (("path", path), ("url", url), ("collection", collection), *options.items()) if v]:
-            raise ConfigurationError(f"{', '.join(given)}: already said by store=")
+            raise ConfigurationError(f"{', '.join(given)}: already determined by store=")
         store.config.check(config, repr(store))
         self.index = HybridIndex(embedder, store, task=task)
 
@@ -134,10 +134,10 @@ class TwinVecVectorStore(ManagedStore):
         fusion: Fusion | Method | None = None,
         **options: Any,
     ) -> Self:
-        """Open a store that is there already, and make none; see the constructor for the arguments.
+        """Open an existing store without creating one; see the constructor for the arguments.
 
         Raises:
-            StoreNotFoundError: nothing is there.
+            StoreNotFoundError: there is no store.
         """
         refuse_names_of_peers(options, CONSTRUCTOR)
         if path is None and url is None:
@@ -151,7 +151,7 @@ class TwinVecVectorStore(ManagedStore):
 
     @classmethod
     def from_index(cls, index: HybridIndex, *, mode: Mode | None = None, fusion: Fusion | Method | None = None) -> Self:
-        """Search through an index that there is already, such as a ``RemoteIndex``; see the constructor."""
+        """Search through an existing index, such as a ``RemoteIndex``; see the constructor."""
         embeddings = TwinVecEmbeddings(embedder=index.embedder, task=index.task)
         made = cls(embeddings, store=index.store, mode=mode, fusion=fusion)
         made.index = index
@@ -167,7 +167,7 @@ class TwinVecVectorStore(ManagedStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a store, or make one, and add texts; ``kwargs`` are the constructor's."""
+        """Open a store, or create one, and add texts; ``kwargs`` are those of the constructor."""
         made = cls(embedding, **kwargs)
         try:
             made.add_texts(texts, metadatas, ids=ids)
@@ -208,13 +208,14 @@ class TwinVecVectorStore(ManagedStore):
         batch_size: int = AT_ONCE,
         **kwargs: Any,
     ) -> list[str]:
-        """Embed texts and store them, one forward pass for both halves.
+        """Embed texts and store them, with one forward pass for both halves.
 
         Args:
             texts: any number of strings.
-            metadatas: JSON objects, of equal length.
-            ids: of equal length; known ones are replaced. None, also for single texts: a random one.
-            batch_size: texts that are embedded before they are written; what is written stays when a later text fails.
+            metadatas: JSON objects, one per text.
+            ids: one per text; existing ids are replaced. None, also for individual texts: a random id.
+            batch_size: number of texts embedded before they are written; if a later text fails, those already written
+                stay.
             kwargs: none.
 
         Returns:
@@ -245,8 +246,8 @@ class TwinVecVectorStore(ManagedStore):
         """Embed documents and store them; see ``add_texts`` for more arguments.
 
         Args:
-            documents: with ids of their own, or none.
-            kwargs: ``ids`` in place of the documents' own, ``batch_size``.
+            documents: with or without their own ids.
+            kwargs: ``ids`` to use instead of the documents' own, ``batch_size``.
         """
         if _only(self, "add_texts", "add_documents"):
             return super().add_documents(documents, **kwargs)
@@ -273,14 +274,14 @@ class TwinVecVectorStore(ManagedStore):
         return added
 
     def ingest(self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any) -> IngestReport:
-        """Bring the store up to date with a source: what it has already, unchanged, is not embedded again.
+        """Bring the store up to date with a source; documents it already has unchanged are not embedded again.
 
-        Memory stays bounded however large the source is, and the same call goes on where a run was killed. A document
-        is known by its id, else by metadata["id"], else by its content.
+        Memory stays bounded however large the source is, and the same call resumes an interrupted run. A document is
+        identified by its id, otherwise by metadata["id"], otherwise by its content.
 
         Args:
-            source: a loader of LangChain, which is read lazily; Documents; or a file or folder.
-            options: of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, prune, on_error, batch_size,
+            source: one of LangChain's loaders, which is read lazily; Documents; or a file or folder.
+            options: options of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, prune, on_error, batch_size,
                 show_progress ...
 
         Returns:
@@ -292,12 +293,12 @@ class TwinVecVectorStore(ManagedStore):
     async def aingest(
         self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any
     ) -> IngestReport:
-        """See ``ingest``; cancelling the task stops the run, which the next one resumes."""
+        """See ``ingest``; cancelling the task stops the run, which can be resumed."""
         return await aingest(_read(source), self.index.embedder, self.index.store, **self._ingesting(options))
 
     def _ingesting(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if overridden(self, TwinVecVectorStore, "add_texts", "aadd_texts", "add_documents", "aadd_documents"):
-            raise ConfigurationError("ingest would go around this store's own add_texts: pass documents to that")
+            raise ConfigurationError("ingest would bypass this store's own add_texts: pass documents to that")
         return {"show_progress": getattr(self._embeddings, "show_progress", False), **options}
 
     def as_retriever(self, **kwargs: Any) -> HybridRetriever:
@@ -341,7 +342,7 @@ class TwinVecVectorStore(ManagedStore):
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self.index.store, MemoryStore):
-            raise TypeError("a store in memory cannot be pickled: it lives in this process; use path= or url=")
+            raise TypeError("a store in memory cannot be pickled: it only exists in this process; use path= or url=")
         return self.__dict__
 
     def __repr__(self) -> str:
@@ -358,13 +359,13 @@ def _open(
     if path is not None and url is not None:
         raise ConfigurationError("pass path= or url=, not both")
     if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"url={url!r} must begin with http:// or https://; a folder is path=")
+        raise ConfigurationError(f"url={url!r} must begin with http:// or https://; for a folder use path=")
     where = path if path is not None else url if url is not None else ":memory:"
     return open_store(where, config, collection=collection, **options)
 
 
 def _only(store: TwinVecVectorStore, name: str, other: str) -> bool:
-    """Return whether a subclass has a say in the one of two methods that do the same, and not in the other."""
+    """Return whether a subclass overrides one of two equivalent methods, but not the other."""
     return overridden(store, TwinVecVectorStore, name) and not overridden(store, TwinVecVectorStore, other)
 
 

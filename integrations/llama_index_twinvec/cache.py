@@ -1,4 +1,4 @@
-"""LlamaIndex's embeddings cache, made to tell roles, prompts and models apart."""
+"""LlamaIndex's embeddings cache, adapted to distinguish roles, prompts and models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _role: ContextVar[Role] = ContextVar("role", default=Role.DOCUMENT)
 
 @contextmanager
 def as_query() -> Iterator[None]:
-    """Say that what is looked up in here are queries; everything else are documents."""
+    """Mark lookups in this context as queries; all others are documents."""
     before = _role.set(Role.QUERY)
     try:
         yield
@@ -25,27 +25,27 @@ def as_query() -> Iterator[None]:
 
 
 class RoleAwareCache(BaseKVStore):
-    """A key-value store in which a text has an entry of its own for each role, prompt and model.
+    """A key-value store in which a text has a separate entry for each role, prompt and model.
 
-    ``BaseEmbedding`` looks a text up under the text itself, whatever its role: a query would get the vector of a
-    document. Here ``query:<namespace>:`` or ``document:<namespace>:`` goes before it.
+    ``BaseEmbedding`` looks a text up under the text itself, whatever its role, so a query would get the vector of a
+    document. Here the key is prefixed with ``query:<namespace>:`` or ``document:<namespace>:``.
 
     Attributes:
-        store: the store that keeps the entries, under the longer keys.
+        store: the underlying store, with the longer keys.
     """
 
     def __init__(self, store: BaseKVStore, namespaces: Mapping[Role, str]) -> None:
-        """Use a store.
+        """Wrap a store.
 
         Args:
-            store: any of LlamaIndex's key-value stores; several models may share one.
-            namespaces: what decides the vectors of a role: model, options and prompt.
+            store: any of LlamaIndex's key-value stores; several models may share it.
+            namespaces: whatever decides the vectors of a role: model, options and prompt.
         """
         self.store = store
         self._namespaces = namespaces
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Keep the vector of a text."""
+        """Store the vector of a text."""
         self.store.put(self._key(key), val, collection=collection)
 
     async def aput(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
@@ -53,7 +53,7 @@ class RoleAwareCache(BaseKVStore):
         await self.store.aput(self._key(key), val, collection=collection)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """Return what was kept for a text."""
+        """Return the entry of a text."""
         return self.store.get(self._key(key), collection=collection)
 
     async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
@@ -61,7 +61,7 @@ class RoleAwareCache(BaseKVStore):
         return await self.store.aget(self._key(key), collection=collection)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
-        """Return everything in the store, under its full keys."""
+        """Return everything in the store, under the full keys."""
         return self.store.get_all(collection=collection)
 
     async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ class RoleAwareCache(BaseKVStore):
         return await self.store.aget_all(collection=collection)
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """Forget a text; returns whether it was there."""
+        """Delete a text; return whether it existed."""
         return self.store.delete(self._key(key), collection=collection)
 
     async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:

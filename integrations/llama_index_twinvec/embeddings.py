@@ -36,18 +36,18 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _in_the_span_of_the_base_class(method: _F) -> _F:
-    """Keep LlamaIndex from opening a second span of the same name around an override."""
+    """Prevent LlamaIndex from opening a second span of the same name around an override."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 
 
 class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
-    """Dense vectors with the prompts the model was trained on: queries get the query's, documents the document's.
+    """Dense vectors with the prompts the model was trained on, for queries and for documents.
 
     Texts reach the model byte for byte. Async methods do not block the event loop; concurrent calls share forward
     passes. ``embeddings_cache`` may be any of LlamaIndex's key-value stores: entries are kept apart by role, prompt and
-    model. A pickle carries the specification: each worker process (``IngestionPipeline.run(num_workers=4)``) loads the
-    model again, so one process with this class is faster than several.
+    model. Pickles contain the specification: each worker process (``IngestionPipeline.run(num_workers=4)``) loads the
+    model again, so a single process with this class is faster than several.
 
     Examples:
         >>> embed_model = TwinVecEmbedding(model_name="Alibaba-NLP/gte-multilingual-base", dim=256)
@@ -59,48 +59,48 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
     _waiting: WaitingRows | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make the cache tell roles apart."""
+        """Make the cache distinguish roles."""
         super().model_post_init(context)
         self.embeddings_cache = self.embeddings_cache
 
     @classmethod
     def from_huggingface(cls, model_name: str | HuggingFaceEmbedding | None = None, **keywords: Any) -> Self:
-        """Take over a configuration of LlamaIndex's ``HuggingFaceEmbedding``: its keywords, or such an object.
+        """Convert a configuration of LlamaIndex's ``HuggingFaceEmbedding``: its keywords, or such an object.
 
-        Documents keep their vectors where that class left the model's own document prompt in place. What is different
-        is said by a ``DifferenceWarning``.
+        Documents keep their vectors if that class left the model's own document prompt in place. A
+        ``DifferenceWarning`` reports each difference.
 
         Args:
-            model_name: as there; or an object of that class.
-            keywords: of that class (query_instruction, text_instruction, max_length, cache_folder, model_kwargs ...),
-                and of this one, such as ``sparse="bm25"``.
+            model_name: as in that class; or an object of it.
+            keywords: keywords of that class (query_instruction, text_instruction, max_length, cache_folder,
+                model_kwargs ...), and of this one, such as ``sparse="bm25"``.
 
         Raises:
-            ConfigurationError: a keyword that is unknown or has no counterpart.
+            ConfigurationError: a keyword is unknown or has no counterpart.
         """
         return take_over(cls, model_name, keywords)
 
     def with_task(self, task: Task | str) -> Self:
-        """Return a copy for another task, on the same Embedder; see ``TwinVecModel.with_task``."""
+        """Return a copy for another task, sharing the Embedder; see ``TwinVecModel.with_task``."""
         made = super().with_task(task)
         made._waiting = None
         made.embeddings_cache = made.embeddings_cache
         return made
 
     def waiting_rows(self) -> WaitingRows:
-        """Return the sparse rows that come with the dense ones from now on, for a store that will want them."""
+        """Return the sparse rows that will accompany the dense ones from now on, for a store that wants them."""
         if self._waiting is None:
             self._waiting = WaitingRows(self.embedder, self.task)
         return self._waiting
 
     def as_sparse(self) -> TwinVecSparseEmbedding:
-        """Return the sparse half of the same model, with the same task: dense and sparse are one forward pass."""
+        """Return the sparse half of the same model, with the same task: dense and sparse share a forward pass."""
         sparse = TwinVecSparseEmbedding(embedder=self.embedder, task=self.task, embed_batch_size=self.embed_batch_size)
         return sparse.taking(self.waiting_rows())
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Return what ``to_dict`` returns, also inside of other components."""
+        """Return the result of ``to_dict``, also within other components."""
         return self.to_dict()
 
     def to_payload(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         return await wait(self._embed(texts))
 
     async def _embed(self, texts: list[str]) -> list[Embedding]:
-        """Embed documents, with their sparse rows where a store waits for them."""
+        """Embed documents, with their sparse rows if a store waits for them."""
         sparse = self._waiting is not None and self.embedder.has_sparse
         methods = self.embedder.embed_documents, self.embedder.aembed_documents
         batch = await call(*methods, texts, task=self.task, sparse=sparse)
@@ -162,7 +162,7 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         return _rows(batch)
 
     def _only_singles(self, *names: str) -> bool:
-        """Return whether a subclass has changed how one text is embedded, and nothing else."""
+        """Return whether a subclass overrides only the embedding of single texts."""
         batches = "_get_text_embeddings", "_aget_text_embeddings"
         return overridden(self, TwinVecEmbedding, *names) and not overridden(self, TwinVecEmbedding, *batches)
 
@@ -173,7 +173,7 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         super().__setattr__(name, value)
 
     def _namespace(self, role: Role) -> str:
-        """Return what decides the dense vectors of a role."""
+        """Return whatever decides the dense vectors of a role."""
         spec = self.embedder.spec
         dense = replace(spec, sparse=None, sparse_keys="surface", digest=str(spec.digest).partition("+")[0])
         decides = [dense.fingerprint, self.embedder.prompt_for(role, self.task)]

@@ -1,4 +1,4 @@
-"""LlamaIndex's MetadataFilters as filters of a store."""
+"""Converting LlamaIndex's MetadataFilters to filters of a store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from twinvec_stores.filters.as_json import RANGES, Make, on_key
 
 
 def from_llama_index(filters: MetadataFilters) -> Filter:
-    """Translate LlamaIndex's MetadataFilters, nested ones too.
+    """Translate LlamaIndex's MetadataFilters, including nested ones.
 
-    CONTAINS, ANY and ALL look at the elements of a list, TEXT_MATCH into a string; dates are ISO 8601 strings. NE and
+    CONTAINS, ANY and ALL look at the elements of a list, TEXT_MATCH within a string; dates are ISO 8601 strings. NE and
     NIN match nodes without the field. A key with dots is a key of the (flat) metadata, or a path into nested objects.
-    No filters match everything.
+    Without filters, everything matches.
 
     Raises:
-        FilterError: an operator that cannot be translated, or no MetadataFilters.
+        FilterError: an operator cannot be translated, or these are not MetadataFilters.
     """
     if not isinstance(filters, MetadataFilters):
         raise FilterError(

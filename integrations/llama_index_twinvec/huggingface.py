@@ -1,4 +1,4 @@
-"""From HuggingFaceEmbedding to TwinVecEmbedding: the arguments translated, the differences said."""
+"""From HuggingFaceEmbedding to TwinVecEmbedding: translates the arguments and reports the differences."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SAME = ("device", "max_length", "revision", "token", "trust_remote_code", "embe
          "callback_manager")  # fmt: skip
 _RENAMED = {"cache_folder": "cache_dir", "truncate_dim": "dim", "local_files_only": "offline"}
 _NEEDLESS = ("backend", "similarity_fn_name", "model_card_data", "default_prompt_name")
-_ROOMS = ("model_kwargs", "tokenizer_kwargs", "processor_kwargs", "config_kwargs")  # dicts inside of the keywords
+_ROOMS = ("model_kwargs", "tokenizer_kwargs", "processor_kwargs", "config_kwargs")  # dicts within the keywords
 
 
 class DifferenceWarning(UserWarning):
-    """HuggingFaceEmbedding ignored or removed something that is right here: some vectors differ from its."""
+    """HuggingFaceEmbedding ignored or removed something that is handled correctly here, so some vectors differ."""
 
 
 def take_over(cls: type[_Embedding], source: Any, keywords: Mapping[str, Any]) -> _Embedding:
@@ -48,7 +48,7 @@ def take_over(cls: type[_Embedding], source: Any, keywords: Mapping[str, Any]) -
 
 
 def _arguments(source: Any) -> dict[str, Any]:
-    """Return the arguments of an object of that class, or of its first argument alone."""
+    """Return the arguments of an object of that class, or only its first argument."""
     if source is None or isinstance(source, str):
         return {"model_name": source or _DEFAULT_MODEL}
     if missing := [name for name in _OF_AN_OBJECT if not hasattr(source, name)]:
@@ -65,10 +65,10 @@ def _peers_words() -> set[str]:
 
 
 def _translated(given: dict[str, Any]) -> dict[str, Any]:
-    """Return our arguments; takes what it knows out of ``given``.
+    """Return our arguments; removes the ones it handles from ``given``.
 
     Raises:
-        ConfigurationError: an argument that is unknown or has no counterpart.
+        ConfigurationError: an argument is unknown or has no counterpart.
     """
     rooms = {name: dict(given.pop(name, None) or {}) for name in _ROOMS}
     if (backend := given.get("backend", "torch")) != "torch":
@@ -90,9 +90,9 @@ def _translated(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _about_calls(given: dict[str, Any]) -> Iterator[str]:
-    """Yield what is different about calls; takes their arguments out of ``given``."""
+    """Yield the differences about calls; removes their arguments from ``given``."""
     if not given.pop("normalize", True):
-        yield "all vectors have length 1, whatever normalize says; their directions are the same"
+        yield "all vectors have length 1, regardless of normalize; their directions are the same"
     if given.pop("show_progress_bar", False):
         yield "show_progress_bar is an argument of calls: get_text_embedding_batch(texts, show_progress=True)"
     parallel, devices = given.pop("parallel_process", False), given.pop("target_devices", None)

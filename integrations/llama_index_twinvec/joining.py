@@ -27,7 +27,7 @@ class LlamaIndexSource(DenseSource):
         self.name = f"{cls.__module__}.{cls.__qualname__}:{model}"
 
     def documents(self, texts: list[str], task: Task | str | None) -> list[list[float]]:
-        """Return a row per document."""
+        """Return one row per document."""
         return self._for(task).get_text_embedding_batch(texts)
 
     async def adocuments(self, texts: list[str], task: Task | str | None) -> list[list[float]]:
@@ -50,10 +50,10 @@ class LlamaIndexSource(DenseSource):
 
 
 def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str | None) -> BaseEmbedder:
-    """Return what a store embeds with: the Embedder itself, or where its methods are somebody else's, these.
+    """Return the embedder of a store: the Embedder itself, or a wrapper if its methods are overridden or third-party.
 
     Raises:
-        ConfigurationError: no embedding, or a sparse half that cannot be.
+        ConfigurationError: this is not an embedding, or the sparse half is invalid.
     """
     if not isinstance(embedding, BaseEmbedding):
         kind = type(embedding).__name__
@@ -61,7 +61,7 @@ def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str |
         raise ConfigurationError(f"embedding must be a LlamaIndex embedding, not {kind}: see {remedy}")
     if isinstance(embedding, TwinVecEmbedding):
         if sparse is not None:
-            raise ConfigurationError("sparse= is said by the TwinVecEmbedding: give it to that")
+            raise ConfigurationError("sparse= is determined by the TwinVecEmbedding: pass it to that")
         if not overridden(embedding, TwinVecEmbedding, *_METHODS):
             return embedding.embedder
         half = embedding.embedder if embedding.embedder.has_sparse else None

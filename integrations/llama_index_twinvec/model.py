@@ -1,4 +1,4 @@
-"""What the dense and the sparse class share: options, the Embedder behind them, and how both are written down."""
+"""What the dense and the sparse class share: options, the Embedder behind them, and their serialised form."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from twinvec.errors import CheckpointError, ConfigurationError
 from twinvec.fields import OptionFields, option
 from twinvec.options import EmbedderOptions, spec_fields
 
-_DOCUMENTS = ("dtype", "dim", "max_length", "reproducible", "quantization")  # what decides a document's dense vector
+_DOCUMENTS = (
+    "dtype",
+    "dim",
+    "max_length",
+    "reproducible",
+    "quantization",
+)  # the options that decide a document's dense vector
 _SPEC = tuple(field.name for field in spec_fields())
-_LIVE = ("token", "cache")  # kept out of everything that is written down
+_LIVE = ("token", "cache")  # excluded from everything that is serialised
 _RUNTIME = tuple(field.name for field in fields(EmbedderOptions) if field.name not in ("task", *_LIVE))
 _OPTIONS = (*_SPEC, *_RUNTIME, *_LIVE)
 _CALLS = ("embed_batch_size", "num_workers")
-_WORDS = {  # of LlamaIndex's other embeddings, and what is meant by them here
+_WORDS = {  # terms of LlamaIndex's other embeddings, and their equivalents here
     "model": "model_name=",
     "model_path": "model_name=",
     "query_instruction": 'prompts={"query": ...} or task=, or see TwinVecEmbedding.from_huggingface',
@@ -40,20 +46,20 @@ _BEFORE, _AFTER = "<settings at 0x", ">"
 
 
 class TwinVecModel(OptionFields):
-    """Options of an Embedder, and the Embedder itself: loaded on construction, or given.
+    """The options of an Embedder, and the Embedder itself: loaded on construction, or passed in.
 
-    The options cannot be changed afterwards, and say what they were resolved to. Copies share the model in memory, and
-    so does every other user of it in the process. Pickles carry the specification, not the weights.
+    The options cannot be changed afterwards, and show the values they were resolved to. Copies share the model in
+    memory, as does every other user of it in the process. Pickles contain the specification, not the weights.
 
-    ``to_dict`` is plain JSON in two parts. Its readable part is what decides the vector of a document, so that
-    LlamaIndex's hash of a transformation (``str`` of the dict) changes when documents have to be embedded again, and
-    only then. Everything else (the query's task, batch size, device ...) is under ``settings``, written as
-    ``<settings at 0x...>``, the hex of its JSON: the form of unstable values, which that hash leaves out.
-    ``from_dict`` reads both. Of a RemoteEmbedder it is the address that is written down, without key and password.
+    ``to_dict`` returns plain JSON in two parts. Its readable part contains whatever decides the vector of a document,
+    so that LlamaIndex's hash of a transformation (``str`` of the dict) changes if and only if documents have to be
+    embedded again. Everything else (the query's task, batch size, device ...) is under ``settings``, written as
+    ``<settings at 0x...>`` with the hex of its JSON: the form of unstable values, which that hash ignores.
+    ``from_dict`` reads both. Of a RemoteEmbedder the address is serialised, without key and password.
 
     Raises:
-        TypeError: an unknown argument.
-        ConfigurationError: an argument that cannot be honoured.
+        TypeError: an argument is unknown.
+        ConfigurationError: an argument cannot be honoured.
         CheckpointError: the model cannot be found, read or loaded.
     """
 
@@ -67,29 +73,29 @@ class TwinVecModel(OptionFields):
         default=cast("BaseEmbedder", None),
         exclude=True,
         repr=False,
-        description="an Embedder or a RemoteEmbedder to share instead of ``model_name``; always there afterwards.",
+        description="an Embedder or a RemoteEmbedder to share instead of ``model_name``; always set afterwards.",
     )
     embed_batch_size: int = Field(
-        default=256, gt=0, le=2048, description="texts handed over at once; the device's batches are made by tokens."
+        default=256, gt=0, le=2048, description="texts per call; batches on the device are formed by tokens."
     )
-    num_workers: int | None = Field(default=None, ge=1, description="batches of one async call at the same time.")
+    num_workers: int | None = Field(default=None, ge=1, description="concurrent batches of one async call.")
 
     sparse: str | os.PathLike[str] | None = option("sparse")
     token: str | None = option("token", exclude=True, repr=False)
     cache: Any = option("cache", exclude=True, repr=False)
 
-    if not TYPE_CHECKING:  # type checkers read the signature off the fields
+    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
 
         def __init__(self, model_name: Any = "", **given: Any) -> None:
             super().__init__(**_opened(type(self), {"model_name": model_name, **given} if model_name else given))
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name that LlamaIndex writes down."""
+        """Return the name under which LlamaIndex serialises it."""
         return cls.__name__
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Return what ``from_dict`` makes an equal object of; see the class."""
+        """Return the dict from which ``from_dict`` makes an equal object; see the class."""
         digest, _, sparse_digest = str(self.embedder.spec.digest).partition("+")
         settings = {name: getattr(self, name) for name in (*_SPEC, *_RUNTIME, *_CALLS) if name not in _DOCUMENTS}
         settings["task"] = asdict(self.task) if isinstance(self.task, Task) else self.task
@@ -108,15 +114,15 @@ class TwinVecModel(OptionFields):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """Make an equal object from what ``to_dict`` gave; the model is loaded, or shared where it is loaded already.
+        """Create an equal object from the output of ``to_dict``; the model is loaded, or shared if already loaded.
 
         Args:
-            data: what ``to_dict`` gave, or fewer fields of it.
-            kwargs: fields laid over it: others, or such as are never written down (token, callback_manager ...).
+            data: the output of ``to_dict``, or a subset of its fields.
+            kwargs: fields that override or extend it, including those never serialised (token, callback_manager ...).
 
         Raises:
-            CheckpointError: the model cannot be found, or its content is another one now.
-            RemoteError: it is on a server that cannot be reached.
+            CheckpointError: the model cannot be found, or its content has changed.
+            RemoteError: the model is on a server that cannot be reached.
         """
         given = {**data, **kwargs}
         values = {**_settings(given.pop("settings", None)), **given}
@@ -136,7 +142,7 @@ class TwinVecModel(OptionFields):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("model_name", "embedder", "task", *_OPTIONS):
             raise ConfigurationError(
-                f"{name} was decided when the model was opened: make another {type(self).__name__}, it shares the model"
+                f"{name} was fixed when the model was opened: create another {type(self).__name__}, it shares the model"
             )
         super().__setattr__(name, value)
 
@@ -146,7 +152,7 @@ class TwinVecModel(OptionFields):
     __hash__ = None  # type: ignore[assignment]  # as all of LlamaIndex's
 
     def with_task(self, task: Task | str) -> Self:
-        """Return a copy for another task, on the same Embedder.
+        """Return a copy for another task, sharing the Embedder.
 
         Raises:
             PromptError: the model was not trained with instructions.
@@ -163,7 +169,7 @@ class TwinVecModel(OptionFields):
 
     @classmethod
     def _own_fields(cls) -> list[str]:
-        """Return the fields that a subclass outside of this package has added."""
+        """Return the fields added by a subclass outside this package."""
         ours = next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == __name__.partition(".")[0])
         return [name for name in cls.model_fields if name not in ours.model_fields]  # type: ignore[attr-defined]
 
@@ -175,15 +181,15 @@ class TwinVecModel(OptionFields):
 
 
 async def meet() -> None:
-    """Let the other callers of this moment come up to here, so that their texts meet in one forward pass."""
+    """Let other current callers catch up, so that their texts share a forward pass."""
     await asyncio.sleep(0)
 
 
 def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of all fields, after opening the model where none is given."""
+    """Return the values of all fields, after opening the model if none is given."""
     for name in given:
         if name not in cls.model_fields:
-            meant = f": it is {_WORDS[name]} here" if name in _WORDS else ""
+            meant = f": use {_WORDS[name]} instead" if name in _WORDS else ""
             raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{meant}")
     said = [name for name in ("model_name", *_OPTIONS) if name in given]
     rest = {name: value for name, value in given.items() if name not in said and (name, value) != ("task", None)}
@@ -198,11 +204,11 @@ def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:
             f"embedder= must be a twinvec.Embedder or RemoteEmbedder, not {type(embedder).__name__}"
         )
     elif said:
-        raise ConfigurationError(f"{', '.join(said)}: already said by the embedder")
+        raise ConfigurationError(f"{', '.join(said)}: already determined by the embedder")
     if not (embedder.has_sparse if cls.needs == "sparse" else embedder.dim is not None):
         raise ConfigurationError(
             f"{cls.__name__}: {embedder.spec.model} has no {cls.needs} half"
-            + ('; make it with sparse="bm25", a head file or a SPLADE checkpoint' if cls.needs == "sparse" else "")
+            + ('; create it with sparse="bm25", a head file or a SPLADE checkpoint' if cls.needs == "sparse" else "")
         )
     spec = embedder.spec
     described = {name: getattr(spec, name) for name in _SPEC}
@@ -217,7 +223,9 @@ def _served(url: str, digest: str) -> RemoteEmbedder:
     embedder = RemoteEmbedder(url, from_data=True)
     if digest and embedder.spec.digest != digest:
         embedder.close()
-        raise CheckpointError(f"{url} serves another model now, {embedder.spec.model}: make a new embedding of it")
+        raise CheckpointError(
+            f"{url} serves a different model now, {embedder.spec.model}: create a new embedding for it"
+        )
     return embedder
 
 

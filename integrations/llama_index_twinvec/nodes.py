@@ -25,22 +25,22 @@ from twinvec_stores.metadata import plain_metadata
 from twinvec_stores.records import check_rows
 
 REF_DOC_ID = "ref_doc_id"
-_AT_ONCE = 1024  # nodes in one write
+_AT_ONCE = 1024  # nodes per write
 CONTENT, _TYPE = "_node_content", "_node_type"
-_DOCUMENT = "document"  # what twinvec_stores groups by
-_DOCUMENTS: Mapping[str, type[Document]] = {  # which LlamaIndex's own function takes for a TextNode
+_DOCUMENT = "document"  # the key by which twinvec_stores groups
+_DOCUMENTS: Mapping[str, type[Document]] = {  # LlamaIndex's own function mistakes these for TextNodes
     cls.class_name(): cls for cls in (Document, ImageDocument)
 }
 
 
 def slices(nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
-    """Return nodes in parts that are written at once.
+    """Yield nodes in parts that are written together.
 
     Raises:
-        TypeError: no list of nodes.
+        TypeError: this is not a list of nodes.
     """
     if isinstance(nodes, BaseNode | str):
-        raise TypeError(f"add takes a list of nodes, not one {type(nodes).__name__}")
+        raise TypeError(f"add takes a list of nodes, not a {type(nodes).__name__}")
     for node in nodes:
         if not isinstance(node, BaseNode):
             raise TypeError(f"add takes LlamaIndex's nodes, not {type(node).__name__}: TextNode(text=...)")
@@ -48,16 +48,16 @@ def slices(nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
 
 
 def embed_text(node: BaseNode) -> str:
-    """Return what LlamaIndex embeds of a node: its text, with the metadata that is not excluded."""
+    """Return the text that LlamaIndex embeds for a node: its text, with the metadata that is not excluded."""
     return node.get_content(metadata_mode=MetadataMode.EMBED)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What nodes are in a store, but for their vectors.
+    """The contents of nodes in a store, except their vectors.
 
-    Metadata is for filters: flat, beside ``doc_id``, ``document_id`` and ``ref_doc_id``, as in LlamaIndex's other
-    stores. The whole node, as LlamaIndex writes it down, is the provenance.
+    Metadata is for filters: flat, together with ``doc_id``, ``document_id`` and ``ref_doc_id``, as in LlamaIndex's
+    other stores. The whole node, as serialised by LlamaIndex, is the provenance.
     """
 
     ids: list[str]
@@ -70,7 +70,7 @@ class Columns:
         """Read nodes.
 
         Raises:
-            InvalidRecordError: a node that cannot be stored; says which, and why.
+            InvalidRecordError: a node cannot be stored; says which, and why.
         """
         texts = [embed_text(node) for node in nodes]
         columns = [node_to_metadata_dict(_plain(node)) for node in nodes]
@@ -87,7 +87,7 @@ class Columns:
 
 
 def _plain(node: BaseNode) -> BaseNode:
-    """Return a node with metadata of plain JSON types: LlamaIndex cannot write down others."""
+    """Return a node with metadata in plain JSON types, the only ones that LlamaIndex can serialise."""
     try:
         plain = plain_metadata(node.metadata)
     except InvalidRecordError as error:
@@ -96,9 +96,9 @@ def _plain(node: BaseNode) -> BaseNode:
 
 
 def to_node(record: Record) -> BaseNode:
-    """Return a record as the node it was, with its dense row where that came along.
+    """Return the node from which a record was made, with its dense row if available.
 
-    A record that was not made from a node becomes a TextNode with its text, its metadata and its document.
+    A record that was not made from a node becomes a TextNode with its text, metadata and document.
     """
     provenance = dict(record.provenance)
     if CONTENT not in provenance:
@@ -115,17 +115,17 @@ def to_node(record: Record) -> BaseNode:
 
 
 def node_of(written: Mapping[str, Any]) -> BaseNode:
-    """Return the node that LlamaIndex has written down."""
+    """Return the node as serialised by LlamaIndex."""
     if (document := _DOCUMENTS.get(written.get(_TYPE, ""))) is not None:
         return document.from_json(written[CONTENT])
     return metadata_dict_to_node(dict(written))
 
 
 def explanation_of(result: Result) -> dict[str, Any]:
-    """Return why a record was found, and where it comes from, as far as TwinVec has ingested it."""
+    """Return why a record was found, and its origin if it was ingested by TwinVec."""
     assert result.explanation is not None
     origin = result.record.provenance
     why = asdict(result.explanation)
-    if result.fused_score is None:  # there was no third stage
+    if result.fused_score is None:  # there was no reranking
         del why["rerank_score"], why["rerank_rank"]
     return why | ({"provenance": dict(origin)} if origin and CONTENT not in origin else {})

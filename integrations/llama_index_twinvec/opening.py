@@ -1,4 +1,4 @@
-"""Where a TwinVecVectorStore's records lie: opened, or made, from what its constructor was given."""
+"""Opening or creating the store of a TwinVecVectorStore from the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from twinvec_stores.config import FieldType, Quantization
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
-_WORDS = {  # of LlamaIndex's other stores, and what is meant by them here
+_WORDS = {  # terms of LlamaIndex's other stores, and their equivalents here
     "collection_name": "collection=",
     "index_name": "collection=",
     "table_name": "collection=",
     "persist_dir": "path=",
     "persist_path": "path=, or from_persist_path for the file of a store in memory",
-    "location": "path= for a folder, url= for a server, none of them for memory",
+    "location": "path= for a folder, url= for a server, neither for memory",
     "uri": "path= for a folder, url= for a server",
-    "host": "url=, as http://host:6333",
-    "port": "url=, as http://host:6333",
+    "host": "url=, such as http://host:6333",
+    "port": "url=, such as http://host:6333",
     "async_client": "aclient=",
     "embed_model": "embedding=, its first argument",
-    "dim": "nothing: the embedding knows its dimension",
-    "embed_dim": "nothing: the embedding knows its dimension",
-    "enable_hybrid": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
-    "enable_sparse": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
-    "hybrid_search": "nothing: it is hybrid where the embedding has a sparse half, see sparse=",
+    "dim": "not needed: the embedding knows its dimension",
+    "embed_dim": "not needed: the embedding knows its dimension",
+    "enable_hybrid": "not needed: it is hybrid if the embedding has a sparse half, see sparse=",
+    "enable_sparse": "not needed: it is hybrid if the embedding has a sparse half, see sparse=",
+    "hybrid_search": "not needed: it is hybrid if the embedding has a sparse half, see sparse=",
     "sparse_doc_fn": "sparse=",
     "sparse_query_fn": "sparse=",
     "fastembed_sparse_model": "sparse=",
@@ -40,11 +40,11 @@ _WORDS = {  # of LlamaIndex's other stores, and what is meant by them here
     "hybrid_fusion_fn": "fusion=",
     "hybrid_ranker": "fusion=",
     "overwrite": "clear(), after opening it",
-    "batch_size": "nothing: batches are made by tokens",
-    "similarity_top_k": "the retriever's: index.as_retriever(similarity_top_k=...)",
+    "batch_size": "not needed: batches are formed by tokens",
+    "similarity_top_k": "an option of the retriever: index.as_retriever(similarity_top_k=...)",
     "client_kwargs": "client_options=",
     "quantization_config": 'quantization="int8"',
-    "payload_indexes": 'fields=, as {"year": "integer"}',
+    "payload_indexes": 'fields=, such as {"year": "integer"}',
 }
 
 
@@ -55,20 +55,20 @@ def place_of(
     clients: tuple[QdrantClient | None, AsyncQdrantClient | None],
     options: Mapping[str, Any],
 ) -> Callable[[StoreConfig | None], HybridStore]:
-    """Return how to open the place that was named; with a configuration, to make it where nothing is there.
+    """Return how to open the given location, creating it if a configuration is passed and nothing exists.
 
     Raises:
-        ConfigurationError: arguments that do not fit together.
+        ConfigurationError: the arguments contradict each other.
     """
     if foreign := [f"{name}= is {_WORDS[name]}" for name in options if name in _WORDS]:
         raise ConfigurationError(f"TwinVecVectorStore: {'; '.join(foreign)}")
     client, aclient = clients
     if sum(place is not None for place in (path, url, store, client)) > 1:
-        raise ConfigurationError("pass one of path=, url=, client= and store=")
+        raise ConfigurationError("pass only one of path=, url=, client= and store=")
     if aclient is not None and client is None:
         raise ConfigurationError("aclient= goes with client=, a QdrantClient of the same server")
     if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"url={url!r} must start with http:// or https://; path= is for folders")
+        raise ConfigurationError(f"url={url!r} must start with http:// or https://; for a folder use path=")
     if client is not None:
         named = {"collection": "twinvec", **options}
         return lambda config: QdrantStore(config=config, client=client, async_client=aclient, **named)
@@ -85,7 +85,7 @@ def opened(
     fields: Mapping[str, FieldType] | None = None,
     quantization: Quantization | None = None,
 ) -> HybridStore:
-    """Open what is there, whoever made it; else make it, with an index for deletion by document."""
+    """Open what exists, whoever created it; otherwise create it, with an index for deletion by document."""
     if fields is None and quantization is None and not in_memory:
         with contextlib.suppress(StoreNotFoundError):
             store = place(None)

@@ -1,4 +1,4 @@
-"""Collections that LlamaIndex's QdrantVectorStore has written, as nodes."""
+"""Reading collections written by LlamaIndex's QdrantVectorStore as nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _PAGE = 1000
-_DENSE = "text-dense"  # as QdrantVectorStore names it; older versions of it do not
+_DENSE = "text-dense"  # the name used by QdrantVectorStore, except in older versions
 
 
 def pages_of(client: QdrantClient, collection_name: str, dim: int, text_key: str) -> Iterator[list[BaseNode]]:
@@ -23,8 +23,8 @@ def pages_of(client: QdrantClient, collection_name: str, dim: int, text_key: str
 
     Raises:
         StoreNotFoundError: there is no such collection.
-        StoreMismatchError: its vectors cannot be this model's.
-        InvalidRecordError: a point that LlamaIndex has not written.
+        StoreMismatchError: its vectors cannot come from this model.
+        InvalidRecordError: a point was not written by LlamaIndex.
     """
     if not client.collection_exists(collection_name):
         raise StoreNotFoundError(f"there is no collection {collection_name}")
@@ -39,7 +39,7 @@ def pages_of(client: QdrantClient, collection_name: str, dim: int, text_key: str
 
 
 def _dense_name(client: QdrantClient, collection_name: str, dim: int) -> str:
-    """Return the name of the dense vectors; "" where they have none."""
+    """Return the name of the dense vectors; "" if they have no name."""
     vectors: Any = client.get_collection(collection_name).config.params.vectors
     named = vectors if isinstance(vectors, dict) else {"": vectors}
     where = f"collection {collection_name}"
@@ -49,10 +49,10 @@ def _dense_name(client: QdrantClient, collection_name: str, dim: int) -> str:
     if name != _DENSE and len(named) > 1:
         raise StoreMismatchError(f"{where} has several dense vectors, none of them {_DENSE}: {', '.join(named)}")
     if named[name].multivector_config is not None:
-        raise StoreMismatchError(f"{where} has several vectors a node, {name or 'unnamed'}: TwinVec keeps one")
+        raise StoreMismatchError(f"{where} has several vectors per node, {name or 'unnamed'}: TwinVec stores one")
     if named[name].size != dim:
         raise StoreMismatchError(
-            f"{where} has vectors of {named[name].size} dimensions, the embedding gives {dim}: they are another model's"
+            f"{where} has vectors of {named[name].size} dimensions, the embedding {dim}: they belong to another model"
         )
     return name
 
@@ -63,7 +63,7 @@ def _node(point: Any, name: str, text_key: str) -> BaseNode:
         node = node_of(payload)
     elif isinstance(
         payload.get(text_key), str
-    ):  # as its first versions wrote, and as it reads what others have written
+    ):  # written by its first versions; also how it reads what others have written
         metadata, info, relationships = legacy_metadata_dict_to_node(payload, text_key=text_key)
         ends = {"start_char_idx": info.get("start"), "end_char_idx": info.get("end")}
         node = TextNode(
@@ -71,7 +71,7 @@ def _node(point: Any, name: str, text_key: str) -> BaseNode:
         )
     else:
         raise InvalidRecordError(
-            f"LlamaIndex has not written it: its payload has neither {CONTENT} nor {text_key!r}, see text_key=, but "
+            f"it was not written by LlamaIndex: its payload has neither {CONTENT} nor {text_key!r}, see text_key=, but "
             f"{', '.join(sorted(payload)) or 'nothing'}",
             id=str(point.id),
         )

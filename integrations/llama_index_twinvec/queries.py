@@ -17,27 +17,27 @@ from twinvec.vectors import Float32
 from twinvec_stores import And, Filter, Fusion, HasId, In, SearchOptions, parse_filter
 
 _MMR_THRESHOLD = 0.5  # LlamaIndex's own default
-_WORDS = {  # that are not LlamaIndex's
+_WORDS = {  # terms that LlamaIndex does not use
     "k": "similarity_top_k=",
     "top_k": "similarity_top_k=",
     "filter": "filters=",
     "vector_store_query_mode": "mode=",
     "lambda_mult": "mmr_threshold=",
     "rerank_top_k": "hybrid_top_k=",
-    "dense_top_k": "similarity_top_k=, beside hybrid_top_k=",
-    "embed_model": "the store's: it embeds with its own",
+    "dense_top_k": "similarity_top_k=, together with hybrid_top_k=",
+    "embed_model": "that of the store, which embeds with its own",
 }
 _MORE = {field.name for field in fields(SearchOptions)} - {"k", "filter", "mode"}
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a query asks for.
+    """The content of a query.
 
     Attributes:
-        text: of the query.
-        dense: its dense row, float32 [1, dim], where the index has computed it.
-        lacks_dense, lacks_sparse: the halves that have to be computed from the text.
+        text: the query's text.
+        dense: its dense row, float32 [1, dim], if the index has computed it.
+        lacks_dense, lacks_sparse: the halves that must be computed from the text.
         options: fields of ``SearchOptions``.
     """
 
@@ -49,11 +49,11 @@ class Search:
 
     @property
     def lacks(self) -> bool:
-        """Return whether anything has to be computed."""
+        """Return whether anything must be computed."""
         return self.lacks_dense or self.lacks_sparse
 
     def vectors(self, batch: EmbeddingBatch | None) -> tuple[Float32 | None, SparseBatch | None]:
-        """Return the dense and the sparse row, after what lacked was computed."""
+        """Return the dense and the sparse row, after computing missing ones."""
         if batch is None:
             return self.dense, None
         return (batch.dense if self.lacks_dense else self.dense), batch.sparse
@@ -63,14 +63,14 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
     """Translate a query.
 
     Args:
-        query: LlamaIndex's.
-        fusion: how HYBRID joins both halves; ``alpha`` takes the place of its weights.
-        more: ``vector_store_kwargs``: mmr_threshold (in mode MMR), and the fields of ``SearchOptions`` but k, filter
-            and mode, which go before what the query says.
+        query: LlamaIndex's query.
+        fusion: how HYBRID merges both halves; ``alpha`` replaces its weights.
+        more: ``vector_store_kwargs``: mmr_threshold (in mode MMR), and the fields of ``SearchOptions`` except k, filter
+            and mode, which override the query's settings.
 
     Raises:
-        ConfigurationError: something that cannot be honoured; nothing is passed over in silence.
-        FilterError: a filter that cannot be translated.
+        ConfigurationError: something cannot be honoured; nothing is silently ignored.
+        FilterError: a filter cannot be translated.
     """
     query = replace(query, mode=VectorStoreQueryMode(query.mode))
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
@@ -81,11 +81,11 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
     options = _mode(query, given if isinstance(given, Fusion) else Fusion(given))
     if options.get("mmr") is not None:
         options["mmr"] = more.pop("mmr_threshold", options["mmr"])
-    if foreign := [f"{name}= is {_WORDS[name]} here" for name in more if name in _WORDS]:
+    if foreign := [f"{name}=: use {_WORDS[name]} instead" for name in more if name in _WORDS]:
         raise ConfigurationError("; ".join(foreign))
     unknown = [*sorted(set(more) - _MORE), *(n for n in ("output_fields", "embedding_field") if getattr(query, n))]
     if unknown:
-        raise ConfigurationError(f"{', '.join(unknown)}: unknown to this store in mode {query.mode.name}")
+        raise ConfigurationError(f"{', '.join(unknown)}: not supported by this store in mode {query.mode.name}")
     options = {**options, **more, "filter": _filter(query)}
     dense, sparse = options["mode"] != "sparse", options["mode"] != "dense"
     row = np.array([query.query_embedding], np.float32) if dense and query.query_embedding is not None else None
@@ -96,29 +96,29 @@ def read_query(query: VectorStoreQuery, fusion: Fusion, /, **more: Any) -> Searc
 
 
 def is_filter_only(query: VectorStoreQuery) -> bool:
-    """Return whether a query has neither text nor vector: then it asks for nodes that match, in no order."""
+    """Return whether a query has neither text nor vector, so that it asks for matching nodes in no order."""
     restricted = query.filters is not None or query.doc_ids is not None or bool(query.node_ids)
     return restricted and not query.query_str and query.query_embedding is None
 
 
 def scope_of(filters: MetadataFilters | Mapping[str, Any] | Filter) -> Filter:
-    """Return a filter in any of the forms that a scope is given in: LlamaIndex's, ``{"tenant": "a"}``, or a Filter."""
+    """Return a filter from any form of scope: LlamaIndex's, ``{"tenant": "a"}``, or a Filter."""
     if isinstance(filters, MetadataFilters):
         return from_llama_index(filters)
     return parse_filter(filters) if isinstance(filters, Mapping) else filters
 
 
 def matching(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:
-    """Return a filter for nodes with these ids, or that match, or both; None and None: for all."""
+    """Return a filter for nodes with these ids, or that match, or both; for all nodes if both are None."""
     parts: list[Filter] = [] if node_ids is None else [HasId(node_ids)]
     return And(*parts, *([] if filters is None else [from_llama_index(filters)]))
 
 
 def deletion(node_ids: list[str] | None, filters: MetadataFilters | None) -> Filter:
-    """Return what ``delete_nodes`` is to delete.
+    """Return the filter for ``delete_nodes``.
 
     Raises:
-        ConfigurationError: nothing was said, which would delete everything.
+        ConfigurationError: nothing was given, which would delete everything.
     """
     if node_ids is None and (filters is None or not filters.filters):
         raise ConfigurationError("delete_nodes needs node_ids or filters; clear() deletes everything")
@@ -136,11 +136,13 @@ def _mode(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
         return {"mode": "sparse", "k": top_k if query.sparse_top_k is None else query.sparse_top_k}
     if query.mode == VectorStoreQueryMode.HYBRID:
         return _hybrid(query, fusion)
-    raise ConfigurationError(f"mode {query.mode.name} is not one of this store's: DEFAULT, SPARSE, HYBRID, MMR")
+    raise ConfigurationError(
+        f"mode {query.mode.name} is not supported by this store: use DEFAULT, SPARSE, HYBRID or MMR"
+    )
 
 
 def _hybrid(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
-    """Return the options of HYBRID, in which ``similarity_top_k`` is the dense half's where hybrid_top_k is given."""
+    """Return the options of HYBRID; with hybrid_top_k, ``similarity_top_k`` is that of the dense half."""
     alpha, mode = query.alpha, "hybrid"
     if alpha is not None:
         if not 0 <= alpha <= 1:
@@ -157,6 +159,6 @@ def _hybrid(query: VectorStoreQuery, fusion: Fusion) -> dict[str, Any]:
 
 
 def _filter(query: VectorStoreQuery) -> Filter:
-    # VectorStoreIndex sends an empty list for "any"
+    # VectorStoreIndex passes an empty list to mean "any"
     of_nodes = matching(query.node_ids or None, query.filters)
     return of_nodes if query.doc_ids is None else And(of_nodes, In(REF_DOC_ID, query.doc_ids))

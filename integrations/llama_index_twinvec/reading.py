@@ -14,7 +14,7 @@ from twinvec.overriding import overridden
 
 
 def documents_of(source: Any) -> Any:
-    """Return a reader's documents, as they are read where it can do that; any other source as it is."""
+    """Return a reader's documents, lazily if it supports that; return any other source as is."""
     if isinstance(source, SimpleDirectoryReader):
         return _of_folder(source)
     if isinstance(source, BaseReader):
@@ -23,7 +23,7 @@ def documents_of(source: Any) -> Any:
 
 
 def _of_folder(reader: SimpleDirectoryReader) -> Iterable[Document]:
-    """Yield documents named by their files: with LlamaIndex's random ids, all would be new in every run."""
+    """Yield documents with ids from their files: LlamaIndex's random ids would make all of them new in every run."""
     named = copy.copy(reader)
     named.filename_as_id = True
     return (document for documents in named.iter_data() for document in documents)

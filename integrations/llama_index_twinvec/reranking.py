@@ -23,27 +23,29 @@ _DISPATCHER = get_dispatcher(__name__)
 
 
 class TwinVecRerank(BaseNodePostprocessor):
-    """Keeps the nodes that a model finds most relevant when it reads them together with the query.
+    """Keeps the nodes that are most relevant according to a model that reads them together with the query.
 
-    The async method waits for the shared queue without a thread, so that concurrent queries share forward passes. The
-    nodes given are left as they are; those returned have the reranker's score.
+    The async method waits for the shared queue without occupying a thread, so concurrent queries share forward passes.
+    The given nodes are not modified; those returned have the reranker's score.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model_name: str = Field(default="", description="folder or hub id; for other options pass ``reranker``")
+    model_name: str = Field(default="", description="folder or hub id; to set other options, pass ``reranker``")
     reranker: BaseReranker = Field(
         default=cast("BaseReranker", None),
         exclude=True,
         repr=False,
-        description="a Reranker or a RemoteReranker to share instead of ``model_name``; always there afterwards",
+        description="a Reranker or a RemoteReranker to share instead of ``model_name``; always set afterwards",
     )
-    top_n: int = Field(default=5, ge=1, description="nodes to keep")
+    top_n: int = Field(default=5, ge=1, description="number of nodes to keep")
     min_score: float | None = Field(default=None, description="keep only nodes with at least this score")
     task: Task | str | None = Field(default=None, description="an instruction, for models trained with them")
-    activation: Activation | None = Field(default=None, description='None: raw logits; or "sigmoid", "model"')
-    windows: bool = Field(default=False, description="score long nodes window by window")
-    keep_retrieval_score: bool = Field(default=False, description='keep it in ``metadata["retrieval_score"]``')
+    activation: Activation | None = Field(default=None, description='None for raw logits, "sigmoid" or "model"')
+    windows: bool = Field(default=False, description="score long nodes in windows")
+    keep_retrieval_score: bool = Field(
+        default=False, description='keep the previous score in ``metadata["retrieval_score"]``'
+    )
 
     def __init__(self, **fields: Any) -> None:
         """Share a reranker, or load it."""
@@ -56,7 +58,7 @@ class TwinVecRerank(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name that LlamaIndex writes down."""
+        """Return the name under which LlamaIndex serialises it."""
         return cls.__name__
 
     def _postprocess_nodes(
@@ -84,7 +86,7 @@ class TwinVecRerank(BaseNodePostprocessor):
     def _told(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
     ) -> Iterator[tuple[str, list[NodeWithScore]]]:
-        """Tell LlamaIndex's callbacks and instrumentation of one run, whose result goes into the list."""
+        """Report one run to LlamaIndex's callbacks and instrumentation; its result goes into the list."""
         if query_bundle is None:
             raise ConfigurationError("TwinVecRerank needs the query: pass query_bundle= or query_str=")
         query, best = query_bundle.query_str, list[NodeWithScore]()

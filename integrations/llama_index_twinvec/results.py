@@ -1,4 +1,4 @@
-"""What a search has found, as LlamaIndex's result: nodes, scores, reasons, and the text around each."""
+"""Search results in LlamaIndex's form: nodes, scores, explanations, and the text around each node."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from twinvec_stores import HybridStore, Record, Result
 
 @dataclass
 class ExplainedResult(VectorStoreQueryResult):
-    """A result that also knows, with ``explain=True``, why each node was found.
+    """A result that also contains, with ``explain=True``, why each node was found.
 
     Attributes:
-        explanations: see ``ExplainedNode``; None where they were not asked for.
+        explanations: see ``ExplainedNode``; None if not requested.
     """
 
     explanations: list[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, results: Sequence[Result], nodes: Sequence[BaseNode]) -> ExplainedResult:
-        """Return what a search has found."""
+        """Return the result of a search."""
         explanations = [explanation_of(result) for result in results if result.explanation is not None]
         return cls(
             nodes=nodes,
@@ -38,15 +38,15 @@ class ExplainedResult(VectorStoreQueryResult):
 
     @classmethod
     def unranked(cls, records: Sequence[Record]) -> ExplainedResult:
-        """Return what a filter alone has found: nodes without scores."""
+        """Return the result of a filter alone: nodes without scores."""
         return cls(nodes=[to_node(record) for record in records], ids=[record.id for record in records])
 
 
 async def nodes_of(store: HybridStore, results: Sequence[Result], expand: int) -> list[BaseNode]:
-    """Return, as a flow, the nodes that were found, with the text around each in the metadata "window".
+    """Return, as a flow, the nodes found, with the text around each in the metadata "window".
 
-    That is where LlamaIndex's MetadataReplacementPostProcessor finds it; like what its SentenceWindowNodeParser puts
-    there, it is in no prompt and no embedding.
+    That is where LlamaIndex's MetadataReplacementPostProcessor looks for it; like the windows of its
+    SentenceWindowNodeParser, it is excluded from prompts and embeddings.
     """
     nodes = [to_node(result.record) for result in results]
     if expand:
@@ -59,7 +59,7 @@ async def nodes_of(store: HybridStore, results: Sequence[Result], expand: int) -
 
 
 async def _around(store: HybridStore, nodes: Sequence[BaseNode], n: int) -> list[str]:
-    """Return the texts of nodes with n neighbours on each side, along PREVIOUS and NEXT; one look-up a step for all."""
+    """Return the texts of nodes with n neighbours on each side, along PREVIOUS and NEXT; one lookup per step."""
     known, runs = {node.node_id: node for node in nodes}, [[node] for node in nodes]
     for step in range(2 * n):
         ends = [_neighbour(run, forward=step % 2 == 0) for run in runs]
@@ -77,7 +77,7 @@ def _neighbour(run: Sequence[BaseNode], *, forward: bool) -> str | None:
 
 
 def _joined(run: Sequence[BaseNode]) -> str:
-    """Return consecutive nodes as one text; what they share is there once."""
+    """Join consecutive nodes into one text, without repeating their overlap."""
     text, end = "", None
     for node in run:
         start = node.start_char_idx if isinstance(node, TextNode) else None

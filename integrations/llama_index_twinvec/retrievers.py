@@ -1,4 +1,4 @@
-"""HybridRetriever: dense and sparse retrieval as LlamaIndex's retriever, with the reasons for each node."""
+"""HybridRetriever: dense and sparse retrieval as LlamaIndex's retriever, with explanations for each node."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ _MODES = {
 
 
 class ExplainedNode(NodeWithScore):
-    """A found node, with the reasons beside its own metadata.
+    """A found node, with an explanation beside its own metadata.
 
-    ``metadata["_twinvec"]`` shows them; what is written to ``metadata`` becomes the node's. ``node`` is as it was
-    stored: its hash stays the same, so that the results of several queries merge, and no reason gets into a prompt.
+    ``metadata["_twinvec"]`` shows the explanation; anything written to ``metadata`` becomes part of the node's.
+    ``node`` itself is as stored: its hash is unchanged, so that results of several queries merge, and explanations
+    never get into a prompt.
 
     Attributes:
         explanation: dense_score, sparse_score, dense_rank, sparse_rank and terms, see ``twinvec_stores.Explanation``;
-            and ``provenance`` where TwinVec ingested the text from a file.
+            and ``provenance`` if TwinVec ingested the text from a file.
     """
 
     explanation: dict[str, Any] = Field(default_factory=dict)
@@ -58,7 +59,7 @@ class ExplainedNode(NodeWithScore):
 
 
 class _Metadata(dict[str, Any]):
-    """A node's metadata with the reasons in it; changes are the node's, too."""
+    """A node's metadata together with the explanation; changes also apply to the node."""
 
     def __init__(self, own: dict[str, Any], reasons: dict[str, Any]) -> None:
         super().__init__(own)
@@ -103,10 +104,10 @@ class _Metadata(dict[str, Any]):
 
 
 class HybridRetriever(BaseRetriever):
-    """Retrieve nodes by meaning and by words at once; one forward pass for each query.
+    """Retrieve nodes by meaning and by words at once, with one forward pass per query.
 
-    It asks the embedding model and the store through LlamaIndex's own methods, so that subclasses of both, embedding
-    events and the embeddings cache have their say.
+    It calls the embedding model and the store through LlamaIndex's own methods, so that subclasses of both, embedding
+    events and the embeddings cache take effect.
 
     Examples:
         >>> retriever = HybridRetriever(store, similarity_top_k=8, fusion="rrf")
@@ -139,30 +140,30 @@ class HybridRetriever(BaseRetriever):
         """Search a store.
 
         Args:
-            vector_store: where to; or an index over such a store.
-            similarity_top_k: nodes to return; with ``hybrid_top_k``, candidates of the dense half.
-            mode: "hybrid", "dense" or "sparse"; None: all that the store has.
-            alpha: weight of the dense half, from 0 to 1, in place of the fusion's own weights.
+            vector_store: the store to search, or an index over it.
+            similarity_top_k: number of nodes to return; with ``hybrid_top_k``, candidates of the dense half.
+            mode: "hybrid", "dense" or "sparse"; None: everything the store has.
+            alpha: weight of the dense half, from 0 to 1, instead of the fusion's own weights.
             sparse_top_k: candidates of the sparse half.
-            hybrid_top_k: nodes to return.
-            mmr_threshold: weight of relevance against diversity, from 0 to 1; None: no diversity.
-            similarity_cutoff: only nodes whose cosine with the query is at least this: ``min_dense``.
-            filters: only nodes that match.
-            doc_ids: only nodes of these documents; an empty list: none.
-            node_ids: only these nodes; an empty list: none.
-            task: instruction, in the place of the embedding model's own.
+            hybrid_top_k: number of nodes to return.
+            mmr_threshold: weight of relevance versus diversity, from 0 to 1; None: no diversity.
+            similarity_cutoff: only return nodes with at least this cosine with the query: ``min_dense``.
+            filters: only return matching nodes.
+            doc_ids: only return nodes of these documents; an empty list: none.
+            node_ids: only return these nodes; an empty list: none.
+            task: instruction instead of the embedding model's own.
             explain: return ``ExplainedNode``s.
-            callback_manager: see BaseRetriever; the query's embedding is told to it, too.
+            callback_manager: see BaseRetriever; it is also notified of the query's embedding.
             object_map: see BaseRetriever.
             objects: see BaseRetriever.
             verbose: see BaseRetriever.
-            search: more fields of ``twinvec_stores.SearchOptions``: fusion (default: the store's), fetch_k,
-                score_threshold, min_dense,
-                min_sparse, group_by, group_size, expand (into the metadata "window"), exact.
+            search: further fields of ``twinvec_stores.SearchOptions``: fusion (default: the store's), fetch_k,
+                score_threshold, min_dense, min_sparse, group_by, group_size, expand (into the metadata "window"),
+                exact.
 
         Raises:
-            ConfigurationError: an option that cannot be honoured.
-            FilterError: a filter that cannot be translated.
+            ConfigurationError: an option cannot be honoured.
+            FilterError: a filter cannot be translated.
         """
         store = vector_store.vector_store if isinstance(vector_store, VectorStoreIndex) else vector_store
         if not isinstance(store, TwinVecVectorStore):
@@ -171,7 +172,7 @@ class HybridRetriever(BaseRetriever):
             from_llama_index(filters)
         halves = SearchOptions(mode=mode).parts(store.client.config)
         if alpha is not None and halves != (True, True):
-            raise ConfigurationError("alpha weighs both halves: this search has one")
+            raise ConfigurationError("alpha weights both halves, but this search has only one")
         self._store = store
         self._query = VectorStoreQuery(
             mode=_MODES[halves],
@@ -207,7 +208,7 @@ class HybridRetriever(BaseRetriever):
         return await wait(self._found(query_bundle))
 
     async def _found(self, bundle: QueryBundle) -> list[NodeWithScore]:
-        if self._query.node_ids == []:  # which a store takes for "any", as VectorStoreIndex means it
+        if self._query.node_ids == []:  # a store would take it to mean "any", as VectorStoreIndex does
             return []
         row, strings = bundle.embedding, bundle.embedding_strs
         if row is None and strings and self._query.mode != VectorStoreQueryMode.SPARSE:
@@ -221,7 +222,7 @@ def _for_task(model: BaseEmbedding, task: Task | str | None) -> BaseEmbedding:
     if task is None:
         return model
     if not isinstance(model, TwinVecEmbedding):
-        raise ConfigurationError(f"task=: {type(model).__name__} knows no tasks")
+        raise ConfigurationError(f"task=: {type(model).__name__} does not support tasks")
     return model.with_task(task)
 
 

@@ -1,4 +1,4 @@
-"""Stores in memory as files, pickles and copies; other stores keep their own place."""
+"""In-memory stores as files, pickles and copies; other stores already have a location of their own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from twinvec_stores import (
     export_store,
 )
 
-_OF_STORAGE = f"{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"  # what StorageContext.persist calls a store's file
+_OF_STORAGE = f"{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"  # the name StorageContext.persist gives a store's file
 
 
 def save(store: HybridStore, path: str, fs: Any) -> None:
-    """Write a store in memory to a file; of another, return when everything written survives a loss of power.
+    """Write an in-memory store to a file; for others, return once everything written would survive a power failure.
 
     Raises:
         ConfigurationError: see ``TwinVecVectorStore.persist``.
@@ -34,14 +34,14 @@ def save(store: HybridStore, path: str, fs: Any) -> None:
         return
     if fs is not None or not path or path.endswith(_OF_STORAGE):
         raise ConfigurationError(
-            "this store is in memory, and StorageContext reads no such file again: make it with path=, which is "
-            "there the next time, or call persist with the path of a local file and from_persist_path later"
+            "this store is in memory, and StorageContext cannot read such a file: create it with path=, which "
+            "is persistent, or call persist with the path of a local file and from_persist_path later"
         )
     export_store(store, path)
 
 
 def recipe(store: HybridStore) -> tuple[Callable[..., HybridStore], tuple[Any, ...]]:
-    """Return how to make a copy: of a store in memory one of its own, of another the same place."""
+    """Return how to make a copy: an in-memory store is duplicated, others are opened at the same location."""
     if not _in_memory(store):
         return _same, (store,)
     scope = store.scope if isinstance(store, ScopedStore) else None

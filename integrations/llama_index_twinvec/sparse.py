@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
-    """Sparse rows as ``{key: weight}``; ``TwinVecEmbedding.as_sparse`` gives the one beside a dense half.
+    """Sparse rows as ``{key: weight}``; ``TwinVecEmbedding.as_sparse`` returns the one that matches a dense half.
 
-    Vector stores ask for the dense, then for the sparse half of the same texts: with both halves on one model that is
-    one forward pass. Weights of ``sparse="bm25"`` need an idf on the query's side, which the store has to have: in
+    Vector stores ask for the dense and then for the sparse half of the same texts: with both halves on one model that
+    takes one forward pass. Weights of ``sparse="bm25"`` need an idf on the query side, which the store must provide: in
     Qdrant, ``SparseVectorParams(modifier=Modifier.IDF)``.
 
     Examples:
@@ -37,18 +37,18 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
     _waiting: WaitingRows = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Compute rows by itself, until told otherwise by ``taking``."""
+        """Compute rows itself, until told otherwise by ``taking``."""
         super().model_post_init(context)
         self._waiting = WaitingRows(self.embedder, self.task)
 
     def taking(self, rows: WaitingRows) -> Self:
-        """Take the rows of documents from where a dense half leaves them; returns this object."""
+        """Take the rows of documents from where a dense half leaves them; return this object."""
         self._waiting = rows
         return self
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any) -> dict[str, Any]:
-        """Return what ``to_dict`` returns, also inside of other components."""
+        """Return the result of ``to_dict``, also within other components."""
         return self.to_dict()
 
     def sparse_doc_fn(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
@@ -62,11 +62,12 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
     def for_milvus(self) -> BaseSparseEmbeddingFunction:
         """Return this as ``sparse_embedding_function`` of LlamaIndex's MilvusVectorStore.
 
-        That store asks for each node by itself, and for its text without metadata. Where the dense half has seen other
-        texts (metadata that is not in ``excluded_embed_metadata_keys``), each node costs a forward pass of its own.
+        That store asks for each node separately, and for its text without metadata. If the dense half has seen
+        different texts (metadata that is not in ``excluded_embed_metadata_keys``), each node costs a forward pass of
+        its own.
 
         Raises:
-            ConfigurationError: the package of that store is not installed.
+            ConfigurationError: that store's package is not installed.
         """
         try:
             from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
@@ -128,7 +129,7 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
         return rows
 
     def _only_singles(self, *names: str) -> bool:
-        """Return whether a subclass has changed how one text is embedded, and nothing else."""
+        """Return whether a subclass overrides only the embedding of single texts."""
         batches = "_get_text_embeddings", "_aget_text_embeddings"
         return overridden(self, TwinVecSparseEmbedding, *names) and not overridden(
             self, TwinVecSparseEmbedding, *batches

@@ -62,14 +62,13 @@ _PAGE = 256
 class TwinVecVectorStore(BasePydanticVectorStore):
     """A hybrid store of nodes: LlamaIndex's vector store over a ``HybridStore``.
 
-    Nodes bring the dense vector that the index has computed; the sparse one comes from the same forward pass. Nodes
-    come back as they went in. Queries: DEFAULT (dense), SPARSE, HYBRID and MMR. In HYBRID, ``alpha`` weighs the dense
-    ranking against the sparse one: 0 is sparse only, 1 is dense only; without it both are joined as in every other
-    class of TwinVec, see ``twinvec_stores.Fusion``. ``hybrid_top_k`` is how many to return (default
-    ``similarity_top_k``), ``sparse_top_k`` how many sparse
-    candidates take part (default max(100, 10 * k)).
+    Nodes come with the dense vector computed by the index; the sparse one comes from the same forward pass. Nodes are
+    returned exactly as they were added. Query modes: DEFAULT (dense), SPARSE, HYBRID and MMR. In HYBRID, ``alpha``
+    weights the dense ranking against the sparse one: 0 is sparse only, 1 is dense only; without it, both are fused as
+    in all other classes of TwinVec, see ``twinvec_stores.Fusion``. ``hybrid_top_k`` is the number of results (default
+    ``similarity_top_k``), ``sparse_top_k`` the number of sparse candidates (default max(100, 10 * k)).
 
-    An index that holds IndexNodes or ImageNodes asks every store for these nodes alone (LlamaIndex's ``node_ids``);
+    An index that contains IndexNodes or ImageNodes asks every store for these nodes only (LlamaIndex's ``node_ids``);
     ``HybridRetriever`` asks for all.
 
     Examples:
@@ -101,30 +100,32 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         fusion: Fusion | Method | None = None,
         **options: Any,
     ) -> None:
-        """Open a store, or make it.
+        """Open a store, or create it.
 
         Args:
-            embedding: the model; the index has to use the same as its ``embed_model``. A TwinVecEmbedding, whose two
-                halves are one forward pass, or any other for the dense half. A subclass that overrides how texts are
-                embedded is asked through its own methods.
-            sparse: the sparse half beside another kind of embedding: "bm25", or a TwinVecSparseEmbedding. None: dense
+            embedding: the model; the index must use the same one as its ``embed_model``. A TwinVecEmbedding, whose two
+                halves share a forward pass, or any other for the dense half. A subclass that overrides how texts are
+                embedded is called through its own methods.
+            sparse: the sparse half for another kind of embedding: "bm25", or a TwinVecSparseEmbedding. None: dense
                 only.
             path: a folder, for the embedded engine.
             url: a Qdrant server or cluster, http:// or https://.
-            client: a QdrantClient of your own, which stays open; ``aclient`` its async twin, else threads are used.
+            client: your own QdrantClient, which stays open; ``aclient`` is its async twin, without which threads are
+                used.
             aclient: see ``client``.
-            store: a store that is open already. None of these: in memory.
-            collection: name on the server; default "twinvec".
-            fields: metadata fields to index for fast filters, with their types ("keyword", "integer", "float",
-                "bool"), when the store is made. Filters on others work and are slower.
-            quantization: "int8" to keep compressed vectors in memory, when the store is made.
-            fusion: how HYBRID joins both halves: a method's name or a ``Fusion``. None: the store's own.
-            options: more for a server: api_key, prefer_grpc, timeout, collection_options ...; see ``QdrantStore``.
+            store: an open store. With none of these: in memory.
+            collection: collection on the server; default "twinvec".
+            fields: when the store is created: metadata fields to index for fast filters, with their types ("keyword",
+                "integer", "float", "bool"). Filters on other fields work, but more slowly.
+            quantization: when the store is created: "int8" keeps compressed vectors in memory.
+            fusion: how HYBRID merges both halves: a method's name or a ``Fusion``. None: the store's own.
+            options: further options for a server: api_key, prefer_grpc, timeout, collection_options ...; see
+                ``QdrantStore``.
 
         Raises:
-            FingerprintMismatchError: it holds another model's vectors.
-            ConfigurationError: arguments that do not fit together.
-            StoreError: it cannot be opened.
+            FingerprintMismatchError: the store contains another model's vectors.
+            ConfigurationError: the arguments contradict each other.
+            StoreError: the store cannot be opened.
         """
         embedder = embedder_of(embedding, sparse)
         task = embedding.task if isinstance(embedding, TwinVecEmbedding) else None
@@ -136,7 +137,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             in_memory = path is None and url is None and client is None
             store = opened(place, embedder, task, in_memory=in_memory, fields=fields, quantization=quantization)
         elif given:
-            raise ConfigurationError(f"{', '.join(given)}: already said by the store")
+            raise ConfigurationError(f"{', '.join(given)}: already determined by the store")
         super().__init__(stores_text=True)
         self._embedding = embedding
         self._index = HybridIndex(embedder, store, task=task)
@@ -149,14 +150,14 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_index(cls, index: HybridIndex, *, fusion: Fusion | Method | None = None) -> Self:
-        """Search through an index that there is already, such as a ``RemoteIndex``; see the constructor."""
+        """Search through an existing index, such as a ``RemoteIndex``; see the constructor."""
         made = cls(TwinVecEmbedding(embedder=index.embedder, task=index.task), store=index.store, fusion=fusion)
         made._index = index
         return made
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name that LlamaIndex writes down."""
+        """Return the name under which LlamaIndex serialises it."""
         return "TwinVecVectorStore"
 
     @property
@@ -171,26 +172,26 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     @property
     def index(self) -> HybridIndex:
-        """Return the model and the store together, without LlamaIndex."""
+        """Return the model and the store combined, without LlamaIndex."""
         return self._index
 
     @property
     def fusion(self) -> Fusion:
-        """Return how HYBRID joins both halves."""
+        """Return how HYBRID merges both halves."""
         return self._fusion
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Write nodes; those with known ids are replaced.
+        """Write nodes, replacing those with the same ids.
 
         Args:
-            nodes: with the dense vectors of this store's model; those without are embedded here.
+            nodes: nodes with dense vectors of this store's model; those without are embedded here.
             kwargs: none.
 
         Returns:
             The nodes' ids.
 
         Raises:
-            InvalidRecordError: a node that cannot be stored, or has a vector of another model.
+            InvalidRecordError: a node cannot be stored, or has a vector of another model.
         """
         _refuse(kwargs)
         return block(self._add(nodes))
@@ -219,7 +220,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Delete nodes by their ids, by filters, or those of the ids that match.
+        """Delete nodes by their ids, by filters, or those of the ids that also match.
 
         Raises:
             ConfigurationError: neither was given; ``clear`` deletes everything.
@@ -245,20 +246,21 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         await self.client.adelete(filter=And())
 
     def ingest(self, source: Any, **options: Any) -> IngestReport:
-        """Put documents into the store; those that it has already, unchanged, are skipped.
+        """Put documents into the store, skipping those it already has unchanged.
 
-        What a killed run has stored is kept, ``prune`` deletes what the source does not have any more, and the report
-        counts both. Each document is split by the model's own tokens (``chunk_tokens``) and embedded without its
-        metadata. Its id becomes the ``ref_doc_id`` of its nodes, for ``delete``, ``doc_ids`` and ``group_by``.
+        Whatever an interrupted run has stored is kept, ``prune`` deletes documents that are no longer in the source,
+        and the report counts both. Each document is split by the model's own tokens (``chunk_tokens``) and embedded
+        without its metadata. Its id becomes the ``ref_doc_id`` of its nodes, for ``delete``, ``doc_ids`` and
+        ``group_by``.
 
         Args:
             source: one of LlamaIndex's readers, its documents, or anything else that ``twinvec_stores.ingest`` reads.
-                Documents need ids that are the same the next time.
-            options: of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, metadata_fields, prune, on_error,
-                batch_size, show_progress ...
+                Documents need ids that stay the same between runs.
+            options: options of ``twinvec_stores.ingest``: chunk_tokens, overlap_tokens, metadata_fields, prune,
+                on_error, batch_size, show_progress ...
 
         Raises:
-            ConfigurationError: a subclass overrides ``add``, which this would go around.
+            ConfigurationError: a subclass overrides ``add``, which this would bypass.
             IngestError, StoreError: see ``twinvec_stores.ingest``.
         """
         return ingest(*self._ingested(source), document_field=REF_DOC_ID, **options)
@@ -269,7 +271,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
     def _ingested(self, source: Any) -> tuple[Any, BaseEmbedder, HybridStore]:
         if overridden(self, TwinVecVectorStore, "add", "async_add"):
-            raise ConfigurationError(f"{type(self).__name__} overrides add, which ingest would go around: use add")
+            raise ConfigurationError(f"{type(self).__name__} overrides add, which ingest would bypass: use add")
         return documents_of(source), self._index.embedder, self.client
 
     def get_nodes(
@@ -281,9 +283,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """Return nodes with their dense vectors: by ids (in their order), by filters, by both, or all.
 
         Args:
-            node_ids: only these.
-            filters: only those that match.
-            limit: so many at most.
+            node_ids: only these nodes.
+            filters: only matching nodes.
+            limit: maximum number of nodes.
         """
         return block(self._nodes(node_ids, filters, limit))
 
@@ -318,11 +320,11 @@ class TwinVecVectorStore(BasePydanticVectorStore):
                 return records[:limit]
 
     def scoped(self, filters: MetadataFilters | Mapping[str, Any] | Filter) -> Self:
-        """Return a view that can neither read nor write outside of a filter: one tenant's part.
+        """Return a view that can neither read nor write outside a filter, such as one tenant's part.
 
-        Every query, deletion, listing and explanation is within it. A node that contradicts it is refused, and so is
-        one whose id a node outside has; where the filter says what a field equals, nodes without it are given it.
-        Closing the view leaves the store open. See ``twinvec_stores.ScopedStore``.
+        Every query, deletion, listing and explanation is limited to it. A node that contradicts the filter is rejected,
+        and so is one with the id of a node outside; if the filter says what a field equals, nodes without the field get
+        it. Closing the view leaves the store open. See ``twinvec_stores.ScopedStore``.
 
         Examples:
             >>> index = VectorStoreIndex.from_vector_store(store.scoped({"tenant": "a"}), embed_model=embed_model)
@@ -336,16 +338,17 @@ class TwinVecVectorStore(BasePydanticVectorStore):
 
         Args:
             query: mode, text, vector, alpha, filters, numbers of results and candidates; see the class.
-            kwargs: ``mmr_threshold`` in mode MMR (1 only relevance, 0 only diversity; default 0.5), ``task`` in place
-                of the embedding's, and fields of ``twinvec_stores.SearchOptions``: fusion, fetch_k, score_threshold ...
+            kwargs: ``mmr_threshold`` in mode MMR (1 for relevance only, 0 for diversity only; default 0.5), ``task``
+                instead of the embedding's, and fields of ``twinvec_stores.SearchOptions``: fusion, fetch_k,
+                score_threshold ...
 
         Returns:
-            Nodes best first, ties by id. Similarities are cosines (DEFAULT, MMR), sums of weight * weight over common
-            terms (SPARSE), or fused scores (HYBRID).
+            Nodes best first, ties by id. Similarities are cosines (DEFAULT, MMR), dot products over common terms
+            (SPARSE), or fused scores (HYBRID).
 
         Raises:
-            ConfigurationError: a mode or an argument that this store does not have.
-            FilterError: a filter that cannot be applied.
+            ConfigurationError: the store does not support a mode or argument.
+            FilterError: a filter cannot be applied.
         """
         return block(self._found(query, kwargs))
 
@@ -373,21 +376,21 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         return ExplainedResult.of(results, await nodes_of(self.client, results, search.options.get("expand", 0)))
 
     def persist(self, persist_path: str = "", fs: Any = None) -> None:
-        """Return when everything written so far survives a loss of power; the store keeps its own place.
+        """Return once everything written so far would survive a power failure; the store keeps its own location.
 
         Args:
-            persist_path: of a store in memory: the file to write, for ``from_persist_path``.
-            fs: only local files.
+            persist_path: for an in-memory store: the file to write, for ``from_persist_path``.
+            fs: only local file systems.
 
         Raises:
-            ConfigurationError: a store in memory, called by ``StorageContext.persist``, whose ``from_defaults`` would
-                read the file as one of a SimpleVectorStore.
+            ConfigurationError: an in-memory store, called by ``StorageContext.persist``, whose ``from_defaults`` would
+                read the file as that of a SimpleVectorStore.
         """
         save(self.client, persist_path, fs)
 
     @classmethod
     def from_persist_path(cls, persist_path: str, embedding: BaseEmbedding, **options: Any) -> Self:
-        """Read what ``persist`` wrote: into memory, or with ``path=`` or ``url=`` into such a store."""
+        """Read the output of ``persist``: into memory, or with ``path=`` or ``url=`` into such a store."""
         made = cls(embedding, **options)
         import_store(persist_path, made.client)
         return made
@@ -402,22 +405,22 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         text_key: str = "text",
         **options: Any,
     ) -> Self:
-        """Copy a collection that LlamaIndex's QdrantVectorStore has written, with its nodes and their dense vectors.
+        """Copy a collection written by LlamaIndex's QdrantVectorStore, with its nodes and their dense vectors.
 
-        Nothing is embedded but what it lacks: the sparse half, and one node of each page, to see that the vectors are
-        this model's. The collection stays as it is; the same call again goes over what an interrupted one has copied.
+        Only what is missing is embedded: the sparse half, and one node per page, to check that the vectors come from
+        this model. The collection is not changed; repeating the call resumes an interrupted copy.
 
         Args:
-            embedding: the model that the collection was made with.
-            client: of the server that it is on.
-            collection_name: its name there.
-            text_key: as it was given to QdrantVectorStore.
-            options: the constructor's: path, url, client, fields ...
+            embedding: the model with which the collection was created.
+            client: client of its server.
+            collection_name: its name on the server.
+            text_key: as passed to QdrantVectorStore.
+            options: options of the constructor: path, url, client, fields ...
 
         Raises:
             StoreNotFoundError: there is no such collection.
-            StoreMismatchError: it has several vectors a node, or those of another model.
-            InvalidRecordError: a point that LlamaIndex has not written, or with a vector of another model.
+            StoreMismatchError: it has several vectors per node, or those of another model.
+            InvalidRecordError: a point was not written by LlamaIndex, or has a vector of another model.
         """
         made = cls(embedding, **options)
         try:

@@ -1,4 +1,4 @@
-"""Sparse rows that came with dense ones, until a store asks for them."""
+"""Sparse rows computed along with dense ones, kept until a store asks for them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _OVERHEAD = 400  # bytes of objects and dictionary slots per row
 
 
 class WaitingRows:
-    """The sparse rows of documents whose dense rows were asked for first. Thread safe.
+    """The sparse rows of documents whose dense rows were requested first. Thread safe.
 
-    LlamaIndex embeds all nodes of a pipeline before the store sees the first one: more than the core's memo keeps.
-    What a store takes is gone; what nobody takes goes at a limit of 256 MiB, the oldest first.
+    LlamaIndex embeds all nodes of a pipeline before the store sees the first one, which exceeds the core's memo. Rows
+    taken by a store are removed; beyond 256 MiB, the oldest rows are dropped.
     """
 
     def __init__(self, embedder: BaseEmbedder, task: Task | str | None) -> None:
-        """Wait for what this model gives for documents."""
+        """Keep what this model computes for documents."""
         self._embedder, self._task = embedder, task
         self._rows: OrderedDict[str, SparseVector] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def put(self, texts: Sequence[str], rows: SparseBatch) -> None:
-        """Keep the rows of some texts."""
+        """Store the rows of some texts."""
         with self._lock:
             for text, row in zip(texts, rows, strict=True):
                 self._drop(text)
@@ -42,7 +42,7 @@ class WaitingRows:
             return text in self._rows
 
     def documents(self, texts: Sequence[str]) -> SparseBatch:
-        """Return the sparse rows of documents, computing those that do not wait here."""
+        """Return the sparse rows of documents, computing those that are not here."""
         return block(self._rows_of(texts))
 
     async def adocuments(self, texts: Sequence[str]) -> SparseBatch:

@@ -1,4 +1,4 @@
-"""Nodes into a store: checked, embedded where they bring no vector, and written with their sparse half."""
+"""Writing nodes to a store: checked, embedded if they have no vector, and stored with their sparse half."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twinvec.flows import call
 from twinvec.vectors import Float32
 from twinvec_stores import HybridIndex
 
-_SAME = 0.95  # cosine of two vectors that one model gives for one text, in whatever precision
+_SAME = 0.95  # minimum cosine of two vectors of one text by one model, in any precision
 
 
 async def write_nodes(
@@ -24,7 +24,7 @@ async def write_nodes(
     """Write nodes, as a flow; all are checked before the first is embedded.
 
     Raises:
-        InvalidRecordError: a node that cannot be stored, or has a vector of another model.
+        InvalidRecordError: a node cannot be stored, or has a vector of another model.
     """
     store = index.store
     for some, columns in [(some, Columns.of(some, store.config)) for some in slices(nodes)]:
@@ -41,16 +41,16 @@ async def _dense(
     embedding: BaseEmbedding,
     sparse_rows: WaitingRows,
 ) -> Float32:
-    """Return the nodes' dense rows, embedding those that bring none."""
+    """Return the nodes' dense rows, embedding nodes without one."""
     brought = {i: node.embedding for i, node in enumerate(nodes) if node.embedding is not None}
     dim = index.embedder.dim
     for i, row in brought.items():
         if len(row) != dim:
-            raise _another_model(nodes[i], f"has {len(row)} dimensions, this store's model gives {dim}")
-    if brought and texts[last := max(brought)] not in sparse_rows:  # a text that waits was embedded by ours
+            raise _another_model(nodes[i], f"has {len(row)} dimensions, this store's model has {dim}")
+    if brought and texts[last := max(brought)] not in sparse_rows:  # a waiting text was embedded by our model
         given = np.array(brought[last], np.float32)
         if not await _is_of(embedding, (texts[last], nodes[last].get_content()), given):
-            raise _another_model(nodes[last], f"is not one of this store's model, {index.embedder.spec.model}")
+            raise _another_model(nodes[last], f"does not come from this store's model, {index.embedder.spec.model}")
     rows = dict(brought)
     if lacking := [i for i in range(len(nodes)) if i not in brought]:
         embed = embedding.get_text_embedding_batch, embedding.aget_text_embedding_batch
@@ -59,9 +59,9 @@ async def _dense(
 
 
 async def _is_of(embedding: BaseEmbedding, texts: Sequence[str], row: Float32) -> bool:
-    """Return whether a row is a model's for one of these texts: LlamaIndex's graphs and memories leave metadata out.
+    """Return whether a row is the model's for one of these texts: LlamaIndex's graphs and memories leave metadata out.
 
-    Embedded a moment ago, a text is mostly remembered.
+    A text embedded a moment ago is usually still in the memo.
     """
     for text in dict.fromkeys(texts):
         own = np.array(await call(embedding._get_text_embedding, embedding._aget_text_embedding, text))
@@ -72,5 +72,5 @@ async def _is_of(embedding: BaseEmbedding, texts: Sequence[str], row: Float32) -
 
 def _another_model(node: BaseNode, what: str) -> InvalidRecordError:
     return InvalidRecordError(
-        f"its embedding {what}: give the index the same embed_model as the store", id=node.node_id, field="embedding"
+        f"its embedding {what}: pass the index the same embed_model as the store", id=node.node_id, field="embedding"
     )

@@ -121,8 +121,7 @@ class SearchAnswer(msgspec.Struct):
 
 
 def search_extension(index: HybridIndex) -> Extension:
-    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which the caller keeps and
-    closes."""
+    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which the caller closes."""
     routes = _Routes(index)
     return Extension(
         operations=(

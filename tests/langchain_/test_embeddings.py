@@ -119,7 +119,7 @@ def test_unknown_and_wrong_arguments_fail(gte_folder: str, gte: TwinVecEmbedding
         TwinVecEmbeddings(embedder="a name")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="needs model="):
         TwinVecEmbeddings()
-    with pytest.raises(ConfigurationError, match="dim: already said by embedder="):
+    with pytest.raises(ConfigurationError, match="dim: already determined by embedder="):
         TwinVecEmbeddings(embedder=gte.embedder, dim=32)
     with pytest.raises(ConfigurationError, match="dtype='int8' is not one of"):
         TwinVecEmbeddings(model=gte_folder, dtype="int8")

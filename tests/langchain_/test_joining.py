@@ -103,7 +103,7 @@ def test_a_dimension_that_changes_is_refused() -> None:
 def test_what_cannot_be_is_said(gte: TwinVecEmbeddings) -> None:
     with pytest.raises(ConfigurationError, match="must be LangChain Embeddings, not str"):
         TwinVecVectorStore("a name")  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="said by the TwinVecEmbeddings"):
+    with pytest.raises(ConfigurationError, match="determined by the TwinVecEmbeddings"):
         TwinVecVectorStore(gte, sparse="bm25")
     with pytest.raises(ConfigurationError, match="sparse='splade' is neither"):
         TwinVecVectorStore(ApiEmbeddings(), sparse="splade")

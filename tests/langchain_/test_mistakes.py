@@ -25,7 +25,7 @@ MISTAKES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a sparse half as Qdrant calls it": (lambda e, s: Store(e, sparse_embedding=e), "here it is sparse="),
     "a mode as Qdrant calls it": (lambda e, s: Store(e, retrieval_mode="hybrid"), "here it is mode="),
     "a batch size for the store": (lambda e, s: Store(e, batch_size=8), "batch_size= of add_texts"),
-    "a distance": (lambda e, s: Store(e, distance_strategy="l2"), "compare by cosine"),
+    "a distance": (lambda e, s: Store(e, distance_strategy="l2"), "are compared by cosine"),
     "the name of a model for a model": (lambda e, s: Store("gte"), "must be LangChain Embeddings"),
     "the wrong end of from_texts": (lambda e, s: Store.from_texts("one text", e), "not one string"),
     "arguments of HuggingFaceEmbeddings": (

@@ -75,10 +75,10 @@ def test_what_cannot_be_rebuilt_says_why(gte: TwinVecEmbeddings, gte_folder: str
     shared = TwinVecEmbeddings(embedder=gte.embedder)
     retriever = TwinVecVectorStore(gte).as_retriever()
     for value, reason in (
-        (shared, "cannot be rebuilt from JSON: it holds an object, embedder="),
-        (gte.sparse(), "it holds an object, embedder="),
-        (with_cache, "it holds an object, cache="),
-        (retriever, "it holds an open store; make it again with store.as_retriever"),
+        (shared, "cannot be rebuilt from JSON: it contains an object, embedder="),
+        (gte.sparse(), "it contains an object, embedder="),
+        (with_cache, "it contains an object, cache="),
+        (retriever, "it contains an open store; create it again with store.as_retriever"),
         (TwinVecVectorStore(gte), "TwinVecVectorStore"),
     ):
         with pytest.raises(NotImplementedError, match=reason.replace("(", r"\(")):

@@ -162,7 +162,7 @@ def test_prompts_of_the_arguments_are_used_by_role(bert_folder: str) -> None:
 def test_lengths_and_processes_are_said(bert_folder: str) -> None:
     arguments = {"model_name": bert_folder, "multi_process": True, "encode_kwargs": {"normalize_embeddings": False}}
     made, said = taken(arguments)
-    assert "all vectors have length 1, whatever normalize_embeddings says" in said[0]
+    assert "all vectors have length 1, regardless of normalize_embeddings" in said[0]
     assert "started processes for each call and ignored normalize_embeddings" in said[1]
     made.embedder.close()
 
@@ -193,7 +193,7 @@ def test_fewer_dims_are_said_where_they_were_shorter(gte_folder: str) -> None:
         ({"model": "m", "query_encode_kwargs": {"nonsense": 1}}, "query_encode_kwargs: nonsense has no counterpart"),
         (
             {"model": "m", "model_kwargs": {"truncate_dim": 8}, "encode_kwargs": {"truncate_dim": 9}},
-            "truncate_dim is said more than once: 8, 9",
+            "truncate_dim is specified more than once: 8, 9",
         ),
     ],
 )
@@ -216,7 +216,7 @@ HARMLESS = {
 
 def test_a_card_is_taken_over_whole_and_no_code_of_it_runs(gte_folder: str) -> None:
     made, said = taken({"model_name": gte_folder, **HARMLESS})
-    assert "trust_remote_code=True is left out" in only(said)
+    assert "trust_remote_code=True is dropped" in only(said)
     assert not made.trust_remote_code
     assert made.show_progress
     plain = TwinVecEmbeddings(model=gte_folder, dtype="float32")

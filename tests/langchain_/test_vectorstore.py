@@ -269,7 +269,7 @@ def test_arguments_that_do_not_fit_fail(gte: TwinVecEmbeddings, tmp_path: Path) 
     memory = MemoryStore(StoreConfig.for_embedder(gte.embedder))
     wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"path": tmp_path, "url": "http://localhost"}, ConfigurationError, "path= or url=, not both"),
-        ({"store": memory, "path": tmp_path}, ConfigurationError, "path: already said by store="),
+        ({"store": memory, "path": tmp_path}, ConfigurationError, "path: already determined by store="),
         ({"store": memory, "fields": {"year": "integer"}}, StoreMismatchError, "fields"),
         ({"url": "localhost:6333"}, ConfigurationError, "must begin with http"),
         ({"collection": "x"}, ConfigurationError, "only for a Qdrant server"),

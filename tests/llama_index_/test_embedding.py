@@ -199,7 +199,7 @@ def test_unknown_arguments_fail(gte_folder: str) -> None:
 
 
 def test_an_embedder_has_said_its_options_already(gte: Embedder) -> None:
-    with pytest.raises(ConfigurationError, match="dim, device: already said"):
+    with pytest.raises(ConfigurationError, match="dim, device: already determined"):
         TwinVecEmbedding(embedder=gte, dim=32, device="cpu")
     with pytest.raises(ConfigurationError, match=r"must be a twinvec\.Embedder"):
         TwinVecEmbedding(embedder="gte")  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def test_options_reach_the_embedder(gte_folder: str) -> None:
 
 def test_options_stay_as_they_are(embedding: TwinVecEmbedding) -> None:
     for name in ("dim", "task", "model_name", "embedder"):
-        with pytest.raises(ConfigurationError, match="make another"):
+        with pytest.raises(ConfigurationError, match="create another"):
             setattr(embedding, name, None)
     embedding.embed_batch_size = 10
     assert embedding.embed_batch_size == 10

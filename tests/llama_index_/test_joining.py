@@ -76,7 +76,7 @@ def test_a_store_knows_the_class_and_the_model_of_a_foreign_half(tmp_path: Path)
 
 def test_half_a_model_is_refused_beside_our_own(gte: Embedder) -> None:
     for given in ("bm25", TwinVecSparseEmbedding(embedder=gte)):
-        with pytest.raises(ConfigurationError, match="said by the TwinVecEmbedding"):
+        with pytest.raises(ConfigurationError, match="determined by the TwinVecEmbedding"):
             TwinVecVectorStore(TwinVecEmbedding(embedder=gte), sparse=given)
     with pytest.raises(ConfigurationError, match="not Embedder"):
         TwinVecVectorStore(Letters(), sparse=gte)  # type: ignore[arg-type]

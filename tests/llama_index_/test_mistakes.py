@@ -38,7 +38,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "hybrid is asked for, not given by the model": (
         lambda s: TwinVecVectorStore(s.embedding, enable_hybrid=True),
         ConfigurationError,
-        "hybrid where the embedding has a sparse half",
+        "hybrid if the embedding has a sparse half",
     ),
     "the dimension is said": (
         lambda s: TwinVecVectorStore(s.embedding, dim=64),
@@ -68,26 +68,26 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "the sparse half said twice": (
         lambda s: TwinVecVectorStore(s.embedding, sparse="bm25"),
         ConfigurationError,
-        "give it to that",
+        "pass it to that",
     ),
     "an index with another embed_model of equal dimension": (
         lambda s: VectorStoreIndex.from_documents(
             [Document(text="a")], StorageContext.from_defaults(vector_store=s), embed_model=MockEmbedding(64)
         ),
         InvalidRecordError,
-        "give the index the same embed_model as the store",
+        "pass the index the same embed_model as the store",
     ),
     "an index with another embed_model": (
         lambda s: VectorStoreIndex.from_documents(
             [Document(text="a")], StorageContext.from_defaults(vector_store=s), embed_model=MockEmbedding(8)
         ),
         InvalidRecordError,
-        "has 8 dimensions, this store's model gives 64",
+        "has 8 dimensions, this store's model has 64",
     ),
     "one node instead of a list": (
         lambda s: s.add(TextNode(text="a")),  # type: ignore[arg-type]
         TypeError,
-        "a list of nodes, not one TextNode",
+        "a list of nodes, not a TextNode",
     ),
     "texts instead of nodes": (
         lambda s: s.add(["a text"]),  # type: ignore[list-item]
@@ -118,7 +118,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "alpha for one half": (
         lambda s: HybridRetriever(s, alpha=0.5, mode="sparse"),
         ConfigurationError,
-        "alpha weighs both halves",
+        "alpha weights both halves",
     ),
     "another store": (
         lambda s: HybridRetriever(SimpleVectorStore()),  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "a mode that it does not have": (
         lambda s: s.query(VectorStoreQuery(query_str="a", mode="text_search")),  # type: ignore[arg-type]
         ConfigurationError,
-        "TEXT_SEARCH is not one of this store's: DEFAULT, SPARSE, HYBRID, MMR",
+        "TEXT_SEARCH is not supported by this store: use DEFAULT, SPARSE, HYBRID or MMR",
     ),
     "a task for a model without instructions": (
         lambda s: HybridRetriever(s, task="Find the answer"),
@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "options of a model that is open": (
         lambda s: TwinVecEmbedding(embedder=s.index.embedder, dim=32),
         ConfigurationError,
-        "dim: already said by the embedder",
+        "dim: already determined by the embedder",
     ),
 }
 
@@ -169,7 +169,7 @@ def test_a_mistake_is_answered_in_llamaindexs_words(store: TwinVecVectorStore, m
 
 
 def test_a_model_without_a_sparse_half_says_how_to_get_one(giga: Embedder, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match='make it with sparse="bm25"'):
+    with pytest.raises(ConfigurationError, match='create it with sparse="bm25"'):
         TwinVecSparseEmbedding(embedder=giga)
     with TwinVecVectorStore(TwinVecEmbedding(embedder=giga), path=tmp_path / "index") as store:
         index = VectorStoreIndex.from_vector_store(store, embed_model=store.embedding)

@@ -175,7 +175,7 @@ def test_restrictions_join(filled: TwinVecVectorStore) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.TEXT_SEARCH, Mode.SEMANTIC_HYBRID, Mode.SVM, Mode.LINEAR_REGRESSION])
 def test_modes_that_it_does_not_have_are_refused(filled: TwinVecVectorStore, mode: Mode) -> None:
-    with pytest.raises(ConfigurationError, match="DEFAULT, SPARSE, HYBRID, MMR"):
+    with pytest.raises(ConfigurationError, match="DEFAULT, SPARSE, HYBRID or MMR"):
         ask(filled, mode)
 
 
@@ -186,7 +186,7 @@ def test_modes_that_it_does_not_have_are_refused(filled: TwinVecVectorStore, mod
         (Mode.HYBRID, {"query_str": None}, "mode HYBRID needs query_str"),
         (Mode.SPARSE, {"query_str": None}, "mode SPARSE needs query_str"),
         (Mode.DEFAULT, {"query_str": None, "query_embedding": None}, "mode DEFAULT needs query_str"),
-        (Mode.DEFAULT, {"more": {"mmr_threshold": 0.5}}, "mmr_threshold: unknown to this store in mode DEFAULT"),
+        (Mode.DEFAULT, {"more": {"mmr_threshold": 0.5}}, "mmr_threshold: not supported by this store in mode DEFAULT"),
         (Mode.DEFAULT, {"more": {"qdrant_filters": 1}}, "qdrant_filters: unknown"),
         (Mode.DEFAULT, {"embedding_field": "other"}, "embedding_field: unknown"),
         (Mode.DEFAULT, {"output_fields": ["text"]}, "output_fields: unknown"),

@@ -175,7 +175,7 @@ def test_what_cannot_be_honoured_is_refused_at_once(filled: TwinVecVectorStore, 
     for options in ({"mode": "text"}, {"similarity_top_k": 0}, {"mmr": 3}, {"fusion": "sum"}):
         with pytest.raises(ConfigurationError):
             HybridRetriever(filled, **options)
-    with pytest.raises(ConfigurationError, match="alpha weighs both"):
+    with pytest.raises(ConfigurationError, match="alpha weights both"):
         HybridRetriever(filled, alpha=0.5, mode="dense")
     with pytest.raises(ConfigurationError, match="top_k= is similarity_top_k= here"):
         HybridRetriever(filled, top_k=3)

@@ -195,7 +195,7 @@ DIFFERENT: dict[str, tuple[Any, type[Exception] | None, str]] = {
     "learned modes": (
         lambda s: s.query(VectorStoreQuery(query_embedding=[1.0, 1.0], mode=Mode.SVM)),
         ConfigurationError,
-        "DEFAULT, SPARSE, HYBRID, MMR",
+        "DEFAULT, SPARSE, HYBRID or MMR",
     ),
     "unknown keyword arguments of add": (lambda s: s.add(nodes(), index_id="42"), TypeError, "index_id"),
     "shards are the server's": (lambda s: s.delete("test-A", shard_identifier=3), TypeError, "shard_identifier"),

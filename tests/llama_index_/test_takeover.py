@@ -111,7 +111,7 @@ def test_what_cannot_be_taken_over_is_refused(
     with pytest.raises(InvalidRecordError, match="not one of this store's model"):
         take(embedding, client, "theirs")
     other = TwinVecEmbedding(model_name=own.model_name, dtype="float32", dim=32)
-    with pytest.raises(StoreMismatchError, match=r"64 dimensions, the embedding gives 32"):
+    with pytest.raises(StoreMismatchError, match=r"64 dimensions, the embedding 32"):
         take(other, client, "theirs")
     size = models.VectorParams(size=embedding.embedder.dim or 0, distance=models.Distance.COSINE)
     several = models.VectorParams(
@@ -121,7 +121,7 @@ def test_what_cannot_be_taken_over_is_refused(
     )
     for name, vectors, message in (
         ("two", {"x": size, "y": size}, "several dense vectors"),
-        ("many", several, "several vectors a node"),
+        ("many", several, "several vectors per node"),
         ("none", {}, "no dense vectors"),
     ):
         client.create_collection(name, vectors_config=vectors, sparse_vectors_config={"s": models.SparseVectorParams()})

@@ -168,7 +168,7 @@ def test_a_known_id_is_replaced_and_no_nodes_are_fine(store: TwinVecVectorStore)
 
 
 def test_vectors_of_another_model_are_refused(store: TwinVecVectorStore) -> None:
-    with pytest.raises(InvalidRecordError, match="has 8 dimensions, this store's model gives 64: give the index the"):
+    with pytest.raises(InvalidRecordError, match="has 8 dimensions, this store's model has 64: pass the index the"):
         store.add([TextNode(text="a", embedding=[0.1] * 8)])
     assert store.client.count() == 0
 
@@ -254,7 +254,10 @@ def test_places_that_do_not_fit_are_refused(embedding: TwinVecEmbedding, gte: Em
         ({"path": tmp_path, "url": "http://localhost"}, "one of path="),
         ({"url": "localhost:6333"}, "must start with http"),
         ({"path": tmp_path, "collection": "kb"}, "collection: only for a Qdrant server"),
-        ({"store": memory, "fields": {"n": "integer"}, "api_key": "k"}, "fields, api_key: already said by the store"),
+        (
+            {"store": memory, "fields": {"n": "integer"}, "api_key": "k"},
+            "fields, api_key: already determined by the store",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=message):
             TwinVecVectorStore(embedding, **options)

@@ -78,7 +78,7 @@ def test_what_is_written_down_of_langchains_classes(
     far = langchain_twinvec.TwinVecEmbeddings(embedder=remote)
     written = [dumps(far), dumps(far.sparse()), repr(far), repr(pickle.dumps(far)), repr(far.model_dump())]
     assert not [text for text in written if KEY in text]
-    with pytest.raises(NotImplementedError, match="it holds an object, embedder="):
+    with pytest.raises(NotImplementedError, match="it contains an object, embedder="):
         loads(
             written[0],
             allowed_objects=[langchain_twinvec.TwinVecEmbeddings],
@@ -164,14 +164,14 @@ def test_what_is_written_down_of_llama_indexs_classes(
     assert llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict(), embedder=giga).embedder is giga
     connect(gte, api_key=KEY)
     hosts.answering["host-0"] = hosts.answering["host-1"]
-    with pytest.raises(CheckpointError, match="http://host-0 serves another model now"):
+    with pytest.raises(CheckpointError, match="http://host-0 serves a different model now"):
         llama_index_twinvec.TwinVecEmbedding.from_dict(far.to_dict())
 
 
 def test_options_beside_a_remote_are_refused(remote: RemoteEmbedder) -> None:
     options: dict[str, Any] = {"embedder": remote, "dim": 32}
     for cls in (langchain_twinvec.TwinVecEmbeddings, llama_index_twinvec.TwinVecEmbedding):
-        with pytest.raises(ConfigurationError, match="dim: already said by"):
+        with pytest.raises(ConfigurationError, match="dim: already determined by"):
             cls(**options)
 
 

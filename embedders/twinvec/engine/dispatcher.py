@@ -181,8 +181,7 @@ class Dispatcher:
         self.lanes.again(batch.entries, alone=batch.alone, budget=device.budget)
 
     def failed(self, batch: Batch, error: BaseException) -> None:
-        """A batch could not be tokenised or run; each caller's texts are retried separately, once, to find the
-        culprit."""
+        """A batch could not be tokenised or run; to find the culprit, retry each caller's texts separately, once."""
         if not self._take_back(batch):
             return
         groups: dict[frozenset[Job], list[Entry]] = {}
@@ -345,8 +344,7 @@ class Dispatcher:
             del self._entries[entry.key, entry.urgent]
 
     def _fill_devices(self) -> None:
-        """Give each idle device a batch, and one more to the device whose thread could start it right behind the
-        first."""
+        """Give each idle device a batch, and one more to the device whose thread could start it behind the first."""
         rooms = [device for device in self.devices if not device.running]
         if (free := self._free_thread) in self.devices and free is not None and free.ahead:
             rooms.append(free)

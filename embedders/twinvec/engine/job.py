@@ -119,8 +119,7 @@ class Job:
         return self.given.index(self.texts[number])
 
     def refusal(self, number: int, tokens: int, full_length: int) -> TextError | None:
-        """Return the error for a text without a vector, or for one that is too long for a caller who wants nothing
-        cut."""
+        """Return the error for a text without a vector, or for one that is too long if nothing may be cut."""
         if tokens == 0:
             reason = "has no tokens, and this model adds no special tokens, so its vector is undefined: leave it out"
             return InvalidTextError(reason, position=self.position(number))

@@ -148,8 +148,7 @@ def _build_backbone(opened: Opened, device: torch.device) -> Backbone:
 
 
 def _build_head(opened: Opened) -> TokenWeightHead | None:
-    """Build the lexical head even for callers without a sparse half: it costs next to nothing, and makes sharing
-    possible."""
+    """Build the lexical head even for callers without a sparse half: it is nearly free, and all can share the model."""
     from twinvec.compute.heads import TokenWeightHead
 
     if opened.head_file is not None:

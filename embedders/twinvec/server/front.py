@@ -51,8 +51,7 @@ class Keys:
         """Check whether the keys have changed."""
 
     def tenant(self, authorization: bytes) -> str | None:
-        """Return the tenant of an Authorization header, None if the key is unknown. All keys are compared, in constant
-        time."""
+        """Return the tenant of an Authorization header; None if unknown. All keys are compared, in constant time."""
         scheme, _, token = authorization.partition(b" ")
         found = None
         for key, tenant in self._keys.items():

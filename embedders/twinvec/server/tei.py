@@ -195,8 +195,7 @@ async def _embedded(
 
 
 def _prompt(service: Service, name: str | None) -> tuple[Role, str]:
-    """Return the role and prompt of a prompt name: as in TEI, no name means no prompt, and unknown names are
-    refused."""
+    """Return the role and prompt of a name: as in TEI, no name means no prompt; unknown names are refused."""
     embedder = service.embedder
     if name is None:
         return Role.DOCUMENT, ""

@@ -154,8 +154,7 @@ class PromptTemplate:
         return self.document
 
     def begins(self, text: str, prefix: str) -> bool:
-        """Return whether a text that is about to get ``prefix`` already has it, or another instruction of the same
-        form."""
+        """Return whether a text already has the ``prefix`` it is about to get, or another instruction of its form."""
         if not prefix.strip():
             return False
         rendered = self._rendered

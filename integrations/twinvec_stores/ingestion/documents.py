@@ -112,8 +112,7 @@ class Parser:
 
 
 def _of_framework(row: Any) -> Any:
-    """Convert a Document of LangChain or LlamaIndex, recognised by its attributes, into ours; return anything else as
-    is."""
+    """Convert a Document of LangChain or LlamaIndex, recognised by its attributes, into ours; else return it as is."""
     metadata = getattr(row, "metadata", None)
     if isinstance(text := getattr(row, "page_content", None), str):
         return Document(row.id, text, metadata or {})
