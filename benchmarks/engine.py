@@ -71,7 +71,7 @@ def main() -> None:
         model.encoder.backbone.forward = lambda batch: hidden  # type: ignore[method-assign]
 
         def bare() -> object:
-            return model.encoder.finish(model.encoder.start(model.tokenizer.encode([QUERY])))
+            return model.encoder.start(model.tokenizer.encode([QUERY]))()
 
         calls = {"call": lambda: embedder.embed_queries([QUERY]), "bare": bare}
         repeats = [{name: 1000 * fastest(call) for name, call in calls.items()} for _ in range(REPEATS)]
