@@ -89,6 +89,13 @@ class Interleavings(RuleBasedStateMachine):
     def run(self, which: int, how: dict[str, bool]) -> None:
         self.world.run(_pick(self.to_run, which), **how)
 
+    @precondition(lambda self: self.to_run)
+    @rule(which=number)
+    def run_out(self, which: int) -> None:
+        device = _pick(self.to_run, which).device
+        assert device is not None
+        self.world.run_out(device)
+
     @precondition(lambda self: self.world.work)
     @rule(steps=st.integers(1, 6))
     def go_on(self, steps: int) -> None:

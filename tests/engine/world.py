@@ -67,6 +67,7 @@ class World:
         self.alive: list[Device] = []
         self.dead: list[Device] = []
         self.budgets: dict[Device, int] = {}
+        self.floors: dict[Device, int] = {}  # half of the smallest batch that ran out of memory since it was raised
         self.calm: dict[Device, int] = {}  # passes since it ran out of memory
         self.given: dict[Batch, int] = {}  # a device's budget when it was given the batch
         self.jobs: list[Job] = []
@@ -139,7 +140,15 @@ class World:
             self.calm[device] = self.calm.get(device, 0) + 1
             if self.calm[device] % LIMITS["CALM"] == 0:
                 self.budgets[device] = min(2 * self.budgets[device], device.full_budget)
+                self.floors[device] = self.budgets[device]
             self._step(partial(self.dispatcher.ran, batch, rows), dict.fromkeys(blamed, NonFiniteError), blamed)
+
+    def run_out(self, device: Device) -> None:
+        """Let all that a device was given run out of memory, as it does where others have taken it."""
+        self.start_ahead(device)
+        for batch in [batch for batch in self.work if batch.device is device]:
+            if batch in self.work:  # the first may have been the last that anybody waited for
+                self.run(batch, out_of_memory=True)
 
     def _run_out(self, batch: Batch) -> None:
         device = cast(Device, batch.device)
@@ -150,6 +159,7 @@ class World:
             self._bury(batch.entries)
         else:
             self.again += batch.entries
+            self.floors[device] = min(self.floors[device], max(tokens // 2, 1))
             if self.given[batch] <= budget:
                 budget = max(min(budget, tokens) // 2, 1)
         self.budgets[device], self.calm[device] = budget, 0
@@ -204,6 +214,7 @@ class World:
             self.lost_all = False
             self.alive = list(new)
             self.budgets.update((device, device.full_budget) for device in new)
+            self.floors.update(self.budgets)
         commands = self._step(partial(self.dispatcher.restarted, new))
         if not wanted:
             assert [c.device for c in commands if isinstance(c, Stop)][: len(new)] == new, "they would never end"
@@ -282,6 +293,7 @@ class World:
         for device in self.alive:
             runs = sum(batch.device is device and batch in self.given for batch in self.work)
             assert runs <= 1 + device.ahead
+            assert device.budget >= self.floors[device], "less than half of the smallest batch that ran out of memory"
             assert device.budget == self.budgets[device], "running out of memory once halves once"
         assert not self.waiting or self.work or self.wakes, "somebody waits, and nobody does anything"
         assert self.stopped == (self.closed and not self.waiting)
