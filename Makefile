@@ -77,8 +77,8 @@ fuzz-engine: $(VENV)/.dev ## 100,000 runs of 50 random events through the dispat
 fuzz-server: $(VENV)/.dev ## 5,000 odd bodies to the server's routes, and schemathesis over its OpenAPI document
 	TWINVEC_FUZZ=5000 $(BIN)/python -m pytest tests/server/test_fuzz.py tests/server/test_schema.py
 
-soak: $(VENV)/.dev ## ten minutes of callers, failures, cancellations and lost devices
-	$(BIN)/python tests/soak.py --minutes 10
+soak: $(VENV)/.dev ## ten minutes of callers and writers, failures, cancellations and lost devices
+	PYTHONPATH=tests $(BIN)/python -m soaking --minutes 10
 
 soak-server: $(VENV)/.dev ## 50,000 requests of 200 clients to a served model in flat memory, SIGTERM in load, SIGKILL
 	PYTHONPATH=tests $(BIN)/python tests/soak_server.py
