@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import typer
 
 from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note
-from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, TaskText, TrustRemoteCode
+from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, Rerank, TaskText, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +33,7 @@ def evaluate(
     by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Also report by a field of the questions.", show_default=False)
     ] = None,
+    rerank: Rerank = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report with plots.", show_default=False)
     ] = None,
@@ -45,7 +47,7 @@ def evaluate(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure how well a store answers judged questions: each half alone, and every fusion.
+    """Measure how well a store answers judged questions: each half alone, every fusion, reranked.
 
     All ways are compared with the better single half: 95% intervals of the difference and a permutation test. Several
     stores (with different chunk sizes or models) are compared by their default search.
@@ -56,6 +58,7 @@ def evaluate(
 
     [bold]twinvec eval small/ large/ --queries q.jsonl --qrels qrels.tsv --by language[/bold]
     """
+    from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder, open_store
     from twinvec_stores.evaluation import evaluate as evaluated
     from twinvec_stores.evaluation import losses, read_questions, to_html
@@ -65,22 +68,24 @@ def evaluate(
     evaluations: dict[str, Evaluation] = {}
     lost: dict[str, list[Loss]] = {}
     for location in dict.fromkeys(stores):
-        with open_store(location, collection=collection) as store:
+        with contextlib.ExitStack() as opened:
+            store = opened.enter_context(open_store(location, collection=collection))
             note(f"Loading {store.config.model} ...")
-            with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
-                index = HybridIndex(embedder, store)
-                found = evaluated(
-                    index,
-                    questions,
-                    measures=measure or DEFAULT,
-                    task=task,
-                    allow_missing=allow_missing,
-                    show_progress=sys.stderr.isatty(),
-                )
-                evaluations[location] = found
-                if by is not None:
-                    found.by(by)
-                lost[location] = losses(index, found, _default(found), n=_SHOWN, task=task)
+            embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
+            index = HybridIndex(embedder, store)
+            found = evaluated(
+                index,
+                questions,
+                measures=measure or DEFAULT,
+                task=task,
+                rerank=None if rerank is None else opened.enter_context(Reranker(rerank, device=device)),
+                allow_missing=allow_missing,
+                show_progress=sys.stderr.isatty(),
+            )
+            evaluations[location] = found
+            if by is not None:
+                found.by(by)
+            lost[location] = losses(index, found, _default(found), n=_SHOWN, task=task)
     if run is not None:
         _write_runs(run, evaluations)
     if html is not None:

@@ -61,6 +61,15 @@ Collection = Annotated[
     typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.", show_default=False),
 ]
 
+Rerank = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A reranker (folder or hub id) that reorders the first results.",
+        show_default=False,
+    ),
+]
+
 # options of `twinvec eval` and `twinvec tune`
 Queries = Annotated[
     Path,

@@ -13,7 +13,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, FilterError, StoreLockedError
 from twinvec_cli.console import note
-from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Rerank, Store, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +42,6 @@ _QUERY = "The query; a single - reads one query per line from stdin."
 _FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
 _COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
 _OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
-_RERANK = "A reranker (folder or hub id) that reorders the first results."
 _MMR = "Diversify results: weight of relevance, from 0 to 1 (0.5 is common)."
 
 
@@ -65,8 +64,10 @@ def search(
     group_by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="document: return documents instead of chunks; or a field.")
     ] = None,
-    rerank: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANK, show_default=False)] = None,
-    rerank_k: Annotated[int, typer.Option(min=1, metavar="N", help="Number of results to rerank.")] = 50,
+    rerank: Rerank = None,
+    rerank_k: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of results to rerank; 50, or as tuned.")
+    ] = None,
     mmr: Annotated[float | None, typer.Option(metavar="X", help=_MMR)] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with all vectors instead of using the graph.")
@@ -93,7 +94,7 @@ def search(
     from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder
 
-    options: dict[str, Any] = {
+    given: dict[str, Any] = {
         "k": k,
         "mode": mode.value if mode is not None else None,
         "filter": _filter(filter),
@@ -106,6 +107,7 @@ def search(
         "exact": exact,
         "explain": explain,
     }
+    options = {name: value for name, value in given.items() if value is not None}  # the rest is the store's
     if (chosen := _fusion(fusion, dense_weight, sparse_weight)) is not None:
         options["fusion"] = chosen
     queries = _queries(query)

@@ -1,7 +1,8 @@
-"""`twinvec tune`: choose fusion, weights and candidates by your own questions."""
+"""`twinvec tune`: choose how a store is searched by your own questions."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinvec_cli.console import note
-from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, Store, TaskText, TrustRemoteCode
+from twinvec_cli.options import (
+    AllowMissing,
+    Collection,
+    Device,
+    Qrels,
+    Queries,
+    Rerank,
+    Store,
+    TaskText,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +39,7 @@ def tune(
     qrels: Qrels = None,
     measure: Annotated[str, typer.Option(metavar="NAME", help=_MEASURE)] = "nDCG@10",
     by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY, show_default=False)] = None,
+    rerank: Rerank = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing in the store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -44,27 +56,30 @@ def tune(
 
     Example: [bold]twinvec tune index/ --queries questions.csv --dry-run[/bold]
     """
+    from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder, open_store
     from twinvec_stores.evaluation import read_questions
     from twinvec_stores.evaluation import tune as tuned
 
     questions = read_questions(queries, qrels)
-    with open_store(location, collection=collection) as store:
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(open_store(location, collection=collection))
         note(f"Loading {store.config.model} ...")
-        with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
-            index = HybridIndex(embedder, store)
-            found = tuned(
-                index,
-                questions,
-                measure=measure,
-                by=by,
-                seed=seed,
-                task=task,
-                allow_missing=allow_missing,
-                show_progress=sys.stderr.isatty(),
-            )
-            if kept := found.better and not dry_run:
-                index.set_search(**found.chosen)
+        embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
+        index = HybridIndex(embedder, store)
+        found = tuned(
+            index,
+            questions,
+            measure=measure,
+            by=by,
+            seed=seed,
+            task=task,
+            rerank=None if rerank is None else opened.enter_context(Reranker(rerank, device=device)),
+            allow_missing=allow_missing,
+            show_progress=sys.stderr.isatty(),
+        )
+        if kept := found.better and not dry_run:
+            index.set_search(**found.chosen)
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "kept": kept}, indent=2))
         return

@@ -38,8 +38,8 @@ class StoreConfig:
             ``"a.b"`` in double quotes for a key that contains a dot.
         quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
             candidates are rescored with the full vectors.
-        search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense), as
-            chosen by ``twinvec tune``; see ``HybridIndex.set_search``. Never compared.
+        search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense,
+            rerank_k), as chosen by ``twinvec tune``; see ``HybridIndex.set_search``. Never compared.
         schema_version: layout of the stored records, and what the fingerprint covers.
     """
 

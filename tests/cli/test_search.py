@@ -72,6 +72,16 @@ class TestSearch:
             expected = embedder.score_pairs([("sort", result["text"])], dense_weight=2, sparse_weight=0.5)[0]
             assert result["score"] == pytest.approx(expected, abs=1e-4)
 
+    def test_what_the_store_says_is_followed_where_nothing_is_said(
+        self, run: Run, folder: Path, embedder: Embedder
+    ) -> None:
+        with HybridIndex(embedder, EmbeddedStore(folder)) as index:
+            index.set_search(min_dense=0.999)
+        (answer,) = found(run("search", folder, TEXTS["moscow"], "--json"))
+        assert [result["id"] for result in answer["results"]] == ["moscow"]
+        (answer,) = found(run("search", folder, TEXTS["moscow"], "--json", "--min-dense", -1))
+        assert len(answer["results"]) == 3
+
     def test_filter_and_threshold(self, run: Run, folder: Path) -> None:
         (answer,) = found(run("search", folder, "x", "--json", "--filter", '{"year": {"$gte": 2020}}'))
         assert {result["id"] for result in answer["results"]} == {"moscow", "sort"}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
 from reference.gte import build_gte
-from twinvec import Embedder, EmbeddingBatch, SparseBatch
+from twinvec import BaseReranker, Embedder, EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores import (
     EmbeddedStore,
@@ -27,7 +29,7 @@ from twinvec_stores import (
     export_store,
     open_store,
 )
-from twinvec_stores.evaluation import Questions, split, tune
+from twinvec_stores.evaluation import Questions, evaluate, split, tune
 
 N, DIM = 60, 32
 
@@ -116,6 +118,40 @@ def test_the_held_back_questions_do_not_choose(embedder: Embedder) -> None:
     found = tune(index, Questions(questions.texts, wrong, questions.fields), measure="RR@10")
     assert found.trials[0].mean > found.default_mean
     assert not found.better
+
+
+def knowing() -> Any:
+    """A reranker that knows every answer that it is given."""
+
+    def score(pairs: list[tuple[str, str]]) -> Any:
+        return np.array([query.split()[-1] == text.split()[-1] for query, text in pairs], np.float32)
+
+    reranker = create_autospec(BaseReranker, instance=True)
+    reranker.score.side_effect = score
+    return reranker
+
+
+def test_a_planted_depth_of_reranking_is_found_and_followed(embedder: Embedder) -> None:
+    index, questions = planted(embedder, dense_noise=0, sparse_right=False)
+    index.embedder._dense *= -1  # type: ignore[attr-defined]  # the answer comes last, behind the 50 that are read
+    found = tune(index, questions, measure="RR@10", rerank=knowing())
+    assert found.means == (0.0, 1.0)
+    assert found.better
+    assert found.chosen["rerank_k"] == 100
+    assert {trial.options.get("rerank_k") for trial in found.trials} == {None, 10, 20, 50, 100, 200}
+    index.set_search(**found.chosen)
+    asked = index.embedder.embed_queries(["question 3"])
+    search = partial(index.search_vectors, asked.dense, asked.sparse, ["question 3"], rerank=knowing())
+    assert search(k=1)[0][0].record.id == "d3"
+    assert search(k=1, rerank_k=50)[0][0].record.id != "d3"  # what is said goes before what is kept
+    assert len(search(k=60, fetch_k=100)[0]) == 60
+    assert tune(index, questions, measure="RR@10", rerank=knowing()).means == (1.0, 1.0)
+
+
+def test_reranked_searches_are_measured(embedder: Embedder) -> None:
+    index, questions = planted(embedder, dense_noise=30.0, sparse_right=False)
+    found = evaluate(index, questions, measures=["RR@10", "R@60"], rerank=knowing())
+    assert found.ways["reranked"].mean("RR@10") == 1 > found.ways["hybrid"].mean("RR@10")
 
 
 def test_the_split_is_stratified_and_seeded(embedder: Embedder) -> None:

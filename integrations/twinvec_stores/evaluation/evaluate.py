@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from twinvec import EmbeddingBatch, Task
+from twinvec import BaseReranker, EmbeddingBatch, Task
 from twinvec.errors import ConfigurationError
 from twinvec_stores.evaluation.measures import DEFAULT, Measures
 from twinvec_stores.evaluation.questions import Questions, named
@@ -20,7 +20,7 @@ from twinvec_stores.evaluation.statistics import Comparison, Floats, compare
 from twinvec_stores.search.explain import Result
 from twinvec_stores.search.fusion import Fusion
 from twinvec_stores.search.index import HybridIndex
-from twinvec_stores.search.options import SearchKeywords
+from twinvec_stores.search.options import SearchKeywords, SearchOptions
 
 _HALVES = ("dense", "sparse")
 
@@ -141,23 +141,24 @@ class Evaluation:
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def default_ways(index: HybridIndex) -> dict[str, SearchKeywords]:
-    """Return the ways in which a store can be searched: its halves, and every fusion with its default weights."""
+def default_ways(index: HybridIndex, rerank: BaseReranker | None = None) -> dict[str, SearchKeywords]:
+    """Return the ways in which a store can be searched: its halves, every fusion with its default weights, reranked."""
     config = index.store.config
     halves: dict[str, SearchKeywords] = {}
     if config.dim is not None:
         halves["dense"] = {"mode": "dense"}
     if config.sparse:
         halves["sparse"] = {"mode": "sparse"}
+    reranked: dict[str, SearchKeywords] = {"reranked": {"rerank": rerank}} if rerank is not None else {}
     if len(halves) == 1:
-        return halves
+        return halves | reranked
     fusions: dict[str, SearchKeywords] = {
         "hybrid": {},
         "hybrid, rrf": {"fusion": "rrf"},
         "hybrid, dbsf": {"fusion": "dbsf"},
         "hybrid, weighted": {"fusion": "weighted"},
     }
-    return halves | fusions
+    return halves | fusions | reranked
 
 
 def evaluate(
@@ -167,6 +168,7 @@ def evaluate(
     ways: Mapping[str, SearchKeywords] | None = None,
     measures: Sequence[str] = DEFAULT,
     task: Task | str | None = None,
+    rerank: BaseReranker | None = None,
     allow_missing: bool = False,
     show_progress: bool = False,
 ) -> Evaluation:
@@ -181,6 +183,7 @@ def evaluate(
         ways: name -> keywords of ``HybridIndex.search``; None: ``default_ways``.
         measures: names as in ir-measures, with a cutoff.
         task: instruction for the questions, instead of the index's own.
+        rerank: a reranker, to measure reranked searches as well; used if ``ways`` is None.
         allow_missing: count judged documents that are missing from the store as not found; otherwise they are an error.
         show_progress: draw a progress bar.
 
@@ -188,7 +191,7 @@ def evaluate(
         ConfigurationError: unknown measures or documents, or ways that set ``k``.
     """
     measuring = Measures(measures)
-    chosen = dict(default_ways(index) if ways is None else ways)
+    chosen = dict(default_ways(index, rerank) if ways is None else ways)
     if own := [name for name, options in chosen.items() if {"k", "group_by"} & set(options)]:
         raise ConfigurationError(f"{named(own)}: k comes from the measures, and group_by from the judgements")
     by_document, notes = judged_as(index, questions, allow_missing)
@@ -199,9 +202,7 @@ def evaluate(
     embedding = (time.perf_counter() - start) * 1000 / len(asked)
     results = {}
     for name, options in chosen.items():
-        deep: SearchKeywords = {**options, "k": measuring.depth}
-        if by_document:
-            deep["group_by"] = "document"
+        deep = as_deep_as(measuring, options, index, by_document)
         found, milliseconds = _timed(index, queries, texts, deep, name if show_progress else None)
         rankings = {id: judged_ids(each, by_document) for id, each in zip(asked, found, strict=True)}
         results[name] = WayResult(
@@ -233,6 +234,16 @@ def _timed(
         found += index.search_vectors(row.dense, row.sparse, texts[i : i + 1], **options)
         seconds.append(time.perf_counter() - start)
     return found, float(np.median(seconds)) * 1000
+
+
+def as_deep_as(measures: Measures, options: SearchKeywords, index: HybridIndex, by_document: bool) -> SearchKeywords:
+    """Return keywords of a search that gives as many results as the measures look at."""
+    deep: SearchKeywords = {**options, "k": measures.depth}
+    if by_document:
+        deep["group_by"] = "document"
+    if options.get("rerank") is not None and "rerank_k" not in {*options, *index.store.config.search}:
+        deep["rerank_k"] = max(SearchOptions().rerank_k, measures.depth)
+    return deep
 
 
 def judged_ids(results: Sequence[Result], by_document: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""tune: fusion, weights and candidates, chosen on one part of the questions and judged on the other."""
+"""tune: how to search, chosen on one part of the questions and judged on the other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from twinvec import EmbeddingBatch, Task
+from twinvec import BaseReranker, EmbeddingBatch, Task
 from twinvec.errors import ConfigurationError
-from twinvec_stores.evaluation.evaluate import judged_as, judged_ids, plain_options
+from twinvec_stores.evaluation.evaluate import as_deep_as, judged_as, judged_ids, plain_options
 from twinvec_stores.evaluation.measures import DEFAULT, Measures
 from twinvec_stores.evaluation.questions import Questions
 from twinvec_stores.evaluation.statistics import Comparison, compare
@@ -22,6 +22,7 @@ from twinvec_stores.search.options import SearchKeywords
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of the sparse half
 _RAW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weights of raw sparse scores, whose scale depends on the head
 _CANDIDATES = (50, 200, 500)
+_DEPTHS = (10, 20, 50, 100, 200)  # texts that a reranker reads
 _GATES = (1, 5, 10)  # percentiles of the relevant documents' cosines
 _FEWEST = 20  # minimum questions per part
 
@@ -40,7 +41,7 @@ class Tuning:
 
     Attributes:
         measure: what was maximised.
-        trials: all choices tried on the tuning part, best first.
+        trials: all choices tried on the tuning part, best first; with a reranker, all reranked ones.
         chosen: the best of them.
         default_mean: mean of the store's current search, on the tuning part.
         held_back: the chosen search minus the store's current one, on questions that took no part in choosing.
@@ -83,14 +84,15 @@ def tune(
     by: str | None = None,
     seed: int = 0,
     task: Task | str | None = None,
+    rerank: BaseReranker | None = None,
     allow_missing: bool = False,
     show_progress: bool = False,
 ) -> Tuning:
     """Choose how to search an index that has both halves.
 
     Half of the questions (a stratified, seeded split) are used for choosing: first fusion and weights, then the number
-    of candidates, then ``min_dense``. The other half is searched twice, once with the current settings and once with
-    the choice.
+    of candidates, then ``min_dense``, and finally the number of texts to rerank. The other half is searched twice, once
+    with the current settings and once with the choice.
 
     Args:
         index: the index; its store has both halves.
@@ -99,6 +101,7 @@ def tune(
         by: a field of the questions, such as the language, whose values are split evenly between both parts.
         seed: seed of the split.
         task: instruction for the questions, instead of the index's own.
+        rerank: the reranker of these searches, if they use one.
         allow_missing: see ``evaluate``.
         show_progress: draw a progress bar.
 
@@ -111,17 +114,14 @@ def tune(
     chosen_ids, held_back_ids = split(questions, by=by, seed=seed)
     by_document, _ = judged_as(index, questions, allow_missing)
     trying = _Part(index, questions.part(chosen_ids), measure, task, by_document)
-    default = trying.mean({})
-    trials = [Trial({}, default)]
     with tqdm(desc="tuning", disable=not show_progress, leave=False) as bar:
-        for stage in (_fusions, _candidates, trying.gates):
-            best = max(trials, key=lambda trial: trial.mean)
-            for options in stage(best.options):
-                trials.append(Trial(options, trying.mean(options)))
-                bar.update()
-    trials.sort(key=lambda trial: -trial.mean)  # stable: of equal ones, the first one tried wins
-    chosen = trials[0].options
+        trials = trying.trials(bar)
+        if rerank is not None:
+            trying.rerank = rerank
+            trials = trying.depths(trials[0].options, bar)
+    default, chosen = next(trial.mean for trial in trials if not trial.options), trials[0].options
     judging = _Part(index, questions.part(held_back_ids), measure, task, by_document)
+    judging.rerank = rerank
     before, after = judging.scores({}), judging.scores(chosen)
     return Tuning(
         measure=trying.measures.names[0],
@@ -161,25 +161,46 @@ class _Part:
         self, index: HybridIndex, questions: Questions, measure: str, task: Task | str | None, by_document: bool
     ) -> None:
         self.measures = Measures([measure])
+        self.rerank: BaseReranker | None = None
         self._index, self._questions, self._by_document = index, questions, by_document
-        texts = [questions.texts[id] for id in questions.asked]
-        self._queries: EmbeddingBatch = index.embedder.embed_queries(texts, task=index.task if task is None else task)
+        self._texts = [questions.texts[id] for id in questions.asked]
+        task = index.task if task is None else task
+        self._queries: EmbeddingBatch = index.embedder.embed_queries(self._texts, task=task)
+
+    def trials(self, bar: tqdm[Any]) -> list[Trial]:
+        """Return how the two halves may be searched, best first: each stage goes on from the best so far."""
+        trials = [self._try({}, bar)]
+        for stage in (_fusions, _candidates, self._gates):
+            best = max(trials, key=lambda trial: trial.mean)
+            trials += [self._try(options, bar) for options in stage(best.options)]
+        return _best_first(trials)
+
+    def depths(self, best: SearchKeywords, bar: tqdm[Any]) -> list[Trial]:
+        """Return the same of reranked searches: as the index is searched today, and from the best candidates."""
+        choices: list[SearchKeywords] = [{}]
+        for options in ({}, best) if best else ({},):
+            choices += [{**options, "rerank_k": depth} for depth in _DEPTHS if depth >= self.measures.depth]
+        return _best_first([self._try(options, bar) for options in choices])
+
+    def _try(self, options: SearchKeywords, bar: tqdm[Any]) -> Trial:
+        bar.update()
+        return Trial(options, self.mean(options))
 
     def mean(self, options: SearchKeywords) -> float:
         return float(self.scores(options).mean())
 
     def scores(self, options: SearchKeywords) -> Any:
         """Return the score of each question."""
-        deep: SearchKeywords = {**options, "k": self.measures.depth}
-        if self._by_document:
-            deep["group_by"] = "document"
-        found = self._index.search_vectors(self._queries.dense, self._queries.sparse, **deep)
+        if self.rerank is not None:
+            options = {**options, "rerank": self.rerank}
+        deep = as_deep_as(self.measures, options, self._index, self._by_document)
+        found = self._index.search_vectors(self._queries.dense, self._queries.sparse, self._texts, **deep)
         rankings = {
             id: judged_ids(results, self._by_document) for id, results in zip(self._questions.asked, found, strict=True)
         }
         return self.measures.score(self._questions.grades, rankings, self._questions.asked)[self.measures.names[0]]
 
-    def gates(self, best: SearchKeywords) -> Iterator[SearchKeywords]:
+    def _gates(self, best: SearchKeywords) -> Iterator[SearchKeywords]:
         """Yield thresholds on the cosine below which few relevant documents fall."""
         found = self._index.search_vectors(
             self._queries.dense, self._queries.sparse, k=self.measures.depth, explain=True
@@ -195,6 +216,10 @@ class _Part:
         if cosines:
             for percentile in _GATES:
                 yield {**best, "min_dense": round(float(np.percentile(cosines, percentile)), 3)}
+
+
+def _best_first(trials: list[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: -trial.mean)  # stable: of equal ones, the first that was tried
 
 
 def _fusions(best: SearchKeywords) -> Iterator[SearchKeywords]:

@@ -186,7 +186,7 @@ class HybridIndex:
         already open elsewhere, once it is reopened. ``twinvec tune`` stores its choice this way.
 
         Args:
-            options: fusion, fetch_k and min_dense of ``SearchOptions``.
+            options: fusion, fetch_k, min_dense and rerank_k of ``SearchOptions``.
 
         Raises:
             ConfigurationError: other options, or invalid values.

@@ -151,7 +151,7 @@ class SearchOptions:
         return wanted
 
 
-_KEPT = ("fusion", "fetch_k", "min_dense")
+_KEPT = ("fusion", "fetch_k", "min_dense", "rerank_k")
 
 
 def to_stored(options: SearchKeywords) -> dict[str, Any]:
@@ -164,9 +164,8 @@ def to_stored(options: SearchKeywords) -> dict[str, Any]:
         raise ConfigurationError(f"a store keeps {', '.join(_KEPT)} of a search, not {', '.join(unknown)}")
     given: SearchKeywords = {"k": 1, **options}
     checked = SearchOptions(**given)
-    assert isinstance(checked.fusion, Fusion)
-    kept = {"fusion": asdict(checked.fusion), "fetch_k": checked.fetch_k, "min_dense": checked.min_dense}
-    return {name: kept[name] for name in options}
+    kept = {name: getattr(checked, name) for name in options}
+    return {name: asdict(value) if isinstance(value, Fusion) else value for name, value in kept.items()}
 
 
 def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bool) -> SearchOptions:
@@ -193,6 +192,8 @@ def with_stored(options: SearchKeywords, search: Mapping[str, Any], *, dense: bo
         merged["fetch_k"] = max(stored.fetch_k, options.get("k", 0))
     if stored.min_dense is not None and dense and options.get("mode") != "sparse":
         merged["min_dense"] = stored.min_dense
+    if "rerank_k" in search and options.get("rerank") is not None:
+        merged["rerank_k"] = max(stored.rerank_k, options.get("k", 0))
     merged.update(options)
     return SearchOptions(**merged)
 
