@@ -3,6 +3,7 @@
 from twinvec_stores.evaluation.evaluate import Evaluation, WayResult, evaluate
 from twinvec_stores.evaluation.html import to_html
 from twinvec_stores.evaluation.losses import Loss, Place, losses
+from twinvec_stores.evaluation.mteb import MtebEncoder
 from twinvec_stores.evaluation.questions import Questions
 from twinvec_stores.evaluation.reading import read_questions
 from twinvec_stores.evaluation.statistics import Comparison, compare
@@ -12,6 +13,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Loss",
+    "MtebEncoder",
     "Place",
     "Questions",
     "Trial",
