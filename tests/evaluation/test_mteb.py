@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import mteb
 import numpy as np
@@ -29,7 +29,7 @@ from twinvec_stores.search.options import SearchKeywords
 INSTRUCTION = "Given a few words, find the list that they are from"
 
 
-def metadata(name: str, kind: str, score: str, prompt: Any) -> TaskMetadata:
+def metadata(name: str, kind: Any, score: str, prompt: Any) -> TaskMetadata:
     return TaskMetadata(
         name=name,
         description="local",
@@ -54,8 +54,8 @@ def lists() -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
 
 
 class Lists(AbsTaskRetrieval):
-    metadata: ClassVar[TaskMetadata] = metadata("Lists", "Retrieval", "ndcg_at_10", {"query": INSTRUCTION})
-    reranked: ClassVar[dict[str, list[str]] | None] = None
+    metadata: TaskMetadata = metadata("Lists", "Retrieval", "ndcg_at_10", {"query": INSTRUCTION})
+    reranked: dict[str, list[str]] | None = None
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         documents, questions, grades = lists()
@@ -73,20 +73,18 @@ class Lists(AbsTaskRetrieval):
 
 
 class Similar(AbsTaskSTS):
-    metadata: ClassVar[TaskMetadata] = metadata(
-        "Similar", "STS", "cosine_spearman", "Retrieve semantically similar text"
-    )
+    metadata: TaskMetadata = metadata("Similar", "STS", "cosine_spearman", "Retrieve semantically similar text")
     min_score, max_score = 0, 5
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         texts = list(lists()[0].values())
         rows = [{"sentence1": a, "sentence2": b, "score": float(i % 5)} for i, (a, b) in enumerate(pairwise(texts))]
-        self.dataset = {"test": Dataset.from_list(rows)}  # type: ignore[assignment]
+        self.dataset = {"test": Dataset.from_list(rows)}
         self.data_loaded = True
 
 
 def scores(encoder: MtebEncoder, task: Any) -> dict[str, float]:
-    result = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False)  # type: ignore[arg-type]
+    result = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False)
     (score,) = result.task_results[0].scores["test"]
     return dict(score)
 
@@ -135,10 +133,9 @@ def test_ones_own_instructions_go_before_mtebs(giga: Embedder) -> None:
 
 
 def test_reranking_looks_at_what_is_given(gte: Embedder) -> None:
-    class Reranked(Lists):
-        reranked: ClassVar[dict[str, list[str]] | None] = {f"q{i}": [f"d{i}", f"d{(i + 7) % 40}"] for i in range(25)}
-
-    found = scores(MtebEncoder(gte, mode="dense"), Reranked())
+    task = Lists()
+    task.reranked = {f"q{i}": [f"d{i}", f"d{(i + 7) % 40}"] for i in range(25)}
+    found = scores(MtebEncoder(gte, mode="dense"), task)
     assert found["recall_at_3"] == pytest.approx(0.5)  # d{i + 1} is not among them
 
 

@@ -14,6 +14,7 @@ from soaking.ledger import Ledger
 from soaking.texts import N_CLEAN
 from twinvec import Embedder, Role, SparseBatch
 from twinvec_stores import HybridIndex, HybridStore, Record, Result
+from twinvec_stores.search.options import Mode
 
 IDS = 60  # of a writer
 
@@ -113,7 +114,8 @@ class Writer:
 
     def _search(self) -> None:
         row = self._random.choice([row for row, _ in self.held.values()] or [1])
-        mode = self._random.choice(("dense", "sparse", None))
+        modes: tuple[Mode | None, ...] = ("dense", "sparse", None)
+        mode = self._random.choice(modes)
 
         def search() -> None:
             results = self.index.search(self._texts[row], k=5, mode=mode, exact=True)

@@ -68,7 +68,7 @@ class MtebEncoder:
         from mteb.models.model_meta import ModelMeta
 
         spec, name = self._embedder.spec, PurePath(self._embedder.spec.model)
-        return ModelMeta.create_empty(
+        meta: ModelMeta = ModelMeta.create_empty(
             {
                 "name": spec.model if len(name.parts) == 2 and not name.is_absolute() else f"twinvec/{name.name}",
                 "revision": spec.revision or spec.digest or "local",
@@ -78,6 +78,7 @@ class MtebEncoder:
                 "experiment_kwargs": plain_options(self._search) or None,
             }
         )
+        return meta
 
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: TaskMetadata, prompt_type: Any = None, **_: Any
@@ -141,10 +142,10 @@ class MtebEncoder:
         if top_ranked is None:
             results = self._index.search_many(list(asked.values()), **options)
         else:
-            results = [
-                self._index.search(text, **{**options, "filter": HasId(tuple(top_ranked[id]))})
-                for id, text in asked.items()
-            ]
+            results = []
+            for id, text in asked.items():
+                options["filter"] = HasId(top_ranked[id])
+                results.append(self._index.search(text, **options))
         return {id: _falling(found) for id, found in zip(asked, results, strict=True)}
 
     def _task(self, metadata: TaskMetadata, *, symmetric: bool = False) -> Task | str | None:

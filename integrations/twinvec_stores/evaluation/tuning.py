@@ -178,7 +178,8 @@ class _Part:
     def depths(self, best: SearchKeywords, bar: tqdm[Any]) -> list[Trial]:
         """Return the same of reranked searches: as the index is searched today, and from the best candidates."""
         choices: list[SearchKeywords] = [{}]
-        for options in ({}, best) if best else ({},):
+        starts: list[SearchKeywords] = [{}, best] if best else [{}]
+        for options in starts:
             choices += [{**options, "rerank_k": depth} for depth in _DEPTHS if depth >= self.measures.depth]
         return _best_first([self._try(options, bar) for options in choices])
 
