@@ -237,7 +237,7 @@ def _timed(
 
 
 def as_deep_as(measures: Measures, options: SearchKeywords, index: HybridIndex, by_document: bool) -> SearchKeywords:
-    """Return keywords of a search that gives as many results as the measures look at."""
+    """Return search keywords that give as many results as the measures require."""
     deep: SearchKeywords = {**options, "k": measures.depth}
     if by_document:
         deep["group_by"] = "document"

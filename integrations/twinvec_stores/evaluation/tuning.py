@@ -168,7 +168,7 @@ class _Part:
         self._queries: EmbeddingBatch = index.embedder.embed_queries(self._texts, task=task)
 
     def trials(self, bar: tqdm[Any]) -> list[Trial]:
-        """Return how the two halves may be searched, best first: each stage goes on from the best so far."""
+        """Return ways to search the two halves, best first; each stage starts from the best way so far."""
         trials = [self._try({}, bar)]
         for stage in (_fusions, _candidates, self._gates):
             best = max(trials, key=lambda trial: trial.mean)
@@ -176,7 +176,7 @@ class _Part:
         return _best_first(trials)
 
     def depths(self, best: SearchKeywords, bar: tqdm[Any]) -> list[Trial]:
-        """Return the same of reranked searches: as the index is searched today, and from the best candidates."""
+        """Return reranked searches, best first: with the current settings, and with the best retrieval."""
         choices: list[SearchKeywords] = [{}]
         starts: list[SearchKeywords] = [{}, best] if best else [{}]
         for options in starts:
@@ -220,7 +220,7 @@ class _Part:
 
 
 def _best_first(trials: list[Trial]) -> list[Trial]:
-    return sorted(trials, key=lambda trial: -trial.mean)  # stable: of equal ones, the first that was tried
+    return sorted(trials, key=lambda trial: -trial.mean)  # stable: of equal ones, the first one tried wins
 
 
 def _fusions(best: SearchKeywords) -> Iterator[SearchKeywords]:
