@@ -15,6 +15,7 @@ from twinvec_cli.evaluate import evaluate
 from twinvec_cli.ingest import ingest
 from twinvec_cli.mcp import mcp
 from twinvec_cli.models import models
+from twinvec_cli.questions import questions
 from twinvec_cli.rerank import rerank
 from twinvec_cli.search import search
 from twinvec_cli.serve import serve
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, embed, ingest, search, rerank, tune, serve, mcp, verify, demo):
+for command in (models, embed, ingest, search, rerank, questions, tune, serve, mcp, verify, demo):
     app.command()(command)
 app.command(name="eval")(evaluate)
 app.add_typer(store, name="store")

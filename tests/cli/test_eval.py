@@ -92,3 +92,18 @@ def test_tune(run: Run, embedder: Embedder, tmp_path: Path) -> None:
     facts = json.loads(run("tune", folder, "--queries", tmp_path / "q.csv", "--json").stdout)
     assert facts["kept"] == facts["better"]
     assert run("store", "reset-search", folder).exit_code == 0
+
+
+def test_questions(run: Run, embedder: Embedder, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    with HybridIndex(embedder, EmbeddedStore(folder, StoreConfig.for_embedder(embedder))) as index:
+        index.add(["the list is sorted", "an entry"], ids=["a", "b"], metadata=[{"title": "Order of things"}, {}])
+    result = run("questions", folder, "-o", tmp_path / "q.csv")
+    assert (result.exit_code, result.stdout.split()) == (0, ["1", "questions", "in", str(tmp_path / "q.csv")])
+    assert "1 made from: title" in result.stderr
+    result = run("eval", folder, "--queries", tmp_path / "q.csv", "--by", "made")
+    assert result.exit_code == 0, result.stderr
+    assert "made from the documents" in " ".join(result.stdout.split())
+    again = run("questions", folder, "-o", tmp_path / "q.csv")
+    assert again.exit_code == 2
+    assert "may have been reviewed" in " ".join(again.stderr.split())

@@ -71,6 +71,11 @@ class Questions:
             )
         if repeated := sum(n - 1 for n in Counter(self.texts.values()).values()):
             notes.append(f"{repeated} questions repeat the text of another one: they are not independent")
+        if made := sum("made" in fields for fields in self.fields.values()):
+            notes.append(
+                f"{made} questions were made from the documents, not asked by people: they favour lexical search "
+                "and are easier than real ones"
+            )
         return notes
 
     def part(self, ids: list[str]) -> Questions:
