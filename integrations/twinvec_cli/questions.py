@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinvec.errors import ConfigurationError
-from twinvec_cli.console import note
 from twinvec_cli.options import Collection, Store
 
 if TYPE_CHECKING:
@@ -47,13 +46,13 @@ def questions(
     with open_store(location, collection=collection) as store:
         made = make_questions(store, n, model=model, max_overlap=max_overlap, seed=seed)
     for line in _account(made):
-        note(line)
+        typer.echo(line, err=True)
     if not made.kept:
         raise ConfigurationError(
             "no questions remain: --max-overlap 1 keeps those in the documents' own words; or use --llm"
         )
     made.write(out)
-    note(_CAUTION)
+    typer.echo(_CAUTION, err=True)
     typer.echo(f"{len(made.kept)} questions in {out}")
 
 

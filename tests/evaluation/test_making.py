@@ -30,7 +30,7 @@ def empty() -> MemoryStore:
 
 def put(store: MemoryStore, *rows: tuple[str, str, dict[str, Any], dict[str, Any]]) -> None:
     ids, texts, metadata, provenance = map(list, zip(*rows, strict=True))
-    store.upsert(RecordBatch(ids, texts, np.tile(np.float32([1, 0]), (len(ids), 1)), None, metadata, provenance))
+    store.upsert(RecordBatch(ids, texts, np.array([[1, 0]] * len(ids), np.float32), None, metadata, provenance))
 
 
 def store(*, chunked: bool = False) -> MemoryStore:
