@@ -11,12 +11,13 @@ from twinvec._version import __version__
 from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import TruncationWarning, TwinVecError
+from twinvec.maxsim import MaxSim
 from twinvec.options import EmbedderOptions
 from twinvec.reranker import Reranker
 from twinvec.scoring import BaseReranker, Ranked
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import TASKS, Role, Task
-from twinvec.vectors import EmbeddingBatch, SparseBatch, SparseVector
+from twinvec.vectors import EmbeddingBatch, MultiBatch, SparseBatch, SparseVector
 
 if TYPE_CHECKING:
     from twinvec.server.client import RemoteEmbedder
@@ -28,7 +29,9 @@ __all__ = [
     "Embedder",
     "EmbedderOptions",
     "EmbeddingBatch",
+    "MaxSim",
     "ModelSpec",
+    "MultiBatch",
     "Ranked",
     "RemoteEmbedder",
     "Reranker",

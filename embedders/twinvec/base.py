@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_embedding
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
 
+if TYPE_CHECKING:
+    from twinvec.families.base import MultiVectors
+
 _Self = TypeVar("_Self", bound="BaseEmbedder")
 
 
@@ -34,6 +37,7 @@ class CheckedCall:
     prompt: str
     dense: bool
     sparse: bool
+    multi: bool = False
 
 
 class BaseEmbedder(ABC):
@@ -61,6 +65,7 @@ class BaseEmbedder(ABC):
         sparse: bool | None = None,
         timeout: float | None = None,
         show_progress: bool = False,
+        multi: bool = False,
     ) -> EmbeddingBatch:
         """Embed documents (passages).
 
@@ -73,6 +78,8 @@ class BaseEmbedder(ABC):
             sparse: compute the sparse half; None: if the model has one.
             timeout: seconds to wait before the work is cancelled and DeadlineError is raised. None: no limit.
             show_progress: draw a progress bar on stderr.
+            multi: compute a vector of each token as well, in the same pass, for late interaction; see ``MaxSim``. These
+                vectors are kept in no memo and no cache.
 
         Returns:
             Rows in the order of ``texts``; equal texts are computed only once.
@@ -87,7 +94,8 @@ class BaseEmbedder(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no working device is left.
         """
-        return block(self._told(Role.DOCUMENT, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress)))
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        return block(self._told(Role.DOCUMENT, texts, wanted))
 
     def embed_queries(
         self,
@@ -99,6 +107,7 @@ class BaseEmbedder(ABC):
         sparse: bool | None = None,
         timeout: float | None = None,
         show_progress: bool = False,
+        multi: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries.
 
@@ -111,11 +120,13 @@ class BaseEmbedder(ABC):
             sparse: see ``embed_documents``.
             timeout: see ``embed_documents``.
             show_progress: see ``embed_documents``.
+            multi: see ``embed_documents``.
 
         Returns:
             See ``embed_documents``, also for the errors.
         """
-        return block(self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress)))
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        return block(self._told(Role.QUERY, texts, wanted))
 
     async def aembed_documents(
         self,
@@ -127,11 +138,11 @@ class BaseEmbedder(ABC):
         sparse: bool | None = None,
         timeout: float | None = None,
         show_progress: bool = False,
+        multi: bool = False,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        return await wait(
-            self._told(Role.DOCUMENT, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress))
-        )
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        return await wait(self._told(Role.DOCUMENT, texts, wanted))
 
     async def aembed_queries(
         self,
@@ -143,11 +154,11 @@ class BaseEmbedder(ABC):
         sparse: bool | None = None,
         timeout: float | None = None,
         show_progress: bool = False,
+        multi: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        return await wait(
-            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress))
-        )
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        return await wait(self._told(Role.QUERY, texts, wanted))
 
     def score_pairs(
         self,
@@ -244,6 +255,11 @@ class BaseEmbedder(ABC):
         return self.spec.sparse is not None
 
     @property
+    def multi_vectors(self) -> MultiVectors | None:
+        """Return how the model gives vectors of single tokens, if it does."""
+        return None
+
+    @property
     def needs_idf(self) -> bool:
         """Return whether stores must multiply the sparse weights of queries by their idf: True for BM25."""
         return Bm25.parse(self.spec.sparse) is not None
@@ -304,15 +320,21 @@ class BaseEmbedder(ABC):
                 f'{self.spec.model} has no sparse half: create the Embedder with sparse="bm25", a head file or a '
                 "SPLADE checkpoint"
             )
-        if not (dense or sparse):
-            raise ConfigurationError("dense=False and sparse=False leave nothing to compute")
+        if wanted.multi and self.multi_vectors is None:
+            raise ConfigurationError(
+                f"{self.spec.model} gives no vectors of tokens here: multi=True needs an Embedder of bge-m3 with its "
+                "colbert_linear.pt, or of a sentence-transformers MultiVectorEncoder"
+            )
+        if not (dense or sparse or wanted.multi):
+            only = " (this model gives vectors of tokens only: multi=True)" if self.multi_vectors is not None else ""
+            raise ConfigurationError(f"dense=False and sparse=False leave nothing to compute{only}")
         if wanted.prompt is not None and wanted.task is not None:
             raise PromptError("pass task= or prompt=, not both")
         prompt = wanted.prompt if wanted.prompt is not None else self.prompt_for(role, wanted.task)
         check_texts([prompt], "prompt")
         if wanted.prompt is None:
             self._warn_of_double_prompts(checked, prompt)
-        return CheckedCall(role, checked, prompt, dense, sparse)
+        return CheckedCall(role, checked, prompt, dense, sparse, wanted.multi)
 
     def _warn_of_double_prompts(self, texts: list[str], prompt: str) -> None:
         double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]

@@ -23,6 +23,7 @@ from twinvec.vectors import EmbeddingBatch, Int64
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from twinvec.families.base import MultiVectors
     from twinvec.text.tokenizer import TextTokenizer
 
 _INTERACTIVE = 64  # calls with more queries count as bulk work
@@ -85,6 +86,11 @@ class Embedder(LocalModel, BaseEmbedder):
         prompt = self.prompt_for(role, task)
         return self.max_length - self._core.model.tokenizer.overhead(prompt)
 
+    @property
+    def multi_vectors(self) -> MultiVectors | None:
+        """Return how the model gives vectors of single tokens, if it does."""
+        return self._core.model.description.multi
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self.options)
 
@@ -114,28 +120,39 @@ class Embedder(LocalModel, BaseEmbedder):
             fail_on_overflow = self.options.on_overflow == "error"
         urgent = asked.role is Role.QUERY and len(asked.texts) <= _INTERACTIVE
         keys = self.spec.sparse_keys if asked.sparse else None
+        length = self.max_length
+        if asked.multi and self.multi_vectors is not None:
+            length = min(length, self.multi_vectors.lengths.get(asked.role.value, length))
         both = self._bm25 is None and len(self._leases) == 1
         request = Request(
-            max_length=self.max_length,
+            max_length=length,
             prompt=asked.prompt,
             dim=dim if asked.dense else None,
             keys=keys if both else None,
             urgent=urgent,
             fail_on_overflow=fail_on_overflow,
             fail_on_overload=self.options.on_overload == "error",
-            memo=self.options.memo_bytes > 0,
-            cache=self.options.cache,
+            memo=self.options.memo_bytes > 0 and not asked.multi,
+            cache=None if asked.multi else self.options.cache,
+            multi=asked.role.value if asked.multi else "",
         )
         parts: list[Part] = []
-        if both or asked.dense:
+        if both or asked.dense or asked.multi:
             parts.append(Job(asked.texts, request, self._core))
         # BM25 and SPLADE models know no prompts, and the dense model's limit does not apply to them
         if asked.sparse and self._bm25 is not None:
             parts.append(Bm25Job(self._bm25, asked.role, asked.texts, urgent=urgent))
         elif asked.sparse and not both:
             lease = self._leases[1]
-            length = lease.spec.max_length or self.max_length
-            own = replace(request, max_length=length, prompt="", dim=None, keys=keys, fail_on_overflow=False)
+            own = replace(
+                request,
+                max_length=lease.spec.max_length or self.max_length,
+                multi="",
+                prompt="",
+                dim=None,
+                keys=keys,
+                fail_on_overflow=False,
+            )
             parts.append(Job(asked.texts, own, lease.core))
         return Call(parts, wanted.timeout)
 

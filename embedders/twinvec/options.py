@@ -231,6 +231,7 @@ class CallOptions:
 
     Attributes:
         task, prompt, dense, sparse, timeout, show_progress: see ``Embedder.embed_queries``.
+        multi: see there, as well.
         dim: number of dense dimensions, instead of the Embedder's.
         fail_on_overflow: overrides the Embedder's ``on_overflow``.
     """
@@ -243,3 +244,4 @@ class CallOptions:
     show_progress: bool = False
     dim: int | None = None
     fail_on_overflow: bool | None = None
+    multi: bool = False

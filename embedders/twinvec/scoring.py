@@ -65,6 +65,7 @@ class BaseReranker(ABC):
     spec: ModelSpec
     options: EmbedderOptions
     _closed: bool
+    _advice = 'Pass windows=True to score the whole text, split it, raise max_length, or pass on_overflow="error".'
 
     def score(
         self,
@@ -215,8 +216,7 @@ class BaseReranker(ABC):
         if len(cut := np.flatnonzero(found.truncated)):
             warnings.warn(
                 f"the texts of {len(cut)} of {len(pairs)} pairs were cut to fit the pair into {self.max_length} tokens "
-                f"(first: pair {cut[0]}). Pass windows=True to score the whole text, split it, raise max_length, or "
-                'pass on_overflow="error".',
+                f"(first: pair {cut[0]}). {self._advice}",
                 TruncationWarning,
                 stacklevel=level_of_caller(),
             )

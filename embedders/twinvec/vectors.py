@@ -180,6 +180,42 @@ class SparseBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class MultiBatch:
+    """Vectors of single tokens, for late interaction: ``batch[i]`` are those of text i, float32 [vectors, dim].
+
+    Attributes:
+        indptr: int64 [n + 1]; text i has ``values[indptr[i]:indptr[i + 1]]``.
+        values: float32 [all vectors, dim], L2-normalised.
+    """
+
+    indptr: Int64
+    values: Float32
+
+    @classmethod
+    def stack(cls, rows: Sequence[Float32]) -> MultiBatch:
+        """Put the vectors of texts one below the other."""
+        lengths = [len(row) for row in rows]
+        return cls(np.cumsum([0, *lengths], dtype=np.int64), np.concatenate(rows or [np.zeros((0, 0), np.float32)]))
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __iter__(self) -> Iterator[Float32]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, rows: int) -> Float32: ...
+    @overload
+    def __getitem__(self, rows: Rows) -> MultiBatch: ...
+    def __getitem__(self, rows: int | Rows) -> Float32 | MultiBatch:
+        """Return one text's vectors, or a batch of the texts chosen by a slice, positions or a mask."""
+        if isinstance(rows, (int, np.integer)):
+            row = range(len(self))[rows]
+            return self.values[self.indptr[row] : self.indptr[row + 1]]
+        return MultiBatch.stack([self[i] for i in _positions(rows, len(self)).tolist()])
+
+
+@dataclass(frozen=True, eq=False)
 class EmbeddingBatch:
     """The result of one call: row i belongs to text i.
 
@@ -188,12 +224,14 @@ class EmbeddingBatch:
         sparse: n sparse rows, without the prompt's tokens; None if not requested or the model has none.
         token_counts: int32 [n], tokens seen by the model, prompt and special tokens included.
         truncated: bool [n], whether the text's tail was cut at the maximum length.
+        multi: the vectors of each text's tokens, with ``multi=True``.
     """
 
     dense: Float32 | None
     sparse: SparseBatch | None
     token_counts: Int32
     truncated: Bool
+    multi: MultiBatch | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_counts)
@@ -203,6 +241,8 @@ class EmbeddingBatch:
             raise ValueError(f"dense has shape {list(self.dense.shape)}, expected [{n}, dim]")
         if self.sparse is not None and len(self.sparse) != n:
             raise ValueError(f"sparse has {len(self.sparse)} rows, expected {n}")
+        if self.multi is not None and len(self.multi) != n:
+            raise ValueError(f"multi has {len(self.multi)} texts, expected {n}")
 
     def __len__(self) -> int:
         return len(self.token_counts)
@@ -215,6 +255,7 @@ class EmbeddingBatch:
             sparse=None if self.sparse is None else self.sparse[chosen],
             token_counts=self.token_counts[chosen],
             truncated=self.truncated[chosen],
+            multi=None if self.multi is None else self.multi[chosen],
         )
 
 

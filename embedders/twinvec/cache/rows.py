@@ -15,6 +15,7 @@ class Key(NamedTuple):
     prompt: str
     text: str
     max_length: int
+    multi: str = ""  # the role whose vectors of single tokens are wanted as well
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,12 +27,14 @@ class Row:
         sparse: by token id; None if the model has none, or it was not stored.
         tokens: number of tokens seen by the model.
         full_length: tokens before the cut at the maximum length.
+        multi: float32 [vectors, dim], of single tokens, normalised; None where the key does not want them.
     """
 
     dense: Float32 | None
     sparse: SparseVector | None
     tokens: int
     full_length: int
+    multi: Float32 | None = None
 
     @property
     def nbytes(self) -> int:

@@ -192,6 +192,11 @@ MODULES: Mapping[str, Mapping[str, Field]] = {
         "bias": FLAG,
         "activation_function": TEXT,
     },
+    "MultiVectorMask": {
+        "skiplist_words": list_of(TEXT),
+        "skiplist_tasks": list_of(one_of("query", "document")),
+        "keep_only_token_ids": Field("null: images are not supported", lambda value: value is None),
+    },
     "LogitScore": dict.fromkeys(("true_token_id", "false_token_id"), _TOKEN),
     "SpladePooling": {
         "pooling_strategy": only("max", "nothing else is supported"),

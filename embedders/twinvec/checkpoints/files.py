@@ -22,6 +22,7 @@ from twinvec.errors import (
 )
 
 BGE_HEAD = "sparse_linear.pt"
+BGE_MULTI_HEAD = "colbert_linear.pt"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Checkpoint:
         folders = {self.root, self.folder, *(m.folder for m in self.modules)}
         files = [file for folder in folders for file in folder.glob("*.json") if file.is_file()]
         files += [*self.weight_files, *(m.weights for m in self.modules if m.kind == "Dense")]
-        files += [self.root / BGE_HEAD] if (self.root / BGE_HEAD).is_file() else []
+        files += [head for name in (BGE_HEAD, BGE_MULTI_HEAD) if (head := self.root / name).is_file()]
         files += self.folder.rglob("*.py") if own_code else []
         try:
             return identify({file.relative_to(self.root).as_posix(): file for file in files}, self.memory)

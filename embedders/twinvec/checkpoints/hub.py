@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from twinvec.checkpoints.files import BGE_HEAD, Checkpoint, read_checkpoint
+from twinvec.checkpoints.files import BGE_HEAD, BGE_MULTI_HEAD, Checkpoint, read_checkpoint
 from twinvec.errors import (
     CheckpointNotFoundError,
     ConfigurationError,
@@ -15,7 +15,7 @@ from twinvec.errors import (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MODELSCOPE = "modelscope:"
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja"]
-_WEIGHT_FILES = ["*.safetensors", BGE_HEAD, "colbert_linear.pt", "*_Dense/pytorch_model.bin"]
+_WEIGHT_FILES = ["*.safetensors", BGE_HEAD, BGE_MULTI_HEAD, "*_Dense/pytorch_model.bin"]
 _PICKLES = ["pytorch_model*.bin", "*/pytorch_model.bin"]
 _NOT_NEEDED = ["onnx/*", "openvino/*", "original/*", "*.onnx", "*/optimizer*"]
 

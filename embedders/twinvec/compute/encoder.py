@@ -22,7 +22,7 @@ from twinvec.cache.rows import Row
 from twinvec.compute.attention import choose_attention
 from twinvec.compute.backbone import Backbone
 from twinvec.compute.graphs import Graphs, Outputs
-from twinvec.compute.heads import TokenWeightHead
+from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
 from twinvec.compute.packing import TokenBatch
@@ -71,6 +71,7 @@ class Encoder:
         dtype: torch.dtype,
         dense_layers: torch.nn.Module,
         head: TokenWeightHead | None,
+        multi: TokenVectorHead | None = None,
         token_budget: int | None,
         id_keys: Int64,
     ) -> None:
@@ -80,6 +81,7 @@ class Encoder:
         self._backbone = backbone.to(device).eval()
         self._dense_layers = dense_layers.to(device).eval()
         self._head = head.to(device).eval() if head is not None else None
+        self._multi = multi.to(device).eval() if multi is not None else None
         self.attention = choose_attention(device, dtype) if backbone.packed else "padded"
         if backbone.packed:
             backbone.use_attention(self.attention)
@@ -118,7 +120,8 @@ class Encoder:
         started = time.monotonic()
         try:
             batch = TokenBatch.pack(texts)
-            return functools.partial(self._finish, texts, batch, *self._launch(batch), started)
+            multi = any(text.multi for text in texts)
+            return functools.partial(self._finish, texts, batch, *self._launch(batch, multi=multi), started)
         except BaseException:
             self._count_time(started)
             raise
@@ -137,6 +140,7 @@ class Encoder:
         finally:
             self._count_time(started)
         dense, sparse, finite = self._read(outputs, batch)
+        multi = self._token_vectors(texts, batch, outputs[2], finite)
         # copies: a stored row would keep the rows of the whole batch alive
         return [
             Row(
@@ -144,6 +148,7 @@ class Encoder:
                 None if sparse is None else sparse[i].copy(),
                 len(text.ids),
                 text.full_length,
+                multi[i],
             )
             if finite[i]
             else None
@@ -159,7 +164,7 @@ class Encoder:
     def release(self) -> None:
         """Drop the weights, even if someone still holds this for its counters; nothing can be started any more."""
         del self._backbone, self._dense_layers
-        self._head = self._graphs = None
+        self._head = self._multi = self._graphs = None
 
     def _count_time(self, started: float) -> None:
         now = time.monotonic()
@@ -178,14 +183,14 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
+    def _launch(self, batch: TokenBatch, *, multi: bool) -> tuple[Outputs, torch.cuda.Event | None]:
         """Return the outputs, which are on the host once the event has occurred; None: they already are."""
         ready = None
         with self._current():
-            outputs = self._graphs.replay(batch) if self._graphs is not None else None
+            outputs = self._graphs.replay(batch) if self._graphs is not None and not multi else None
             if outputs is None:
-                outputs = self._forward(batch.to(self.device))
-            outputs = (_to_host(outputs[0]), _to_host(outputs[1]))
+                outputs = self._forward(batch.to(self.device), multi=multi)
+            outputs = (_to_host(outputs[0]), _to_host(outputs[1]), _to_host(outputs[2]))
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
                 ready.record()
@@ -194,20 +199,22 @@ class Encoder:
         self.tokens += batch.n_tokens
         return outputs, ready
 
-    def _forward(self, batch: TokenBatch) -> Outputs:
-        """Return dense rows [texts, dim], and weights per token [tokens] or per vocabulary entry [texts, vocabulary].
+    def _forward(self, batch: TokenBatch, *, multi: bool = False) -> Outputs:
+        """Return dense rows [texts, dim], weights per token [tokens] or per vocabulary entry [texts, vocabulary], and
+        with ``multi`` vectors of tokens [tokens, dim].
 
         With ``graphs`` everything in here only queues work for the device.
         """
         output = self._backbone(batch)
         dense = self._dense(output, batch) if self.description.dim is not None else None
+        vectors = self._multi(output) if multi and self._multi is not None else None
         if self._head is not None:
-            return dense, self._head(output)
+            return dense, self._head(output), vectors
         if self._backbone.output != "logits":
-            return dense, None
+            return dense, None, vectors
         parts = output[:, : len(self._id_keys)].split(list(batch.lengths))
         # log1p(relu(x)) is monotonic, so the maximum may come first
-        return dense, torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float()))
+        return dense, torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float())), vectors
 
     def _dense(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         if self._backbone.output == "pooled":
@@ -225,7 +232,7 @@ class Encoder:
 
     def _read(self, outputs: Outputs, batch: TokenBatch) -> tuple[Float32 | None, SparseBatch | None, Bool]:
         """Return dense rows [texts, all dims], not normalised; sparse ones by token id; and which are finite."""
-        dense, weights = outputs
+        dense, weights, _ = outputs
         finite = np.ones(len(batch.lengths), dtype=np.bool_)
         rows = None
         if dense is not None:
@@ -244,6 +251,23 @@ class Encoder:
         values[batch.position_ids.numpy() < np.repeat(batch.prompt_lengths, batch.lengths)] = 0
         ids, keys = batch.input_ids.numpy(), self._id_keys
         return rows, reduce_token_weights(values, ids, batch.lengths, keys), finite
+
+    def _token_vectors(
+        self, texts: Sequence[TokenizedText], batch: TokenBatch, vectors: torch.Tensor | None, finite: Bool
+    ) -> list[Float32 | None]:
+        """Return the vectors of each text's tokens where requested; marks texts in which one is not finite."""
+        kept: list[Float32 | None] = [None] * len(texts)
+        rules = self.description.multi
+        if vectors is None or rules is None:
+            return kept
+        for i, (text, rows) in enumerate(zip(texts, vectors.split(list(batch.lengths)), strict=True)):
+            if text.multi:
+                mask = ~np.isin(text.ids, list(rules.skipped.get(text.multi, ())))
+                mask[: rules.left_out] = False
+                chosen: Float32 = rows.numpy()[mask]
+                kept[i] = chosen
+                finite[i] &= np.isfinite(chosen).all()
+        return kept
 
     # --- once, at the start, on CUDA
 

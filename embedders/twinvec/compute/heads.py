@@ -1,4 +1,4 @@
-"""The lexical head: one learned weight per token."""
+"""Heads on the states of single tokens: a learned weight each, or a vector each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from twinvec.checkpoints.tensors import load_strict
+
+
+class TokenVectorHead(torch.nn.Module):
+    """A unit vector per token, in fp32, for late interaction (MaxSim)."""
+
+    def __init__(self, layers: torch.nn.Module) -> None:
+        """Take the layers between a token's state and its vector."""
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return fp32 [tokens, dim] from states [tokens, hidden]."""
+        return F.normalize(self.layers(hidden.float()), dim=-1)
 
 
 class TokenWeightHead(torch.nn.Module):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import InvalidStateError
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -179,7 +180,8 @@ class InferenceCore:
             rows = self._look_up(batch)
             key = batch.entries[0].key
             texts = [entry.key.text for entry, row in zip(batch.entries, rows, strict=True) if row is None]
-            tokens = iter(self.model.tokenizer.encode(texts, key.prompt, key.max_length))
+            encoded = self.model.tokenizer.encode(texts, key.prompt, key.max_length)
+            tokens = iter(replace(text, multi=key.multi) for text in encoded) if key.multi else iter(encoded)
             return partial(self.state.tokenised, batch, [next(tokens) if row is None else row for row in rows])
         except KeyboardInterrupt:  # other callers may be waiting for the same text
             raise

@@ -263,7 +263,7 @@ class Dispatcher:
         """Find the rows of a job's texts: in the memo, by joining entries in flight, or by computing them."""
         request, new = job.request, []
         for number in numbers:
-            key = Key(request.prompt, job.texts[number], request.max_length)
+            key = job.key(number)
             if request.memo and (row := self.memo.get(key)) is not None:
                 job.memo_hits += 1
                 self._deliver(job, number, row)

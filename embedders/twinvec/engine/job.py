@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinvec.cache.rows import Cache, Row
+from twinvec.cache.rows import Cache, Key, Row
 from twinvec.compute.sparse import reduce_token_weights
 from twinvec.errors import InvalidTextError, TextError, TextTooLongError
 from twinvec.spec import SparseKeys
-from twinvec.vectors import EmbeddingBatch, Float32, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch, SparseBatch
 
 if TYPE_CHECKING:
     from twinvec.engine.core import InferenceCore
@@ -29,6 +29,7 @@ class Request:
         dim: dense dimensions to slice and normalise; None: no dense half.
         keys: how to name sparse columns; None: no sparse half.
         normalize: whether to normalise dense rows; False for the scores of pairs.
+        multi: the role, if vectors of its single tokens are requested as well.
         urgent: queries go before bulk work.
         memo: whether recent rows may be used and kept.
         cache: cache of persistent rows, if any.
@@ -44,6 +45,7 @@ class Request:
     memo: bool = True
     cache: Cache | None = None
     normalize: bool = True
+    multi: str = ""
     fail_on_overflow: bool = False
     fail_on_overload: bool = False
 
@@ -114,6 +116,10 @@ class Job:
         """Return which halves are requested, by name."""
         return {"dense": self.request.dim is not None, "sparse": self.request.keys is not None}
 
+    def key(self, number: int) -> Key:
+        """Return what decides the row of a distinct text."""
+        return Key(self.request.prompt, self.texts[number], self.request.max_length, self.request.multi)
+
     def position(self, number: int) -> int:
         """Return the first position of a distinct text in the caller's list."""
         return self.given.index(self.texts[number])
@@ -137,7 +143,8 @@ class Job:
         sparse = None if self.request.keys is None else self._sparse(rows)
         tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
         lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
-        batch = EmbeddingBatch(dense, sparse, tokens, lengths > tokens)
+        multi = MultiBatch.stack([row.multi for row in rows if row.multi is not None]) if self.request.multi else None
+        batch = EmbeddingBatch(dense, sparse, tokens, lengths > tokens, multi)
         return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
 
     def _sparse(self, rows: list[Row]) -> SparseBatch:

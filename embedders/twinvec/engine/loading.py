@@ -23,7 +23,7 @@ from twinvec.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from twinvec.compute.backbone import Backbone
-    from twinvec.compute.heads import TokenWeightHead
+    from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
         )
     tokenizer = opened.family.build_tokenizer(checkpoint, description)
     _check_tokenizer(tokenizer, description, checkpoint)
-    parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None]] = {}
+    parts: dict[torch.device, tuple[Backbone, torch.nn.Module, TokenWeightHead | None, TokenVectorHead | None]] = {}
     encoders = []
     for device in opened.devices:
         if device not in parts:
@@ -92,11 +92,12 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
                 _build_backbone(opened, device),
                 opened.family.build_layers(checkpoint, description),
                 _build_head(opened),
+                opened.family.build_multi(checkpoint, description) if description.multi is not None else None,
             )
             for module in parts[device][1:]:
                 if module is not None and device.type == "cpu":
                     _own_memory(module)
-        backbone, dense_layers, head = parts[device]
+        backbone, dense_layers, head, multi = parts[device]
         encoders.append(
             Encoder(
                 backbone,
@@ -105,6 +106,7 @@ def _build_model(opened: Opened, token_budget: int | None) -> Model:
                 dtype=opened.dtype,
                 dense_layers=dense_layers,
                 head=head,
+                multi=multi,
                 token_budget=1 if opened.spec.reproducible else token_budget,
                 id_keys=tokenizer.id_keys,
             )

@@ -199,7 +199,7 @@ def _check_sparse(spec: ModelSpec, description: Description, head_file: Path | N
             f'sparse="head": {spec.model} has no lexical head. Pass a head file or a SPLADE checkpoint as sparse=, '
             "or omit sparse"
         )
-    if spec.sparse is None and description.dim is None:
+    if spec.sparse is None and description.dim is None and description.multi is None:
         raise ConfigurationError(f"sparse=None: {spec.model} only has sparse vectors")
     return "head" if spec.sparse is not None and description.sparse is not None else None
 

@@ -8,6 +8,7 @@ from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.cross_encoders import CrossEncoder, GteReranker
 from twinvec.families.giga import Giga
 from twinvec.families.gte import Gte
+from twinvec.families.multi_vector import MultiVectorEncoder
 from twinvec.families.own_code import Remote
 from twinvec.families.qwen3_bidirectional import GigaBidirectional
 from twinvec.families.qwen3_reranker import Qwen3Reranker
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     GigaBidirectional(),
     Giga(),
     SentenceTransformers(),
+    MultiVectorEncoder(),
     Splade(),
     Remote(),
 )

@@ -14,10 +14,27 @@ if TYPE_CHECKING:
     import torch
 
     from twinvec.compute.backbone import Backbone
-    from twinvec.compute.heads import TokenWeightHead
+    from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
     from twinvec.text.tokenizer import TextTokenizer
 
 SparseKind = Literal["token_weights", "masked_lm"]
+
+
+@dataclass(frozen=True)
+class MultiVectors:
+    """How a checkpoint gives vectors of single tokens, for late interaction (MaxSim).
+
+    Attributes:
+        left_out: tokens at the beginning of every text that have none.
+        mean: whether a score is divided by the number of the query's vectors.
+        skipped: role -> ids of tokens that have none.
+        lengths: role -> tokens per text, if they are fewer than the model's.
+    """
+
+    left_out: int = 0
+    mean: bool = False
+    skipped: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class Description:
         dense_layers: folders of Dense modules after the pooling, with their configs.
         min_dim: smallest elastic dimension; None if the model was not trained for elastic dims.
         sparse: the output of the checkpoint's own head; None if it has none.
+        multi: how it gives vectors of single tokens, if it does.
         lower_case: whether sentence-transformers lower-cases texts for this checkpoint.
         experimental: True if no published numbers have confirmed the computation yet.
         scores: whether it is a reranker: ``dim`` is 1, the logit of a pair.
@@ -58,6 +76,7 @@ class Description:
     dense_layers: tuple[Any, ...] = ()
     min_dim: int | None = None
     sparse: SparseKind | None = None
+    multi: MultiVectors | None = None
     lower_case: bool = False
     experimental: bool = False
     scores: bool = False
@@ -134,3 +153,7 @@ class Family(ABC):
     def build_head(self, checkpoint: Checkpoint, description: Description) -> TokenWeightHead:
         """Load the checkpoint's own lexical head; only called if ``sparse`` is "token_weights"."""
         raise NotImplementedError(f"{self.name} describes a lexical head but does not load one")
+
+    def build_multi(self, checkpoint: Checkpoint, description: Description) -> TokenVectorHead:
+        """Load the layers that make vectors of single tokens; only called if ``multi`` is described."""
+        raise NotImplementedError(f"{self.name} describes vectors of tokens but loads no head for them")

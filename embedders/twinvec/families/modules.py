@@ -26,7 +26,7 @@ _LEGACY = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize", "Dropout",
-          "LogitScore")  # fmt: skip
+          "LogitScore", "MultiVectorMask")  # fmt: skip
 _NEEDED = {"Dense": ("in_features", "out_features"), "LogitScore": ("true_token_id", "false_token_id")}
 _UNBOUNDED = 10**9  # tokenizers write about 1e30 for "no limit"
 _INSTRUCT = "Instruct: {task}\nQuery: "

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twinvec.checkpoints.fields import only, whole
-from twinvec.checkpoints.files import BGE_HEAD, Checkpoint
-from twinvec.checkpoints.tensors import load_tensors
+from twinvec.checkpoints.files import BGE_HEAD, BGE_MULTI_HEAD, Checkpoint
+from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointFieldError, CheckpointNotFoundError, UnsupportedCheckpointError
-from twinvec.families.base import Description, Family, Supported
+from twinvec.families.base import Description, Family, MultiVectors, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
 
 if TYPE_CHECKING:
     import torch
 
     from twinvec.compute.backbone import Backbone
-    from twinvec.compute.heads import TokenWeightHead
+    from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ TYPES: dict[str, _Type] = {
     "distilbert": _Type(names=_DISTIL),
     **dict.fromkeys(("mpnet", "deberta-v2"), _Type()),
 }
+_BGE_MULTI = MultiVectors(left_out=1, mean=True)  # all tokens but the first, as in FlagEmbedding
 _MPNET_POSITIONS = 2  # MPNet starts at 2, whatever its pad_token_id
 _NO_OTHER = "since transformers supports no other positions here"
 # decoders turned into encoders: recognised by class if the config lost is_causal
@@ -87,6 +88,7 @@ class SentenceTransformers(Family):
             dense_layers=modules.dense,
             min_dim=_min_dim(checkpoint, modules),
             sparse="token_weights" if _has_bge_head(checkpoint) else None,
+            multi=_BGE_MULTI if (checkpoint.root / BGE_MULTI_HEAD).is_file() else None,
             lower_case=modules.lower_case,
         )
 
@@ -101,6 +103,17 @@ class SentenceTransformers(Family):
         from twinvec.compute.heads import TokenWeightHead
 
         return TokenWeightHead(description.hidden, load_tensors(checkpoint.root / BGE_HEAD), checkpoint.name)
+
+    def build_multi(self, checkpoint: Checkpoint, description: Description) -> TokenVectorHead:
+        """Load bge-m3's head for vectors of tokens."""
+        import torch
+
+        from twinvec.compute.heads import TokenVectorHead
+
+        tensors = load_tensors(checkpoint.root / BGE_MULTI_HEAD)
+        linear = torch.nn.Linear(description.hidden, len(tensors.get("bias", ())))
+        load_strict(linear, tensors, f"{checkpoint.name}, {BGE_MULTI_HEAD}")
+        return TokenVectorHead(linear)
 
 
 class Splade(Family):
@@ -211,9 +224,9 @@ def _has_bge_head(checkpoint: Checkpoint) -> bool:
     """bge-m3 ships two heads; a copy with the multi-vector head but no lexical head is damaged."""
     if (checkpoint.root / BGE_HEAD).is_file():
         return True
-    if (checkpoint.root / "colbert_linear.pt").is_file():
+    if (checkpoint.root / BGE_MULTI_HEAD).is_file():
         raise CheckpointNotFoundError(
-            f"{checkpoint.name}: colbert_linear.pt is there but {BGE_HEAD} is missing. Download the checkpoint again."
+            f"{checkpoint.name}: {BGE_MULTI_HEAD} is there but {BGE_HEAD} is missing. Download the checkpoint again."
         )
     return False
 

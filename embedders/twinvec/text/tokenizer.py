@@ -28,11 +28,13 @@ class TokenizedText:
         ids: int32 [tokens], prompt and special tokens included.
         prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
         full_length: tokens before the cut; greater than ``len(ids)`` if the text was cut.
+        multi: the role, if vectors of its single tokens are requested as well.
     """
 
     ids: NDArray[np.int32]
     prompt_length: int
     full_length: int
+    multi: str = ""
 
     @property
     def truncated(self) -> bool:
