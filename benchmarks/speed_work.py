@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
 
+from benchmarks import rerank_systems
 from benchmarks.speed_models import PEER
 from benchmarks.speed_peers import OnnxRuntime, OpenVino
 
@@ -204,6 +206,7 @@ SYSTEMS: dict[str, Callable[..., Any]] = {
     "sentence-transformers": SentenceTransformers,
     "langchain": LangChain,
     "bare": BareForward,
+    **rerank_systems.SYSTEMS,
 }
 
 
@@ -218,6 +221,11 @@ class Worker:
     def timed(self, texts: list[str]) -> float:
         """Return the seconds of one call."""
         return _seconds(self.system.embed, texts)
+
+    def callers(self, each: list[list[Any]]) -> float:
+        """Return the seconds until all of so many callers have their answer, who come at once."""
+        with ThreadPoolExecutor(len(each)) as callers:
+            return _seconds(lambda asked: list(callers.map(self.system.embed, asked)), each)
 
     def vectors(self, texts: list[str]) -> Vectors:
         """Return vectors of one call."""
