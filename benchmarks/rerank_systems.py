@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,9 @@ class GraphPairs:
             shape = (len(chosen), len(encoded[chosen[0]].ids))
             inputs: Inputs = {name: np.zeros(shape, dtype=np.int64) for name in INPUTS}
             for row, i in enumerate(chosen):
-                for name, values in zip(INPUTS, (encoded[i].ids, 1, encoded[i].type_ids), strict=True):
-                    inputs[name][row, : len(encoded[i].ids)] = values
+                ids = encoded[i].ids
+                for name, values in zip(INPUTS, (ids, [1] * len(ids), encoded[i].type_ids), strict=True):
+                    inputs[name][row, : len(ids)] = values
             with self.lock:
                 logits[chosen] = self.run(inputs)
         return logits
@@ -137,7 +138,7 @@ class OpenVinoPairs(GraphPairs):
         return logits
 
 
-SYSTEMS = {
+SYSTEMS: dict[str, Callable[..., Any]] = {
     "twinvec pairs": TwinVecPairs,
     "cross-encoder": CrossEncoderPairs,
     "onnxruntime pairs": OnnxRuntimePairs,

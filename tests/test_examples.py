@@ -15,7 +15,7 @@ import pytest
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from reference.rerankers import build_qwen3_reranker
-from reference.sentence_layouts import build_multilingual_e5
+from reference.sentence_layouts import build_bge_m3, build_multilingual_e5
 from twinvec import Embedder, errors
 from twinvec.server import create_app
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
@@ -42,6 +42,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     return {
         GTE: str(build_gte(folder / "gte")),
         "ai-sage/Giga-Embeddings-instruct-480M-0826": str(build_giga_0826(folder / "giga")),
+        "BAAI/bge-m3": str(build_bge_m3(folder / "bge-m3")),
         "intfloat/multilingual-e5-small": str(build_multilingual_e5(folder / "e5")),
         "Alibaba-NLP/gte-multilingual-reranker-base": str(build_gte(folder / "gte-reranker", variant="reranker")),
         "Qwen/Qwen3-Reranker-0.6B": str(build_qwen3_reranker(folder / "qwen3-reranker")),

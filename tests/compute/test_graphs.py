@@ -22,11 +22,9 @@ from reference.gte import build_gte
 from reference.sentence_layouts import build_bge_m3, build_qwen3_embedding
 from twinvec import Embedder
 from twinvec.compute.encoder import Encoder
-from twinvec.compute.graphs import SIZES, TEXTS, Graphs
+from twinvec.compute.graphs import SIZES, TEXTS, Graphs, Outputs
 from twinvec.compute.packing import TokenBatch
 from twinvec.text.tokenizer import TokenizedText
-
-Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
 BUILD: dict[str, Callable[[Path], Any]] = {
     "first token and head": build_gte,
     "positions behind the pad id": build_bge_m3,

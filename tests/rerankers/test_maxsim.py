@@ -136,7 +136,9 @@ def test_all_three_are_one_pass_and_the_others_stay_as_they_are(folders: dict[st
         assert both.sparse is not None
         assert plain.sparse.to_dicts() == both.sparse.to_dicts()
         assert both.multi is not None
-        np.testing.assert_array_equal(both[1:3].multi.values, np.concatenate([both.multi[1], both.multi[2]]))
+        part = both[1:3].multi
+        assert part is not None
+        np.testing.assert_array_equal(part.values, np.concatenate([both.multi[1], both.multi[2]]))
 
 
 def test_as_the_third_stage_of_a_search(folders: dict[str, Path]) -> None:
