@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("results") / "trained-reranker.json"
 MEASURE = "nDCG@10"
-CANDIDATES, RERANKED = 30, 50
-NEGATIVES, QUESTIONS_PER_STEP = 7, 4  # candidates beside the right answer
-LONGEST = 192  # tokens of a pair in training; 512 in use
+CANDIDATES, RERANKED = 30, 20
+NEGATIVES, QUESTIONS_PER_STEP = 3, 4  # candidates beside the right answer
+LONGEST = 128  # tokens of a pair in training; 512 in use
 RATE, SEED = 4e-5, 0
 
 
@@ -90,7 +90,7 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
         print(f"epoch {epoch + 1}: loss {total / len(asked):.3f}, {time.perf_counter() - start:.0f} s", flush=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -116,13 +116,17 @@ def main() -> None:
     """Train, judge, write json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collection", type=Path, help="a folder in BEIR layout")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--judged", type=int, help="at most so many questions of the other half, drawn at random")
     parser.add_argument("--weights", type=Path, help="where to keep the weights")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)
     questions, documents = read_questions(options.collection), read_documents(options.collection)
-    learned, held_back = (questions.part(ids) for ids in split(questions, seed=SEED))
+    learned, held_back = (
+        questions.part(ids[:most])
+        for ids, most in zip(split(questions, seed=SEED), (None, options.judged), strict=True)
+    )
     with Embedder(get_model_path(), sparse="bm25") as embedder, tempfile.TemporaryDirectory() as temporary:
         index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
         index.add(list(documents.values()), ids=list(documents), show_progress=True)

@@ -120,8 +120,7 @@ class Encoder:
         started = time.monotonic()
         try:
             batch = TokenBatch.pack(texts)
-            multi = any(text.multi for text in texts)
-            return functools.partial(self._finish, texts, batch, *self._launch(batch, multi=multi), started)
+            return functools.partial(self._finish, texts, batch, *self._launch(batch), started)
         except BaseException:
             self._count_time(started)
             raise
@@ -183,13 +182,13 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, batch: TokenBatch, *, multi: bool) -> tuple[Outputs, torch.cuda.Event | None]:
+    def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
         """Return the outputs, which are on the host once the event has occurred; None: they already are."""
         ready = None
         with self._current():
-            outputs = self._graphs.replay(batch) if self._graphs is not None and not multi else None
+            outputs = self._graphs.replay(batch) if self._graphs is not None and not batch.multi else None
             if outputs is None:
-                outputs = self._forward(batch.to(self.device), multi=multi)
+                outputs = self._forward(batch.to(self.device))
             outputs = (_to_host(outputs[0]), _to_host(outputs[1]), _to_host(outputs[2]))
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
@@ -199,15 +198,15 @@ class Encoder:
         self.tokens += batch.n_tokens
         return outputs, ready
 
-    def _forward(self, batch: TokenBatch, *, multi: bool = False) -> Outputs:
+    def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], weights per token [tokens] or per vocabulary entry [texts, vocabulary], and
-        with ``multi`` vectors of tokens [tokens, dim].
+        if ``batch.multi`` vectors of tokens [tokens, dim].
 
         With ``graphs`` everything in here only queues work for the device.
         """
         output = self._backbone(batch)
         dense = self._dense(output, batch) if self.description.dim is not None else None
-        vectors = self._multi(output) if multi and self._multi is not None else None
+        vectors = self._multi(output) if batch.multi and self._multi is not None else None
         if self._head is not None:
             return dense, self._head(output), vectors
         if self._backbone.output != "logits":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -48,6 +48,7 @@ class TokenBatch:
         cu_seqlens: int32 [texts + 1]; text i is ``input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]``.
         lengths: tokens per text, on the host.
         prompt_lengths: how many leading tokens of each text belong to the prompt and the special tokens before it.
+        multi: whether vectors of single tokens are requested for any text.
     """
 
     input_ids: torch.Tensor
@@ -55,6 +56,7 @@ class TokenBatch:
     cu_seqlens: torch.Tensor
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
+    multi: bool = False
 
     @classmethod
     def pack(cls, texts: Sequence[TokenizedText]) -> TokenBatch:
@@ -68,6 +70,7 @@ class TokenBatch:
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
             lengths=lengths,
             prompt_lengths=tuple(t.prompt_length for t in texts),
+            multi=any(t.multi for t in texts),
         )
 
     @property
@@ -107,7 +110,7 @@ class TokenBatch:
             return self
         ids, positions = (torch.zeros(tokens, dtype=torch.int64, device=self.input_ids.device) for _ in range(2))
         ids[: len(self.input_ids)], positions[: len(self.input_ids)] = self.input_ids, self.position_ids
-        return TokenBatch(ids, positions, self.cu_seqlens, self.lengths, self.prompt_lengths)
+        return replace(self, input_ids=ids, position_ids=positions)
 
     def pinned(self) -> TokenBatch:
         """Return a copy in pinned memory, from which copies to a CUDA device are asynchronous."""
@@ -123,4 +126,4 @@ class TokenBatch:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
         ids, positions, ends = (change(tensor) for tensor in (self.input_ids, self.position_ids, self.cu_seqlens))
-        return TokenBatch(ids, positions, ends, self.lengths, self.prompt_lengths)
+        return replace(self, input_ids=ids, position_ids=positions, cu_seqlens=ends)

@@ -9,7 +9,6 @@ from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import UnsupportedCheckpointError
 from twinvec.families.base import Description, Family, MultiVectors, Supported
 from twinvec.families.modules import build_dense_layers, output_dim, read_modules
-from twinvec.families.sentence_transformers import TYPES, build_backbone, padding_idx, read_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +30,14 @@ class MultiVectorEncoder(Family):
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Return whether modules.json masks token vectors."""
+        from twinvec.families.sentence_transformers import TYPES
+
         return checkpoint.model_type in TYPES and any(module.kind == _MASK for module in checkpoint.modules)
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration and the modules; what would change a vector and is not computed is refused."""
+        from twinvec.families.sentence_transformers import padding_idx, read_sizes
+
         modules = read_modules(checkpoint)
         kinds = [module.kind for module in checkpoint.modules]
         if kinds != ["Transformer", *["Dense"] * len(modules.dense), _MASK, "Normalize"]:
@@ -63,6 +66,8 @@ class MultiVectorEncoder(Family):
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
     ) -> Backbone:
         """Load the native class of the model type."""
+        from twinvec.families.sentence_transformers import build_backbone
+
         return build_backbone(checkpoint, dtype, device)
 
     def build_layers(self, checkpoint: Checkpoint, description: Description) -> torch.nn.Module:
