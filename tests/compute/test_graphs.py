@@ -25,6 +25,7 @@ from twinvec.compute.encoder import Encoder
 from twinvec.compute.graphs import SIZES, TEXTS, Graphs, Outputs
 from twinvec.compute.packing import TokenBatch
 from twinvec.text.tokenizer import TokenizedText
+
 BUILD: dict[str, Callable[[Path], Any]] = {
     "first token and head": build_gte,
     "positions behind the pad id": build_bge_m3,
