@@ -25,7 +25,7 @@ _WORDS = {  # terms that LlamaIndex does not use
     "lambda_mult": "mmr_threshold=",
     "rerank_top_k": "hybrid_top_k=",
     "dense_top_k": "similarity_top_k=, together with hybrid_top_k=",
-    "embed_model": "that of the store, which embeds with its own",
+    "embed_model": "the embedding of the store",
 }
 _MORE = {field.name for field in fields(SearchOptions)} - {"k", "filter", "mode"}
 

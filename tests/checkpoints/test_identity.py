@@ -257,7 +257,7 @@ def test_a_restart_refuses_other_weights_and_takes_a_touched_file(
 
 def test_a_spec_with_a_sampled_digest_is_refused_with_the_reason(folder: Path) -> None:
     spec = ModelSpec(model=str(folder), digest="0123456789abcdef" * 2)
-    with pytest.raises(CheckpointError, match=r"samples of the weights.*from the model's name"):
+    with pytest.raises(CheckpointError, match=r"sampled the weights.*from the model's name"):
         Embedder(spec)
 
 

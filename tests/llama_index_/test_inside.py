@@ -60,7 +60,7 @@ def test_the_vectors_of_a_property_graph(store: TwinVecVectorStore, use_async: b
 
 
 def test_another_models_vectors_are_noticed_there_too(store: TwinVecVectorStore) -> None:
-    with pytest.raises(InvalidRecordError, match="not one of this store's model"):
+    with pytest.raises(InvalidRecordError, match="does not come from this store's model"):
         store.add([TextNode(text="Paris", metadata={"kind": "city"}, embedding=[0.5] * 64)])
 
 

@@ -93,7 +93,7 @@ def test_another_models_vectors_of_equal_dimension_are_noticed(
     own = nodes(6)
     store.embedding(own)
     mixed: list[Any] = [*own[:5], TextNode(text="a text", embedding=[0.125] * 64)]
-    with pytest.raises(InvalidRecordError, match="not one of this store's model"):
+    with pytest.raises(InvalidRecordError, match="does not come from this store's model"):
         asyncio.run(store.async_add(mixed)) if through_async else store.add(mixed)
 
 

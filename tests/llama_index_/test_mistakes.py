@@ -106,13 +106,13 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
         FilterError,
         r"not MetadataFilter: MetadataFilters\(filters=",
     ),
-    "k": (lambda s: HybridRetriever(s, k=3), ConfigurationError, "k= is similarity_top_k= here"),
-    "top_k": (lambda s: HybridRetriever(s, top_k=3), ConfigurationError, "top_k= is similarity_top_k= here"),
-    "filter": (lambda s: HybridRetriever(s, filter=YEAR), ConfigurationError, "filter= is filters= here"),
+    "k": (lambda s: HybridRetriever(s, k=3), ConfigurationError, "k=: use similarity_top_k= instead"),
+    "top_k": (lambda s: HybridRetriever(s, top_k=3), ConfigurationError, "top_k=: use similarity_top_k= instead"),
+    "filter": (lambda s: HybridRetriever(s, filter=YEAR), ConfigurationError, "filter=: use filters= instead"),
     "the index' word for the mode": (
         lambda s: HybridRetriever(s, vector_store_query_mode="hybrid"),
         ConfigurationError,
-        "vector_store_query_mode= is mode= here",
+        "vector_store_query_mode=: use mode= instead",
     ),
     "alpha in percent": (lambda s: HybridRetriever(s, alpha=50), ConfigurationError, "from 0 .* to 1"),
     "alpha for one half": (
@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "another class's word for the model": (
         lambda s: TwinVecEmbedding(model="x"),  # type: ignore[call-arg]
         TypeError,
-        "unexpected keyword argument 'model': it is model_name= here",
+        "unexpected keyword argument 'model': use model_name= instead",
     ),
     "HuggingFaceEmbedding's instruction": (
         lambda s: TwinVecEmbedding("x", query_instruction="query: "),  # type: ignore[call-arg]

@@ -177,7 +177,7 @@ def test_what_cannot_be_honoured_is_refused_at_once(filled: TwinVecVectorStore, 
             HybridRetriever(filled, **options)
     with pytest.raises(ConfigurationError, match="alpha weights both"):
         HybridRetriever(filled, alpha=0.5, mode="dense")
-    with pytest.raises(ConfigurationError, match="top_k= is similarity_top_k= here"):
+    with pytest.raises(ConfigurationError, match="top_k=: use similarity_top_k= instead"):
         HybridRetriever(filled, top_k=3)
     with pytest.raises(ConfigurationError, match="not str"):
         HybridRetriever("a name")  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_what_cannot_be_taken_over_is_refused(
     with pytest.raises(StoreNotFoundError, match="no collection theirs"):
         take(embedding, client, "theirs")
     written(client, own)
-    with pytest.raises(InvalidRecordError, match="not one of this store's model"):
+    with pytest.raises(InvalidRecordError, match="does not come from this store's model"):
         take(embedding, client, "theirs")
     other = TwinVecEmbedding(model_name=own.model_name, dtype="float32", dim=32)
     with pytest.raises(StoreMismatchError, match=r"64 dimensions, the embedding 32"):

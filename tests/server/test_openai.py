@@ -167,7 +167,7 @@ async def test_several_models(gte: Embedder, giga: Embedder) -> None:
         ({"input": [[0, 10**400, 2]]}, 400, "input", None, "input[0][1]: expected `int`"),
         ({"input": [[0, -1, 2]]}, 400, "input", None, "input[0][1]: expected `int` >= 0"),
         ({"input": ["a", 1]}, 400, "input", None, "input[1] must be a string or a list of token ids"),
-        ({"input": [[]]}, 400, "input", None, "at least one"),
+        ({"input": [[]]}, 400, "input", None, "a non-empty list"),
         ({"input": []}, 400, "input", None, "it must have at least one text"),
         ({"input": None}, 400, "input", None, "input: expected `str | array`, got `null`"),
         ({"model": "text-embedding-3-small"}, 404, "model", "model_not_found", "there is no model"),

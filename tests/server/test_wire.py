@@ -76,7 +76,7 @@ def test_damage_is_a_value_error_or_an_equal_shape(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.pop("token_counts"), "without token_counts"),
+        (lambda arrays: arrays.pop("token_counts"), "missing token_counts"),
         (lambda arrays: arrays.pop("sparse.values"), "the sparse half is incomplete"),
         (lambda arrays: arrays.update(dense=arrays["dense"].astype(np.float64)), "dense has the unexpected type"),
         (lambda arrays: arrays.update(more=np.zeros(1)), "more has the unexpected type"),

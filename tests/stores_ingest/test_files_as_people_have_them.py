@@ -51,7 +51,7 @@ def test_a_quote_that_is_not_closed_is_told_with_its_lines(
     path.write_text('id,text\n1,apple\n2,"fig\n3,pear\n4,plum\n')
     report = ingest(path, embedder, memory)
     assert list(stored(memory)) == ["1"]
-    assert "the lines 3 to 5" in report.failures[0].reason
+    assert "swallowed lines 3 to 5" in report.failures[0].reason
 
 
 @pytest.mark.parametrize(
