@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
+from twinvec.engine.job import Job, Request
 from twinvec.engine.waiting import Call, Part
 from twinvec.flows import call
 from twinvec.local import LocalModel
@@ -109,11 +110,10 @@ class Embedder(LocalModel, BaseEmbedder):
         return {key: texts[key] for key in keys}
 
     def _call(self, asked: CheckedCall, wanted: CallOptions) -> Call:
-        from twinvec.engine.job import Job, Request
-        from twinvec.engine.opening import check_dim
-
         dim = self.dim
         if wanted.dim is not None:
+            from twinvec.engine.opening import check_dim
+
             dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:

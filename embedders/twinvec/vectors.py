@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -104,12 +105,19 @@ class SparseBatch:
     def stack(cls, parts: Iterable[SparseVector | SparseBatch]) -> SparseBatch:
         """Concatenate rows and batches."""
         parts = list(parts)
-        counts = [np.array([len(part)]) if isinstance(part, SparseVector) else np.diff(part.indptr) for part in parts]
-        return cls(
-            np.concatenate([[0], *counts]).cumsum(dtype=np.int64),
+        counts = [[len(part)] if isinstance(part, SparseVector) else np.diff(part.indptr).tolist() for part in parts]
+        return cls.trusted(
+            np.cumsum([0, *chain.from_iterable(counts)], dtype=np.int64),
             np.concatenate([np.zeros(0, np.int32), *(part.indices for part in parts)]),
             np.concatenate([np.zeros(0, np.float32), *(part.values for part in parts)]),
         )
+
+    @classmethod
+    def trusted(cls, indptr: Int64, indices: Int32, values: Float32) -> SparseBatch:
+        """Build a batch without validation, from arrays that follow the rules by construction."""
+        batch = object.__new__(cls)
+        batch.__dict__.update(indptr=indptr, indices=indices, values=values)
+        return batch
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -132,7 +140,7 @@ class SparseBatch:
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
         source = np.repeat(self.indptr[chosen], counts) + within
-        return SparseBatch(indptr, self.indices[source], self.values[source])
+        return SparseBatch.trusted(indptr, self.indices[source], self.values[source])
 
     def to_dicts(self) -> list[dict[int, float]]:
         """Return one ``{key: weight}`` per row."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -172,13 +173,22 @@ def test_one_timeout_is_one_deadline_over_both_models(
             monkeypatch.setattr(backbone, "forward", gate(backbone.forward))
         clock, waits = [100.0], []
 
-        def wait(futures: Any, seconds: float, when: Any) -> None:
-            waits.append(round(seconds, 6))
-            clock[0] += min(seconds, 6.0)
-            gates[0].open.set()
-            futures[0].result(60)
+        class Ended:
+            """The first model ends after six seconds, the second does not."""
 
-        monkeypatch.setattr(waiting, "wait", wait)
+            def __init__(self) -> None:
+                self._ended: SimpleQueue[Any] = SimpleQueue()
+                self.put = self._ended.put
+
+            def get(self, timeout: float) -> Any:
+                waits.append(round(timeout, 6))
+                clock[0] += min(timeout, 6.0)
+                gates[0].open.set()
+                if len(waits) > 1:
+                    raise Empty
+                return self._ended.get(timeout=60)
+
+        monkeypatch.setattr(waiting, "SimpleQueue", Ended)
         monkeypatch.setattr("twinvec.engine.waiting.time.monotonic", lambda: clock[0])
         with pytest.raises(DeadlineError, match=r"within 10 s"):
             embedder.embed_documents(["a"], timeout=10)

@@ -149,11 +149,13 @@ class Job:
 
     def _sparse(self, rows: list[Row]) -> SparseBatch:
         """Stack rows by token id and convert ids to the caller's keys, keeping the maximum for equal keys."""
-        batch = SparseBatch.stack([row.sparse for row in rows if row.sparse is not None])
-        assert len(batch) == len(rows)
+        sparse = [row.sparse for row in rows if row.sparse is not None]
+        assert len(sparse) == len(rows)
         tokenizer = self.core.model.tokenizer
         keys = tokenizer.surface_keys if self.request.keys == "surface" else tokenizer.id_keys
-        return reduce_token_weights(batch.values, batch.indices.astype(np.int64), np.diff(batch.indptr).tolist(), keys)
+        weights = np.concatenate([np.zeros(0, np.float32), *(row.values for row in sparse)])
+        ids = np.concatenate([np.zeros(0, np.int32), *(row.indices for row in sparse)])
+        return reduce_token_weights(weights, ids, [len(row) for row in sparse], keys)
 
 
 def _dense(rows: list[Row], dim: int, *, normalize: bool) -> Float32:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import FIRST_EXCEPTION, Future
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from twinvec.errors import DeadlineError
@@ -64,12 +65,13 @@ class Call:
         end = None if self._timeout is None else time.monotonic() + self._timeout
         try:
             with _bar(title, self._texts) as bar:
-                self._start()
+                ended = self._start()
                 while not self._over():
                     left = None if end is None else end - time.monotonic()
                     if left is not None and left <= 0:
                         break
-                    wait(self._futures, left if bar is None else min(left or _REFRESH, _REFRESH), FIRST_EXCEPTION)
+                    with suppress(Empty):
+                        ended.get(timeout=left if bar is None else min(left or _REFRESH, _REFRESH))
                     self._show(bar)
             return self._answer()
         except BaseException:
@@ -101,9 +103,13 @@ class Call:
         """Return figures about the first model's work, once the result is there."""
         return self._parts[0].figures()
 
-    def _start(self) -> None:
+    def _start(self) -> SimpleQueue[None]:
+        """Begin; the queue gets an item whenever a part ends, which costs less than ``concurrent.futures.wait``."""
+        ended: SimpleQueue[None] = SimpleQueue()
         for part in self._parts:
+            part.future.add_done_callback(lambda _: ended.put(None))
             part.start()
+        return ended
 
     def _show(self, bar: tqdm[NoReturn] | None) -> None:
         if bar is not None:
