@@ -27,8 +27,8 @@ class MaxSim(BaseReranker):
     """Scores pairs by vectors of their tokens, with the interface of a Reranker; nothing is stored.
 
     A score is the sum over the query's vectors of the highest cosine with any vector of the text, divided by their
-    number where the model was trained so (bge-m3). Texts are embedded when they are asked for, each once in a call:
-    half the work of a cross-encoder or less, for the query is not read with every text.
+    number where the model was trained so (bge-m3). Texts are embedded when they are asked for, each once in a call.
+    That costs about as much as a cross-encoder of the same size, but needs no second model.
 
     Examples:
         >>> embedder = Embedder("BAAI/bge-m3")
