@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,12 @@ from reference.sentence_layouts import build_bge_m3
 from reference.sentence_reference import token_ids
 from twinvec import Embedder, ModelSpec
 from twinvec.errors import ConfigurationError
-from twinvec.families import Published
+from twinvec.families import FAMILIES, Published
 from twinvec.families.cross_encoders import GteReranker
 from twinvec.families.giga import Giga
 from twinvec.families.gte import Gte
+from twinvec.recorded import read_scores, record_scores
+from twinvec.reranker import load_local
 from twinvec.verify import tolerance, verify
 
 Table = tuple[tuple[float, ...], ...]
@@ -83,7 +87,9 @@ def test_one_wrong_score_fails(gte: Path) -> None:
 def test_random_weights_fail(gte: Path) -> None:
     report = verify(gte)
     assert not report.ok
-    assert len(report.rows) == 15
+    assert len(report.rows) == 16
+    (doubt,) = report.unchecked
+    assert "whether this is Alibaba-NLP/gte-multilingual-base" in doubt
     assert {row.half for row in report.rows} == {"dense", "sparse", "dense + 0.3 sparse"}
 
 
@@ -123,17 +129,103 @@ def giga_scores(folder: Path, *, interleaved: bool = False) -> Published:
     return replace(card, scores={"dense": table(queries @ documents.T)})
 
 
-def test_family_without_numbers(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match="there are no published scores for the family 'sentence-transformers'"
-    ):
-        verify(build_bge_m3(tmp_path))
+def test_models_without_numbers(gte: Path, tmp_path: Path) -> None:
+    relative = build_gte(tmp_path / "relative", variant="snowflake")
+    for folder, name in ((relative, None), (gte, "Alibaba-NLP/gte-large-en-v1.5")):
+        with pytest.raises(ConfigurationError, match="no published scores of this model"):
+            verify(folder, name=name)
 
 
-def test_relatives_are_not_what_was_published(tmp_path: Path) -> None:
-    folder = build_gte(tmp_path, variant="snowflake")
-    with pytest.raises(ConfigurationError, match="it is another model"):
-        verify(folder)
+@pytest.mark.parametrize(
+    ("folder", "name", "rows"),
+    [
+        ("snowflake-arctic-embed-m-v2.0", None, 1),
+        ("any", "snowflake/Snowflake-arctic-embed-m-v2.0", 1),
+        ("models--Snowflake--snowflake-arctic-embed-m-v2.0/snapshots/1", None, 1),
+    ],
+)
+def test_a_model_is_known_by_its_name(tmp_path: Path, folder: str, name: str | None, rows: int) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    path = build_gte(tmp_path / folder, variant="snowflake", dtype="float32")
+    report = verify(path, name=name)
+    assert (len(report.rows), report.unchecked) == (rows, ())
+    with Embedder(path, dtype="float32") as embedder:  # without its prompt, as it was published
+        pair = embedder.embed_documents([report.rows[0].query, report.rows[0].document]).dense
+        assert pair is not None
+        assert report.rows[0].computed == pytest.approx(float(pair[0] @ pair[1]), abs=1e-6)
+
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "Alibaba-NLP/gte-multilingual-base": build_gte,
+    "Alibaba-NLP/gte-base-en-v1.5": build_gte,
+    "Snowflake/snowflake-arctic-embed-m-v2.0": build_gte,
+    "Alibaba-NLP/gte-multilingual-reranker-base": partial(build_gte, variant="reranker"),
+    "BAAI/bge-m3": build_bge_m3,
+    "ai-sage/Giga-Embeddings-instruct": partial(build_giga_original, generation=1),
+}
+
+
+def test_every_model_with_numbers_is_tried() -> None:
+    assert {card.model for family in FAMILIES for card in family.published} == set(BUILDERS)
+
+
+def with_scores(cards: list[Published], numbers: list[float]) -> list[Published]:
+    """Return the cards with other scores, in the order of a report's rows."""
+    left = iter(numbers)
+
+    def table(rows: Table) -> Table:
+        return tuple(tuple(next(left) for _ in row) for row in rows)
+
+    return [replace(card, scores={half: table(rows) for half, rows in card.scores.items()}) for card in cards]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_published_number_can_fail(tmp_path: Path, name: str) -> None:
+    """Every number in turn is moved off the computed one; that one fails, and no other."""
+    with load_local(str(BUILDERS[name](tmp_path)), dtype="float32") as model:
+        cards = [card for card in model._core.model.family.published if card.model == name]
+        right = with_scores(cards, [row.computed for row in verify(model, name=name).rows])
+        report = verify(model, published=right)
+        assert report.ok
+        for moved, row in enumerate(report.rows):
+            wrong = [r.computed + 1.1 * r.tolerance * (i == moved) for i, r in enumerate(report.rows)]
+            failed = [
+                (r.query, r.document, r.half)
+                for r in verify(model, published=with_scores(cards, wrong)).rows
+                if not r.ok
+            ]
+            assert failed == [(row.query, row.document, row.half)]
+
+
+def test_what_a_team_records_is_compared(gte: Path, tmp_path: Path) -> None:
+    with Embedder(gte, dtype="float32") as embedder:
+        record_scores(embedder, tmp_path / "ours.json")
+        report = verify(embedder, published=read_scores(tmp_path / "ours.json"))
+        assert report.ok
+        assert {row.half for row in report.rows} == {"dense", "sparse"}
+        first = report.rows[0]
+        pair = embedder.embed_queries([first.query]).dense, embedder.embed_documents([first.document]).dense
+        assert pair[0] is not None
+        assert pair[1] is not None
+        assert first.computed == pytest.approx(float(pair[0][0] @ pair[1][0]), abs=1e-6)
+    other = build_gte(tmp_path / "other", seed=5, dtype="float32")
+    assert not verify(other, published=read_scores(tmp_path / "ours.json")).ok
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "is empty"),
+        ("{", "no scores to compare with"),
+        ('[{"queries": ["a"], "documents": ["b"]}]', "scores"),
+        ('[{"queries": ["a"], "documents": ["b"], "scores": {"cosine": [[1]]}}]', "'cosine' is not one of"),
+        ('[{"queries": ["a"], "documents": ["b"], "scores": {"dense": [[1, 2]]}}]', "not 1 queries x 1 documents"),
+    ],
+)
+def test_expected_scores_that_are_none(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=reason):
+        read_scores(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(

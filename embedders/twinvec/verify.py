@@ -1,10 +1,11 @@
-"""verify: recompute the scores published on a model card, and compare."""
+"""verify: recompute published scores of a model, and compare."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,13 +14,15 @@ from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError
 from twinvec.reranker import Reranker, load_local
 from twinvec.spec import ModelSpec
-from twinvec.vectors import Float32
+from twinvec.vectors import EmbeddingBatch, Float32
 
 if TYPE_CHECKING:
     from twinvec.families import Published
 
 # Names of the scores in Published: (weight of the cosine, weight of the common sparse terms).
 _WEIGHTS = {"dense": (1.0, 0.0), "sparse": (0.0, 1.0), "dense + 0.3 sparse": (1.0, 0.3)}
+_WEIGHT = "weight of a token"  # of a query; the documents are its tokens
+SCORES = (*_WEIGHTS, _WEIGHT, "logit")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class VerifyReport:
         model, family, dtype: the verified model, and its precision.
         rows: every published score; once per variant if variants were tried.
         variants: rotations that were tried; the first is the one used by the Embedder.
+        unchecked: what these scores do not cover.
     """
 
     model: str
@@ -70,6 +74,7 @@ class VerifyReport:
     dtype: str
     rows: tuple[VerifyRow, ...]
     variants: tuple[str | None, ...] = (None,)
+    unchecked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,39 +88,40 @@ class VerifyReport:
 
 
 def verify(
-    model: Embedder | Reranker | str | os.PathLike[str] | ModelSpec, *, published: Sequence[Published] | None = None
+    model: Embedder | Reranker | str | os.PathLike[str] | ModelSpec,
+    *,
+    published: Sequence[Published] | None = None,
+    name: str | None = None,
 ) -> VerifyReport:
-    """Recompute the published scores of a model's family.
+    """Recompute the published scores of a model.
 
     Args:
         model: an Embedder or a Reranker, not in use by anyone else; or a model name, folder or spec, which is loaded in
             float32, so that the comparison shows the computation rather than this machine's rounding.
-        published: scores to compare with, instead of the family's.
+        published: scores to compare with instead, such as those of ``twinvec.recorded.read_scores``.
+        name: hub id of a folder's model; None: the folder's name, or else the family's main model.
 
     Raises:
-        ConfigurationError: nothing is published for the family, or this model is not the published one.
+        ConfigurationError: nothing is published for the model, or its options change the scores.
         CheckpointError: the model cannot be loaded.
     """
     if isinstance(model, (Embedder, Reranker)):
-        return _verify(model, published)
+        return _verify(model, published, name)
     with load_local(model if isinstance(model, ModelSpec) else _in_float32(model)) as loaded:
-        return _verify(loaded, published)
+        return _verify(loaded, published, name)
 
 
 def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
     return ModelSpec(model=os.fspath(model), dtype="float32")
 
 
-def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None) -> VerifyReport:
+def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None, name: str | None) -> VerifyReport:
     model = embedder._core.model
+    unchecked: list[str] = []
     if published is None:
-        published = model.family.published
-    if not published:
-        raise ConfigurationError(
-            f"{embedder.spec.model}: there are no published scores for the family {embedder.family!r} to "
-            "compare with; `twinvec models` lists the families"
-        )
+        published, unchecked = _published(embedder, name)
     if isinstance(embedder, Embedder):
+        unchecked += _uncovered(embedder, published)
         _check_comparable(embedder, published)
     backbone = model.encoder.backbone
     variants: tuple[str | None, ...] = backbone.rope_variants() or (None,)
@@ -130,13 +136,54 @@ def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None
         if variants[0] is not None:
             backbone.use_rope(variants[0])
             embedder._core.clear_memo()
-    return VerifyReport(str(embedder.spec.model), embedder.family, embedder.spec.dtype, tuple(rows), variants)
+    spec = embedder.spec
+    return VerifyReport(str(spec.model), embedder.family, spec.dtype, tuple(rows), variants, tuple(unchecked))
+
+
+def _published(embedder: Embedder | Reranker, name: str | None) -> tuple[Sequence[Published], list[str]]:
+    """Return the scores published for a model, and any doubt that they are this model's."""
+    model, called = embedder._core.model, name or str(embedder.spec.model)
+    cards = model.family.published
+    if named := [card for card in cards if not card.model or _is_called(called, card.model)]:
+        return named, []
+    main = cards[0].model if cards and name is None and Path(called).is_dir() else None
+    found = [card for card in cards if card.model == main]
+    if not found or (any(map(_needs_sparse, found)) and model.description.sparse is None):
+        known = ", ".join(dict.fromkeys(card.model for card in cards)) or "none"
+        raise ConfigurationError(
+            f"{called}: there are no published scores of this model to compare with (models of the family "
+            f"{embedder.family!r} that have some: {known}); record your own with `twinvec verify --record`"
+        )
+    return found, [f"whether this is {main}, whose scores these are (if not, name the model with --as)"]
+
+
+def _is_called(name: str, model: str) -> bool:
+    """Return whether a name is that of a model: its hub id, or a folder called so, also in the hub's cache."""
+    names = {model.rpartition("/")[2].casefold(), "models--" + model.replace("/", "--").casefold()}
+    in_folder = Path(name).is_dir() and any(part.casefold() in names for part in Path(name).parts)
+    return name.casefold() == model.casefold() or in_folder
+
+
+def _needs_sparse(card: Published) -> bool:
+    return any(half == _WEIGHT or _WEIGHTS.get(half, (0, 0))[1] for half in card.scores)
+
+
+def _uncovered(embedder: Embedder, published: Sequence[Published]) -> list[str]:
+    """Return the halves of which there are no scores."""
+    missing = []
+    if embedder.dim is not None and not any(_WEIGHTS.get(half, (0, 0))[0] for c in published for half in c.scores):
+        missing.append("dense vectors (no scores)")
+    if embedder.spec.sparse == "head" and not any(map(_needs_sparse, published)):
+        missing.append("the lexical head (no scores)")
+    elif embedder.spec.sparse not in (None, "head"):
+        missing.append(f"sparse={embedder.spec.sparse!r}, which is not part of the checkpoint")
+    return missing
 
 
 def _check_comparable(embedder: Embedder, published: Sequence[Published]) -> None:
     """Refuse options that change scores, and relatives that share the family without its published numbers."""
     spec, full = embedder.spec, embedder._core.model.description.dim
-    needs_sparse = any(_WEIGHTS[half][1] for card in published for half in card.scores)
+    needs_sparse = any(map(_needs_sparse, published))
     if needs_sparse and spec.sparse != "head":
         raise ConfigurationError(
             f"{spec.model}: the published scores of the family {embedder.family!r} need the checkpoint's own lexical "
@@ -161,24 +208,34 @@ def _compare_logits(reranker: Reranker, card: Published) -> list[VerifyRow]:
 def _compare(embedder: Embedder | Reranker, card: Published, variant: str | None) -> list[VerifyRow]:
     if isinstance(embedder, Reranker):
         return _compare_logits(embedder, card)
-    queries = embedder.embed_queries(card.queries, task=card.task)
+    embed = embedder.embed_queries if card.roles else embedder.embed_documents
+    queries = embed(card.queries, task=card.task)
     documents = embedder.embed_documents(card.documents, task=card.task)
-    assert queries.dense is not None
-    assert documents.dense is not None
-    cosine = queries.dense @ documents.dense.T
-    common: Float32 = np.zeros_like(cosine)
-    if queries.sparse is not None and documents.sparse is not None:
-        common = queries.sparse.similarity(documents.sparse)
     rows = []
     for half, scores in card.scores.items():
-        dense_weight, sparse_weight = _WEIGHTS[half]
-        computed = dense_weight * cosine + sparse_weight * common
+        computed = _token_weights(embedder, queries, card) if half == _WEIGHT else _similarity(queries, documents, half)
         rows += [
             VerifyRow(card.source, half, query, document, score, float(found), tolerance(half, score), variant)
             for query, line, values in zip(card.queries, scores, computed, strict=True)
             for document, score, found in zip(card.documents, line, values, strict=True)
         ]
     return rows
+
+
+def _similarity(queries: EmbeddingBatch, documents: EmbeddingBatch, half: str) -> Float32:
+    dense_weight, sparse_weight = _WEIGHTS[half]
+    computed: Float32 = np.zeros((len(queries), len(documents)), np.float32)
+    if dense_weight and queries.dense is not None and documents.dense is not None:
+        computed = computed + dense_weight * (queries.dense @ documents.dense.T)
+    if sparse_weight and queries.sparse is not None and documents.sparse is not None:
+        computed = computed + sparse_weight * queries.sparse.similarity(documents.sparse)
+    return computed
+
+
+def _token_weights(embedder: Embedder, queries: EmbeddingBatch, card: Published) -> Float32:
+    assert queries.sparse is not None
+    rows = [{token.strip(): weight for token, weight in row.items()} for row in embedder.token_weights(queries.sparse)]
+    return np.array([[row.get(token, 0.0) for token in card.documents] for row in rows], np.float32)
 
 
 def tolerance(half: str, published: float) -> float:

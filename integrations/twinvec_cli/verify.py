@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note
 from twinvec_cli.options import Device, Dtype, Model, Revision, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from twinvec import Embedder, Reranker
     from twinvec.verify import VerifyReport, VerifyRow
 
+_AS = "Hub id of the model, if its folder has another name."
+_EXPECT = "Compare with scores written by --record."
+_RECORD = "Write the model's scores for a few texts, to compare with later."
+_MTEB = "Run a task of mteb instead (downloads it), such as RuBQRetrieval."
+_TASK_SCORES = {  # main scores, nDCG@10
+    ("ai-sage/Giga-Embeddings-instruct-480M-0826", "RuBQRetrieval"): 0.73574,
+    ("ai-sage/Giga-Embeddings-instruct-480M-0826", "MIRACLRetrievalHardNegatives.v2"): 0.71046,
+    ("Alibaba-NLP/gte-multilingual-base", "RuBQRetrieval"): 0.67938,
+}
+_TASK_TOLERANCE = 0.005
 _NUMBERS = 43  # columns taken by the numbers and all borders
 
 
@@ -28,24 +41,41 @@ def verify(
             metavar="NAME", help="float32 checks the computation; auto, bfloat16 and float16 check the rounding, too."
         ),
     ] = Dtype.FLOAT32,
+    name: Annotated[str | None, typer.Option("--as", metavar="ID", help=_AS, show_default=False)] = None,
+    expect: Annotated[Path | None, typer.Option(metavar="FILE", help=_EXPECT, show_default=False)] = None,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help=_RECORD, show_default=False)] = None,
+    mteb: Annotated[str | None, typer.Option(metavar="TASK", help=_MTEB, show_default=False)] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Recompute the scores published on the model's card, and compare.
+    """Recompute the published scores of a model, and compare.
 
     Exit status: 0 if all are within the tolerance, 1 if not, 2 if the comparison is not possible.
 
-    Example: [bold]twinvec verify Alibaba-NLP/gte-multilingual-base[/bold]
+    Examples:
+
+    [bold]twinvec verify Alibaba-NLP/gte-multilingual-base[/bold]
+
+    [bold]twinvec verify models/ours --record ours.json[/bold], and after an upgrade [bold]--expect ours.json[/bold]
     """
     from rich.console import Console
 
     import twinvec.verify as verification
+    from twinvec import recorded
     from twinvec.reranker import load_local
 
     note(f"Loading {model} ...")
     with load_local(
         model, revision=revision, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code
     ) as loaded:
-        report = verification.verify(loaded)
+        if record is not None:
+            recorded.record_scores(loaded, record)
+            typer.echo(f"Recorded in {record}; compare with --expect {record}")
+            return
+        if mteb is not None:
+            _run_task(loaded, mteb, name or model)
+            return
+        expected = None if expect is None else recorded.read_scores(expect)
+        report = verification.verify(loaded, published=expected, name=name)
     console = Console()
     for variant in report.variants:
         console.print(_table(report, variant, console.width))
@@ -83,6 +113,28 @@ def _table(report: VerifyReport, variant: str | None, width: int) -> Table:
     return table
 
 
+def _run_task(loaded: Embedder | Reranker, task: str, model: str) -> None:
+    """Run an mteb task with dense vectors, and compare its score if one is published."""
+    from twinvec import Embedder
+    from twinvec_stores.evaluation import MtebEncoder
+
+    if not isinstance(loaded, Embedder):
+        raise ConfigurationError("--mteb is for embedding models")
+    try:
+        import mteb
+    except ImportError:
+        raise ConfigurationError("--mteb needs an optional package: pip install 'twinvec[mteb]'") from None
+    result = mteb.evaluate(MtebEncoder(loaded, mode="dense"), mteb.get_task(task), cache=None)
+    score = float(result.task_results[0].get_score())
+    published = _TASK_SCORES.get((model, task))
+    if published is None:
+        typer.echo(f"{task}: {score:.5f}; no score of {model} is published")
+        return
+    typer.echo(f"{task}: {score:.5f}, published {published:.5f} (tolerance: {_TASK_TOLERANCE})")
+    if abs(score - published) > _TASK_TOLERANCE:
+        raise typer.Exit(1)
+
+
 def _order(rows: list[VerifyRow]) -> Callable[[VerifyRow], int]:
     halves = list(dict.fromkeys(row.half for row in rows))
     return lambda row: halves.index(row.half)
@@ -103,4 +155,4 @@ def _summary(report: VerifyReport) -> str:
                 "The vectors of this checkpoint are wrong with the rope in use: set rope_interleave to "
                 f"{flag} in text_config of its config.json, and please report it."
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"Not checked: {what}." for what in report.unchecked)])

@@ -43,8 +43,21 @@ def test_verify_disagrees(run: Run, gte: str) -> None:
 
 
 def test_verify_cannot_run(run: Run, bge: str) -> None:
-    for model, reason in ((bge, "there are no published scores for the family"), ("/nowhere", "no such folder")):
+    for model, reason in ((bge, "there are no published scores"), ("/nowhere", "no such folder")):
         result = run("verify", model)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith("error: ")
         assert reason in result.stderr
+
+
+def test_verify_records_and_compares(run: Run, gte: str, tmp_path: Path) -> None:
+    result = run("verify", gte, "--record", tmp_path / "ours.json")
+    assert result.exit_code == 0, result.stderr
+    result = run("verify", gte, "--expect", tmp_path / "ours.json")
+    assert result.exit_code == 0, result.stdout
+    assert "24 of 24 scores agree" in result.stdout
+    assert "Not checked" not in result.stdout
+    result = run("verify", gte, "--as", "Alibaba-NLP/gte-base-en-v1.5")
+    assert result.exit_code == 1
+    assert "0.7760" in result.stdout
+    assert "Not checked: the lexical head (no scores)." in result.stdout

@@ -85,13 +85,24 @@ class Description:
 
 @dataclass(frozen=True)
 class Published:
-    """Scores published on a model card: queries x documents, dense and sparse."""
+    """Published scores of one model: queries x documents.
+
+    Attributes:
+        source: where they are published, and their precision.
+        queries, documents: the texts.
+        scores: name (see ``twinvec.verify``) -> queries x documents.
+        task: the instruction of the queries.
+        model: hub id of the model.
+        roles: whether queries are embedded as queries; otherwise as documents, without their prompt.
+    """
 
     source: str
     queries: tuple[str, ...]
     documents: tuple[str, ...]
     scores: Mapping[str, tuple[tuple[float, ...], ...]]
     task: str | None = None
+    model: str = ""
+    roles: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     supported: ClassVar[tuple[Supported, ...]]
-    published: ClassVar[tuple[Published, ...]] = ()
+    published: ClassVar[tuple[Published, ...]] = ()  # those of the main model first
 
     @abstractmethod
     def matches(self, checkpoint: Checkpoint) -> bool:

@@ -130,6 +130,7 @@ class GteReranker(CrossEncoder):
     published = (
         Published(
             source="published in fp32",
+            model="Alibaba-NLP/gte-multilingual-reranker-base",
             queries=("What is Deep Learning?",),
             documents=("Deep Learning is not...",),
             scores={"logit": ((-0.741733,),)},

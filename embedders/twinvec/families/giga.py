@@ -41,6 +41,7 @@ class Giga(Family):
     published = (
         Published(
             source="model card, bf16",
+            model="ai-sage/Giga-Embeddings-instruct",
             task=TASKS["web_search"].instruction,
             queries=("What is the capital of Russia?", "Explain gravity"),
             documents=(

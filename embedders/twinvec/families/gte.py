@@ -35,6 +35,17 @@ _DOCUMENTS = (
 )
 
 
+def _deep_learning(model: str, cosine: float) -> Published:
+    return Published(
+        source="published in fp32, without prompts",
+        model=model,
+        roles=False,
+        queries=("What is Deep Learning?",),
+        documents=("Deep Learning is...",),
+        scores={"dense": ((cosine,),)},
+    )
+
+
 class Gte(Family):
     """GTE: CLS pooling, NTK-scaled rope, dense and lexical head from one file."""
 
@@ -47,12 +58,14 @@ class Gte(Family):
     published = (
         Published(
             source="model card, fp16",
+            model="Alibaba-NLP/gte-multilingual-base",
             queries=(_DOCUMENTS[0],),
             documents=_DOCUMENTS[1:],
             scores={"dense": ((0.3017, 0.7504, 0.3203),)},
         ),
         Published(
             source="model card, fp16",
+            model="Alibaba-NLP/gte-multilingual-base",
             queries=(_CHINA,),
             documents=_DOCUMENTS,
             scores={
@@ -61,6 +74,9 @@ class Gte(Family):
                 "dense + 0.3 sparse": ((0.8530, 0.2576, 2.1498, 0.7965),),
             },
         ),
+        _deep_learning("Alibaba-NLP/gte-multilingual-base", 0.851398),
+        _deep_learning("Alibaba-NLP/gte-base-en-v1.5", 0.776017),
+        _deep_learning("Snowflake/snowflake-arctic-embed-m-v2.0", 0.806664),
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:

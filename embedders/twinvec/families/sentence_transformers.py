@@ -11,7 +11,7 @@ from twinvec.checkpoints.fields import only, whole
 from twinvec.checkpoints.files import BGE_HEAD, BGE_MULTI_HEAD, Checkpoint
 from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointFieldError, CheckpointNotFoundError, UnsupportedCheckpointError
-from twinvec.families.base import Description, Family, MultiVectors, Supported
+from twinvec.families.base import Description, Family, MultiVectors, Published, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
 
 if TYPE_CHECKING:
@@ -64,6 +64,26 @@ class SentenceTransformers(Family):
         Supported("ModernBERT, Nomic, Jina v3, EuroBERT, Qwen2/3 (Qwen3-Embedding, gte-Qwen2), Llama, Mistral, "
                   "Gemma3 (EmbeddingGemma)", "Matryoshka where claimed", "the model's", "head file", "the model's"),
     )  # fmt: skip
+    published = (
+        Published(
+            source="model card",
+            model="BAAI/bge-m3",
+            queries=("What is BGE M3?",),
+            documents=(
+                "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector "
+                "interaction.",
+                "Defination of BM25",
+            ),
+            scores={"sparse": ((0.195549, 0.0),)},
+        ),
+        Published(
+            source="model card",
+            model="BAAI/bge-m3",
+            queries=("What is BGE M3?",),
+            documents=("What", "is", "B", "GE", "M", "3", "?"),
+            scores={"weight of a token": ((0.08356, 0.0814, 0.1296, 0.252, 0.1702, 0.2695, 0.04092),)},
+        ),
+    )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Return whether the model type is known and modules.json defines the pooling."""
