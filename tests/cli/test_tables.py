@@ -43,8 +43,9 @@ def test_verify_disagrees(run: Run, gte: str) -> None:
 
 
 def test_verify_cannot_run(run: Run, bge: str) -> None:
-    for model, reason in ((bge, "there are no published scores"), ("/nowhere", "no such folder")):
-        result = run("verify", model)
+    cases = (((bge, "--as", "BAAI/bge-base-en"), "there are no published scores"), (("/nowhere",), "no such folder"))
+    for arguments, reason in cases:
+        result = run("verify", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith("error: ")
         assert reason in result.stderr
