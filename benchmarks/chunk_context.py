@@ -1,86 +1,135 @@
-"""What headings before a chunk change: long descriptions of the packages installed here, found by their summaries.
+"""What a chunk's context changes, on long documents of two kinds; rankings are of documents (``group_by``).
 
-A query is what a person asks about a page's subject, a package's one-line summary; its document is that package's long
-description in Markdown, without the summary. Rankings are of documents (``group_by``). Nothing is tuned here.
+"subjects": long descriptions of the packages installed here, found by their one-line summaries, which are left out of
+them: short questions about what a page is about. "details": a folder in BEIR's layout whose documents join several
+answers, found by the questions of one of them. Nothing is tuned here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+import warnings
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from twinvec import Embedder
+from twinvec.errors import TruncationWarning
 from twinvec_stores import Document, HybridIndex, MemoryStore, StoreConfig, ingest
 
-_LEAST = 3000  # characters of a long document
+_LEAST, _MOST = 3000, 5000  # characters of a package's description
 _MODES = ("hybrid", "dense", "sparse")
 _WAYS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "chunks": {"chunk_tokens": 128},
-    "chunks under headings": {"chunk_tokens": 128, "chunk_context": "headings"},
+    "truncated": {},
+    "chunks": {},
+    "headings": {"chunk_context": "headings"},
+    "late": {"chunk_context": "late"},
 }
+Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def collection() -> tuple[list[Document], dict[str, str]]:
-    """Return documents, and queries by the id of the document that answers them."""
-    documents, queries = {}, {}
+class Collection(NamedTuple):
+    """Documents, questions, and the id of the one document that answers each."""
+
+    documents: list[Document]
+    queries: list[str]
+    answers: list[str]
+
+
+def subjects(most: int) -> Collection:
+    """Return the long descriptions of installed packages, the first so many by name, and their summaries."""
+    found: dict[str, tuple[Document, str]] = {}
     for distribution in distributions():
         facts: Any = distribution.metadata
         name, summary = facts["Name"], facts["Summary"]
         body = facts.get_payload() or facts["Description"]
-        if isinstance(body, str) and summary and len(body) > _LEAST and "# " in body:
-            documents[name] = Document(name, body.replace(summary, ""))
-            queries[name] = summary
-    return list(documents.values()), queries
+        if isinstance(body, str) and summary and _LEAST < len(body) < _MOST and "# " in body:
+            found[name.lower()] = Document(name, body.replace(summary, "")), summary
+    chosen = [found[name] for name in sorted(found)[:most]]
+    documents = [document for document, _ in chosen]
+    return Collection(documents, [summary for _, summary in chosen], [str(document.id) for document in documents])
 
 
-def ndcg(rank: int | None) -> float:
-    """Return nDCG@10 where one document is relevant."""
-    return 0.0 if rank is None else 1 / np.log2(rank + 2)
+def details(folder: Path, most: int) -> Collection:
+    """Return a collection in BEIR's layout: its first so many documents, and the questions that they answer."""
+    rows, questions = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("corpus", "queries")
+    )
+    pairs = [line.split("\t") for line in (folder / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    text = {row["_id"]: row["text"] for row in questions}
+    documents = [Document(row["_id"], row["text"]) for row in rows[:most]]
+    known = {document.id for document in documents}
+    pairs = [pair for pair in pairs if pair[1] in known]
+    return Collection(documents, [text[query] for query, *_ in pairs], [answer for _, answer, *_ in pairs])
 
 
-def scores(index: HybridIndex, queries: dict[str, str], mode: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the nDCG@10 of each query, by document."""
-    found = index.search_many(list(queries.values()), k=10, mode=mode, group_by="document")  # type: ignore[arg-type]
+def scores(index: HybridIndex, collection: Collection, mode: Any) -> Scores:
+    """Return the nDCG@10 of each query, by document, where one is relevant."""
+    found = index.search_many(collection.queries, k=10, mode=mode, group_by="document")
     names = [[result.record.provenance["document"] for result in results] for results in found]
-    ranks = [ids.index(name) if name in ids else None for name, ids in zip(queries, names, strict=True)]
-    return np.array([ndcg(rank) for rank in ranks])
+    ranks = [ids.index(name) if name in ids else None for name, ids in zip(collection.answers, names, strict=True)]
+    return np.array([0.0 if rank is None else 1 / np.log2(rank + 2) for rank in ranks])
 
 
-def interval(differences: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+def interval(differences: Scores) -> list[float]:
     """Return the paired bootstrap's 95% interval of a mean."""
     draw = np.random.default_rng(0)
-    means = draw.choice(differences, (10_000, len(differences))).mean(axis=1)
+    means = [differences[draw.integers(0, len(differences), len(differences))].mean() for _ in range(10_000)]
     return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
+
+
+def measure(collection: Collection, embedder: Embedder, chunk_tokens: int) -> dict[str, Any]:
+    """Return each way's scores, and the intervals of its differences from truncated documents and plain chunks."""
+    measured: dict[str, dict[str, Scores]] = {}
+    result: dict[str, Any] = {"documents": len(collection.documents), "queries": len(collection.queries)}
+    for name, options in _WAYS.items():
+        index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
+        start, tokens = time.monotonic(), embedder.stats()["tokens"]
+        chunks = None if name == "truncated" else chunk_tokens
+        report = ingest(collection.documents, embedder, index.store, chunk_tokens=chunks, **options)
+        measured[name] = {mode: scores(index, collection, mode) for mode in _MODES}
+        result[name] = {
+            "records": report.records,
+            "tokens": embedder.stats()["tokens"] - tokens,
+            "ndcg@10": {mode: round(float(rows.mean()), 4) for mode, rows in measured[name].items()},
+        }
+        for other in ("truncated", "chunks"):
+            if other in measured and other != name:
+                against = {m: interval(rows - measured[other][m]) for m, rows in measured[name].items()}
+                result[name][f"minus {other}, 95%"] = against
+        print(name, json.dumps(result[name]), f"{time.monotonic() - start:.0f} s", flush=True)
+    return result
 
 
 def main() -> None:
     """Measure, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
+    parser.add_argument("--name", required=True, help="of the model, for the file")
+    parser.add_argument("--details", type=Path, required=True, help="a folder in BEIR's layout")
+    parser.add_argument("--documents", type=int, nargs=2, default=(116, 150), help="of details and of subjects")
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--chunk-tokens", type=int, default=128)
+    parser.add_argument("--prompts", type=json.loads)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chunk-context.json")
     arguments = parser.parse_args()
-    documents, queries = collection()
-    measured: dict[str, Any] = {}
-    with Embedder(arguments.model, sparse="bm25") as embedder:
-        for name, options in _WAYS.items():
-            index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
-            ingest(documents, embedder, index.store, **options)
-            measured[name] = {mode: scores(index, queries, mode) for mode in _MODES}
-    result: dict[str, Any] = {"documents": len(documents), "queries": len(queries), "ndcg@10": {}, "against chunks": {}}
-    for name, modes in measured.items():
-        result["ndcg@10"][name] = {mode: round(float(rows.mean()), 4) for mode, rows in modes.items()}
-        if name != "chunks":
-            result["against chunks"][name] = {
-                mode: interval(rows - measured["chunks"][mode]) for mode, rows in modes.items()
-            }
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    warnings.simplefilter("ignore", TruncationWarning)  # it is one of the ways
+    options = {"prompts": arguments.prompts, "max_length": arguments.max_length}
+    with Embedder(arguments.model, sparse="bm25", dtype="float32", **options) as embedder:
+        result: dict[str, Any] = {
+            "model": arguments.name,
+            "max_length": embedder.max_length,
+            "chunk_tokens": arguments.chunk_tokens,
+        }
+        long, short = arguments.documents
+        for name, collection in (("details", details(arguments.details, long)), ("subjects", subjects(short))):
+            result[name] = measure(collection, embedder, arguments.chunk_tokens)
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

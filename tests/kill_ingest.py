@@ -176,7 +176,7 @@ def rounds(folder: Path, documents: int, kills: int, rng: random.Random, batch_s
     for version in (1, 2):
         corpus = folder / f"version {version}.jsonl"
         write_corpus(corpus, documents, version=version)
-        options = {"chunk_tokens": 40, "overlap_tokens": 8, "prune": True, "batch_size": batch_size}
+        options = {"chunk_tokens": 40, "overlap_tokens": 8, "prune": True, "prune_share": 1, "batch_size": batch_size}
         whole, killed = (Job(model, corpus, folder / store, options) for store in ("whole", "killed"))
         operations, report = count_operations(whole)
         yield f"version {version}, {operations} operations of the store\n{report}"

@@ -20,7 +20,7 @@ from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_embedding
-from twinvec.vectors import EmbeddingBatch, Float32, Int64, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Float32, Int64, Spans, SparseBatch
 
 if TYPE_CHECKING:
     from twinvec.families.base import MultiVectors
@@ -30,7 +30,10 @@ _Self = TypeVar("_Self", bound="BaseEmbedder")
 
 @dataclass(frozen=True)
 class CheckedCall:
-    """A validated call: ``prompt`` goes before each text; ``dense`` and ``sparse`` are the halves to compute."""
+    """A validated call: ``prompt`` goes before each text; ``dense`` and ``sparse`` are the halves to compute.
+
+    With ``spans``, the rows are those of these parts of each text.
+    """
 
     role: Role
     texts: list[str]
@@ -38,6 +41,14 @@ class CheckedCall:
     dense: bool
     sparse: bool
     multi: bool = False
+    spans: Sequence[Spans] | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """Return what each row is of."""
+        if self.spans is None:
+            return self.texts
+        return [text[start:end] for text, own in zip(self.texts, self.spans, strict=True) for start, end in own]
 
 
 class BaseEmbedder(ABC):
@@ -66,6 +77,7 @@ class BaseEmbedder(ABC):
         timeout: float | None = None,
         show_progress: bool = False,
         multi: bool = False,
+        spans: Sequence[Spans] | None = None,
     ) -> EmbeddingBatch:
         """Embed documents (passages).
 
@@ -80,6 +92,9 @@ class BaseEmbedder(ABC):
             show_progress: draw a progress bar on stderr.
             multi: compute a vector of each token as well, in the same pass, for late interaction; see ``MaxSim``. These
                 vectors are kept in no memo and no cache.
+            spans: (start, end) of parts of each text, in characters. The rows are those of the parts, in order, each
+                pooled from its own tokens after one pass over the whole text (late chunking). BM25 and a second, sparse
+                model see each part by itself. Nothing is truncated; only models with mean pooling support it.
 
         Returns:
             Rows in the order of ``texts``; equal texts are computed only once.
@@ -87,14 +102,15 @@ class BaseEmbedder(ABC):
         Raises:
             TypeError: ``texts`` is a string, or contains something other than strings (the message names the position).
             InvalidTextError: a text is not valid Unicode.
-            TextTooLongError: with ``on_overflow="error"``.
+            TextTooLongError: with ``on_overflow="error"``, or with ``spans``.
+            ConfigurationError: ``spans`` are invalid, or the model cannot pool them.
             PromptError: a task was given, but the model was not trained with instructions.
             OutOfMemoryError: a text does not fit on the device even by itself.
             OverloadedError: the queue is full, with ``on_overload="error"``.
             DeadlineError: the timeout has passed.
             DeviceLostError: no working device is left.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans)
         return block(self._told(Role.DOCUMENT, texts, wanted))
 
     def embed_queries(
@@ -139,9 +155,10 @@ class BaseEmbedder(ABC):
         timeout: float | None = None,
         show_progress: bool = False,
         multi: bool = False,
+        spans: Sequence[Spans] | None = None,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans)
         return await wait(self._told(Role.DOCUMENT, texts, wanted))
 
     async def aembed_queries(
@@ -228,6 +245,14 @@ class BaseEmbedder(ABC):
     @abstractmethod
     def token_room(self, role: Role | str, task: Task | str | None = None) -> int:
         """Return how many tokens of a text fit besides its prompt and the special tokens."""
+
+    def check_spans(self, *, dense: bool = True) -> None:
+        """Check that ``spans`` of documents, late chunking, are defined for this model.
+
+        Raises:
+            ConfigurationError: it says why not.
+        """
+        raise ConfigurationError(f"spans (late chunking) need an Embedder, which {type(self).__name__} is not")
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
@@ -334,7 +359,12 @@ class BaseEmbedder(ABC):
         check_texts([prompt], "prompt")
         if wanted.prompt is None:
             self._warn_of_double_prompts(checked, prompt)
-        return CheckedCall(role, checked, prompt, dense, sparse, wanted.multi)
+        if wanted.spans is not None:
+            self.check_spans(dense=dense)
+            _check_spans(checked, wanted.spans)
+            if wanted.multi:
+                raise ConfigurationError("pass multi= or spans=, not both")
+        return CheckedCall(role, checked, prompt, dense, sparse, wanted.multi, wanted.spans)
 
     def _warn_of_double_prompts(self, texts: list[str], prompt: str) -> None:
         double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]
@@ -357,6 +387,14 @@ class BaseEmbedder(ABC):
                 stacklevel=level_of_caller(),
             )
         return batch
+
+
+def _check_spans(texts: Sequence[str], spans: Sequence[Spans]) -> None:
+    if len(spans) != len(texts):
+        raise ConfigurationError(f"spans are of {len(spans)} texts, but there are {len(texts)}")
+    for i, (text, own) in enumerate(zip(texts, spans, strict=True)):
+        if not own or not all(0 <= start < end <= len(text) for start, end in own):
+            raise ConfigurationError(f"spans[{i}] must be pairs 0 <= start < end <= {len(text)}, not {own!r:.80}")
 
 
 def level_of_caller() -> int:

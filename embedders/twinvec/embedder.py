@@ -11,6 +11,7 @@ from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
 from twinvec.engine.job import Job, Request
 from twinvec.engine.waiting import Call, Part
+from twinvec.errors import ConfigurationError
 from twinvec.flows import call
 from twinvec.local import LocalModel
 from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
@@ -92,6 +93,21 @@ class Embedder(LocalModel, BaseEmbedder):
         """Return how the model gives vectors of single tokens, if it does."""
         return self._core.model.description.multi
 
+    def check_spans(self, *, dense: bool = True) -> None:
+        """Check that ``spans`` of documents, late chunking, are defined for this model.
+
+        Raises:
+            ConfigurationError: it pools otherwise than by the mean of its tokens.
+        """
+        modes, output = self._core.model.description.pooling, self._core.model.encoder.backbone.output
+        if dense and output == "pooled":
+            modes = ("a layer of its own",)
+        if dense and modes != ("mean",):
+            raise ConfigurationError(
+                f"spans (late chunking) are defined for models that pool the mean of their tokens; {self.spec.model} "
+                f"pools by {', '.join(modes)}"
+            )
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self.options)
 
@@ -137,11 +153,16 @@ class Embedder(LocalModel, BaseEmbedder):
             multi=asked.role.value if asked.multi else "",
         )
         parts: list[Part] = []
-        if both or asked.dense or asked.multi:
+        if (both or asked.dense) and asked.spans is not None:
+            from twinvec.engine.spans import SpanJob
+
+            alone = replace(request, memo=False, cache=None)  # rows of spans are of no use to other calls
+            parts.append(SpanJob(asked.texts, alone, self._core, spans=asked.spans))
+        elif both or asked.dense or asked.multi:
             parts.append(Job(asked.texts, request, self._core))
         # BM25 and SPLADE models know no prompts, and the dense model's limit does not apply to them
         if asked.sparse and self._bm25 is not None:
-            parts.append(Bm25Job(self._bm25, asked.role, asked.texts, urgent=urgent))
+            parts.append(Bm25Job(self._bm25, asked.role, asked.parts, urgent=urgent))
         elif asked.sparse and not both:
             lease = self._leases[1]
             own = replace(
@@ -153,7 +174,7 @@ class Embedder(LocalModel, BaseEmbedder):
                 keys=keys,
                 fail_on_overflow=False,
             )
-            parts.append(Job(asked.texts, own, lease.core))
+            parts.append(Job(asked.parts, own, lease.core))
         return Call(parts, wanted.timeout)
 
     def _resolved(self) -> ModelSpec:

@@ -12,13 +12,14 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from twinvec.errors import ConfigurationError
 from twinvec.spec import ModelSpec, SparseKeys
 from twinvec.text.prompts import Task
+from twinvec.vectors import Spans
 
 if TYPE_CHECKING:
     from twinvec.cache.rows import Cache
@@ -234,6 +235,7 @@ class CallOptions:
         multi: see there, as well.
         dim: number of dense dimensions, instead of the Embedder's.
         fail_on_overflow: overrides the Embedder's ``on_overflow``.
+        spans: see ``Embedder.embed_documents``.
     """
 
     task: Task | str | None = None
@@ -245,3 +247,4 @@ class CallOptions:
     dim: int | None = None
     fail_on_overflow: bool | None = None
     multi: bool = False
+    spans: Sequence[Spans] | None = None

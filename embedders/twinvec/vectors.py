@@ -17,6 +17,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+Spans = Sequence[tuple[int, int]]
 Rows = slice | Sequence[int] | Sequence[bool] | Int64 | Bool
 _MAX_KEY = np.iinfo(np.int32).max
 

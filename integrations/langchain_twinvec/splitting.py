@@ -11,7 +11,8 @@ from langchain_text_splitters import TextSplitter
 
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from twinvec import BaseEmbedder
-from twinvec_stores.ingestion.chunking import Chunker, Span
+from twinvec_stores.ingestion.chunking import Chunker
+from twinvec_stores.ingestion.spans import Span
 
 
 class TwinVecTextSplitter(TextSplitter):

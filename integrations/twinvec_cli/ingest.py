@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twinvec import Embedder
     from twinvec_stores import HybridStore
 
-INCOMPLETE = 1  # the run completed, but some rows failed
+INCOMPLETE = 1  # the run completed, but some rows failed, or it did not prune
 
 
 class OnError(str, Enum):
@@ -33,23 +33,26 @@ class OnError(str, Enum):
 
 
 class Context(str, Enum):
-    """What is put before a chunk when it is embedded."""
+    """What a chunk's vector knows of its document."""
 
     HEADINGS = "headings"
+    LATE = "late"
 
 
-_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz) or folders of them."
+_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz), folders of texts, or URLs of both."
 _MODEL = "Folder or hub id; only needed for a new store."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
-_CONTEXT = "headings: embed each chunk preceded by its document's title and headings."
+_CONTEXT = "headings: embed each chunk preceded by its title and headings; late: in one pass over its document."
 _METADATA = "Fields to keep as metadata, separated by commas; others are dropped."
 _PRUNE = "Delete documents that are in the store but not in the source."
+_SHARE = "Prune nothing if more than this share of the documents would be deleted."
+_WATCH = "Keep running until Ctrl-C, and ingest again whenever a folder changes."
 
 
 def ingest(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help=_SOURCE, show_default=False)],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE, show_default=False)],
     location: Annotated[
         str,
         typer.Option(
@@ -73,6 +76,8 @@ def ingest(
     metadata_fields: Annotated[str | None, typer.Option(metavar="NAMES", help=_METADATA, show_default=False)] = None,
     field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
+    prune_share: Annotated[float, typer.Option(metavar="SHARE", min=0, max=1, help=_SHARE)] = 0.5,
+    watch: Annotated[bool, typer.Option("--watch", help=_WATCH)] = False,
     on_error: Annotated[
         OnError, typer.Option(metavar="HOW", help="What to do with a bad row: skip or stop.")
     ] = OnError.SKIP,
@@ -92,7 +97,8 @@ def ingest(
 ) -> None:
     """Embed documents and put them into a store; run it again to bring the store up to date.
 
-    Unchanged documents are skipped, so an interrupted run can be resumed. Exit status 1 means that some rows failed.
+    Unchanged documents are skipped, so an interrupted run can be resumed. Exit status 1 means that some rows failed, or
+    that --prune was not carried out.
 
     Examples:
 
@@ -103,7 +109,9 @@ def ingest(
     [bold]twinvec ingest corpus.parquet -s http://localhost:6333 -m ai-sage/Giga-Embeddings-instruct-480M-0826
     --sparse bm25[/bold]
     """
+    from twinvec_cli.watching import going_on, rounds
     from twinvec_stores import ingest as run
+    from twinvec_stores.ingestion.remote import is_url
 
     options = {
         "revision": revision,
@@ -115,26 +123,27 @@ def ingest(
     wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization)
     with _opened(wanted, device, trust_remote_code) as (embedder, store), warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # the report counts them
-        report = run(
-            sources[0] if len(sources) == 1 else sources,
-            embedder,
-            store,
-            text_field=text_field,
-            id_field=id_field,
-            delimiter={"\\t": "\t"}.get(delimiter or "", delimiter),
-            chunk_tokens=chunk_tokens,
-            overlap_tokens=overlap_tokens,
-            chunk_context=chunk_context.value if chunk_context is not None else None,
-            metadata_fields=None
-            if metadata_fields is None
-            else [n.strip() for n in metadata_fields.split(",") if n.strip()],
-            prune=prune,
-            on_error=on_error.value,
-            batch_size=batch_size,
-            show_progress=sys.stderr.isatty(),
-        )
-    typer.echo(json.dumps(asdict(report), ensure_ascii=False) if as_json else str(report))
-    if report.failed:
+        for _ in rounds(sources, location) if watch else [None]:
+            with going_on(watch):
+                report = run(
+                    sources[0] if len(sources) == 1 else [s if is_url(s) else Path(s) for s in sources],
+                    embedder,
+                    store,
+                    text_field=text_field,
+                    id_field=id_field,
+                    delimiter={"\\t": "\t"}.get(delimiter or "", delimiter),
+                    chunk_tokens=chunk_tokens,
+                    overlap_tokens=overlap_tokens,
+                    chunk_context=chunk_context.value if chunk_context is not None else None,
+                    metadata_fields=None if metadata_fields is None else _names(metadata_fields),
+                    prune=prune,
+                    prune_share=prune_share,
+                    on_error=on_error.value,
+                    batch_size=batch_size,
+                    show_progress=sys.stderr.isatty(),
+                )
+                typer.echo(json.dumps(asdict(report), ensure_ascii=False) if as_json else str(report))
+    if report.failed or report.not_pruned:
         raise typer.Exit(INCOMPLETE)
 
 
@@ -184,6 +193,10 @@ def _fields(given: Sequence[str]) -> dict[str, Any]:
             raise ConfigurationError(f"--field {item}: must be NAME:TYPE, such as year:integer")
         fields[name] = kind
     return fields
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _prompts(text: str | None) -> dict[str, str] | None:

@@ -13,7 +13,8 @@ from twinvec import Embedder
 from twinvec.errors import ConfigurationError
 from twinvec_stores import MemoryStore, StoreConfig
 from twinvec_stores.ingestion import ingest
-from twinvec_stores.ingestion.chunking import Chunker, Span
+from twinvec_stores.ingestion.chunking import Chunker
+from twinvec_stores.ingestion.spans import Span
 
 KINDS = ("unigram", "wordpiece", "bytes", "prompted")
 ACCENTS, FAMILY, FLAGS = "e\u0301\u0301", "👨\u200d👩\u200d👧", "🇷🇺🇺🇸"

@@ -152,6 +152,7 @@ def test_the_last_version_is_what_counts(
             store,
             chunk_tokens=chunk,
             prune=True,
+            prune_share=1,
             batch_size=size,
         )
         assert report.new == len(good.keys() - known)
@@ -185,8 +186,35 @@ def test_prune_leaves_alone_what_was_never_ingested(embedder: Embedder, store: H
     store.upsert(RecordBatch(["hand", "b"], ["by hand", "too"], batch.dense, batch.sparse))
     report = ingest([Document("a", LONG), Document("b", "x")], embedder, store, chunk_tokens=30)
     assert counts(report) == (2, 0, 0, 0, 0)
-    assert counts(ingest(["only"], embedder, store, prune=True)) == (1, 0, 0, 0, 2)
+    assert counts(ingest(["only"], embedder, store, prune=True, prune_share=1)) == (1, 0, 0, 0, 2)
     assert set(texts(store).values()) == {"by hand", "too", "only"}
+
+
+@pytest.mark.parametrize("chunks", [None, 20])
+def test_prune_is_refused_where_more_than_its_share_would_go(
+    embedder: Embedder, store: HybridStore, chunks: int | None
+) -> None:
+    """A share is of documents, however many records they have."""
+    rows = [Document("long", LONG), *(Document(str(i), f"text {i}") for i in range(9))]
+    ingest(rows, embedder, store, chunk_tokens=chunks)
+    before = texts(store)
+    report = ingest(rows[:4], embedder, store, chunk_tokens=chunks, prune=True)
+    assert (report.deleted, report.pruned) == (0, False)
+    assert "6 of 10 documents" in report.not_pruned
+    assert "not pruned" in str(report)
+    report = ingest(rows[1:], embedder, store, chunk_tokens=chunks, prune=True, prune_share=0)
+    assert (report.deleted, report.pruned) == (0, False)
+    assert texts(store) == before
+    report = ingest(rows[5:], embedder, store, chunk_tokens=chunks, prune=True)
+    assert (report.deleted, report.pruned, report.not_pruned) == (5, True, "")
+    report = ingest(rows[-1:], embedder, store, chunk_tokens=chunks, prune=True, prune_share=0.8)
+    assert (report.deleted, sorted(texts(store).values())) == (4, ["text 8"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "half", True, float("nan")])
+def test_a_share_is_a_number_from_0_to_1(embedder: Embedder, memory: MemoryStore, share: Any) -> None:
+    with pytest.raises(ConfigurationError, match="prune_share"):
+        ingest([], embedder, memory, prune=True, prune_share=share)
 
 
 def test_prune_needs_to_know_every_row(embedder: Embedder, memory: MemoryStore) -> None:

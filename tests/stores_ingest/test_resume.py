@@ -91,7 +91,7 @@ def test_a_run_that_dies_at_any_write(embedder: Embedder, lines: Lines, before: 
     """Then the next run is the same again, or the source went back to what it was, or the chunks are others."""
     config = StoreConfig.for_embedder(embedder)
     old, new = lines("old.jsonl", OLD), lines("new.jsonl", [row for row in NEW if row != "no json"])
-    run = functools.partial(ingest, embedder=embedder, batch_size=4, prune=True)
+    run = functools.partial(ingest, embedder=embedder, batch_size=4, prune=True, prune_share=1)
     first = MortalStore(config)
     run(old, store=first, chunk_tokens=before)
     nexts = [(new, after), (old, before), (old, after), (new, before)]

@@ -10,12 +10,13 @@ from twinvec.vectors import Float32, SparseVector
 
 
 class Key(NamedTuple):
-    """Everything that decides a row of one model. The role matters only through the prompt."""
+    """Everything that decides a row of one model, or the rows of spans. The role matters only through the prompt."""
 
     prompt: str
     text: str
     max_length: int
     multi: str = ""  # the role whose vectors of single tokens are wanted as well
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,6 +29,7 @@ class Row:
         tokens: number of tokens seen by the model.
         full_length: tokens before the cut at the maximum length.
         multi: float32 [vectors, dim], of single tokens, normalised; None where the key does not want them.
+        parts: if the key has spans, the row of each, instead of the two halves.
     """
 
     dense: Float32 | None
@@ -35,6 +37,7 @@ class Row:
     tokens: int
     full_length: int
     multi: Float32 | None = None
+    parts: tuple[Row, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ from twinvec.compute.graphs import Graphs, Outputs
 from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
-from twinvec.compute.packing import TokenBatch
+from twinvec.compute.packing import Spanned, TokenBatch
 from twinvec.compute.pooling import pool
 from twinvec.compute.quantization import Int8Linear
 from twinvec.compute.sparse import reduce_token_weights, reduce_vocabulary_weights
@@ -119,8 +120,10 @@ class Encoder:
         """
         started = time.monotonic()
         try:
-            batch = TokenBatch.pack(texts)
-            return functools.partial(self._finish, texts, batch, *self._launch(batch), started)
+            batch, spans = TokenBatch.pack(texts), TokenBatch.of_spans(texts)
+            outputs, ready = self._launch(batch, spans)
+            pooled, of = (texts, batch) if spans is None else (spans.texts, spans.batch)
+            return functools.partial(self._finish, texts, pooled, of, outputs, ready, started)
         except BaseException:
             self._count_time(started)
             raise
@@ -128,6 +131,7 @@ class Encoder:
     def _finish(
         self,
         texts: Sequence[TokenizedText],
+        pooled: Sequence[TokenizedText],
         batch: TokenBatch,
         outputs: Outputs,
         ready: torch.cuda.Event | None,
@@ -139,20 +143,21 @@ class Encoder:
         finally:
             self._count_time(started)
         dense, sparse, finite = self._read(outputs, batch)
-        multi = self._token_vectors(texts, batch, outputs[2], finite)
+        multi = self._token_vectors(pooled, batch, outputs[2], finite)
         # copies: a stored row would keep the rows of the whole batch alive
-        return [
+        rows = (
             Row(
                 None if dense is None else dense[i].copy(),
                 None if sparse is None else sparse[i].copy(),
-                len(text.ids),
-                text.full_length,
+                tokens,
+                tokens,
                 multi[i],
             )
             if finite[i]
             else None
-            for i, text in enumerate(texts)
-        ]
+            for i, tokens in enumerate(batch.lengths)
+        )
+        return [_row_of(text, list(islice(rows, len(text.spans) or 1))) for text in texts]
 
     def free_memory(self) -> None:
         """Free memory after it ran out."""
@@ -182,13 +187,14 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
+    def _launch(self, batch: TokenBatch, spans: Spanned | None) -> tuple[Outputs, torch.cuda.Event | None]:
         """Return the outputs, which are on the host once the event has occurred; None: they already are."""
         ready = None
         with self._current():
-            outputs = self._graphs.replay(batch) if self._graphs is not None and not batch.multi else None
+            graphs = None if batch.multi or spans is not None else self._graphs
+            outputs = graphs.replay(batch) if graphs is not None else None
             if outputs is None:
-                outputs = self._forward(batch.to(self.device))
+                outputs = self._forward(batch.to(self.device), spans)
             outputs = (_to_host(outputs[0]), _to_host(outputs[1]), _to_host(outputs[2]))
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
@@ -198,13 +204,17 @@ class Encoder:
         self.tokens += batch.n_tokens
         return outputs, ready
 
-    def _forward(self, batch: TokenBatch) -> Outputs:
+    def _forward(self, batch: TokenBatch, spans: Spanned | None = None) -> Outputs:
         """Return dense rows [texts, dim], weights per token [tokens] or per vocabulary entry [texts, vocabulary], and
         if ``batch.multi`` vectors of tokens [tokens, dim].
+
+        With ``spans``, see ``TokenBatch.of_spans``, these are the texts.
 
         With ``graphs`` everything in here only queues work for the device.
         """
         output = self._backbone(batch)
+        if spans is not None:
+            output, batch = output[spans.places.to(self.device)], spans.batch.to(self.device)
         dense = self._dense(output, batch) if self.description.dim is not None else None
         vectors = self._multi(output) if batch.multi and self._multi is not None else None
         if self._head is not None:
@@ -333,6 +343,16 @@ def choose_budget(free: int, bytes_per_token: float, weights: int) -> int:
 
 def _matrix_weights(module: torch.nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, (torch.nn.Linear, Int8Linear)))
+
+
+def _row_of(text: TokenizedText, pooled: Sequence[Row | None]) -> Row | None:
+    """Return the row of a text whose spans, or all of which, gave these."""
+    rows = tuple(row for row in pooled if row is not None)
+    if len(rows) < len(pooled):
+        return None
+    if text.spans:
+        return Row(None, None, len(text.ids), text.full_length, parts=rows)
+    return Row(rows[0].dense, rows[0].sparse, rows[0].tokens, text.full_length, rows[0].multi)
 
 
 def _to_host(rows: torch.Tensor | None) -> torch.Tensor | None:

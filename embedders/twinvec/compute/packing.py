@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,21 @@ class TokenBatch:
             multi=any(t.multi for t in texts),
         )
 
+    @classmethod
+    def of_spans(cls, texts: Sequence[TokenizedText]) -> Spanned | None:
+        """Return what is pooled of ``pack(texts)`` if texts have spans; None if none has any."""
+        if not any(text.spans for text in texts):
+            return None
+        import torch
+
+        places, parts, start = [], [], 0
+        for text in texts:
+            for first, end in text.spans or [(0, len(text.ids))]:
+                places.append(np.arange(start + first, start + end))
+                parts.append(replace(text, ids=text.ids[first:end], prompt_length=0, spans=()) if text.spans else text)
+            start += len(text.ids)
+        return Spanned(torch.from_numpy(np.concatenate(places)), parts, cls.pack(parts))
+
     @property
     def n_tokens(self) -> int:
         """Return the number of tokens."""
@@ -127,3 +142,17 @@ class TokenBatch:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
         ids, positions, ends = (change(tensor) for tensor in (self.input_ids, self.position_ids, self.cu_seqlens))
         return replace(self, input_ids=ids, position_ids=positions, cu_seqlens=ends)
+
+
+class Spanned(NamedTuple):
+    """The tokens that are pooled of a batch whose texts have spans.
+
+    Attributes:
+        places: int64 [tokens of the spans], their positions in the batch.
+        texts: the spans as texts; a text without spans is one of them.
+        batch: these, laid end to end.
+    """
+
+    places: torch.Tensor
+    texts: Sequence[TokenizedText]
+    batch: TokenBatch

@@ -13,18 +13,20 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from twinvec.cache.rows import Namespaces, Row, find_rows, keep_rows
+from twinvec.cache.rows import Key, Namespaces, Row, find_rows, keep_rows
 from twinvec.compute.encoder import Encoder, Finish, is_device_lost, is_out_of_memory
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
 from twinvec.engine.loading import Model
 from twinvec.engine.work import Answer, Batch, Command, Device, Event, Keep, Run, Stop, Tokenise, Wake
 from twinvec.errors import ConfigurationError, DeviceLostError
+from twinvec.text.tokenizer import TokenizedText
 from twinvec.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -178,15 +180,22 @@ class InferenceCore:
     def _tokenise(self, batch: Batch) -> Event:
         try:
             rows = self._look_up(batch)
-            key = batch.entries[0].key
-            texts = [entry.key.text for entry, row in zip(batch.entries, rows, strict=True) if row is None]
-            encoded = self.model.tokenizer.encode(texts, key.prompt, key.max_length)
-            tokens = iter(replace(text, multi=key.multi) for text in encoded) if key.multi else iter(encoded)
+            tokens = iter(self._encode([e.key for e, row in zip(batch.entries, rows, strict=True) if row is None]))
             return partial(self.state.tokenised, batch, [next(tokens) if row is None else row for row in rows])
         except KeyboardInterrupt:  # other callers may be waiting for the same text
             raise
         except BaseException as error:
             return partial(self.state.failed, batch, error)
+
+    def _encode(self, keys: Sequence[Key]) -> list[TokenizedText]:
+        """Tokenise what one job asks for, so with one prompt and one limit, and with spans or without."""
+        if not keys:
+            return []
+        first, tokenizer, texts = keys[0], self.model.tokenizer, [key.text for key in keys]
+        if first.spans:
+            return tokenizer.encode_spans(texts, [key.spans for key in keys], first.prompt, first.max_length)
+        encoded = tokenizer.encode(texts, first.prompt, first.max_length)
+        return [replace(text, multi=first.multi) for text in encoded] if first.multi else encoded
 
     def _look_up(self, batch: Batch) -> list[Row | None]:
         """Return the rows found in a persistent cache; None for texts that are missing or lack a required half."""

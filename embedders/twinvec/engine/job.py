@@ -139,13 +139,16 @@ class Job:
         """Return the rows in the form and order that the caller asked for."""
         rows = [row for row in self.rows if row is not None]
         assert len(rows) == len(self.texts)
+        batch = self._stack(rows)
+        return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
+
+    def _stack(self, rows: list[Row]) -> EmbeddingBatch:
         dense = None if self.request.dim is None else _dense(rows, self.request.dim, normalize=self.request.normalize)
         sparse = None if self.request.keys is None else self._sparse(rows)
         tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
         lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
         multi = MultiBatch.stack([row.multi for row in rows if row.multi is not None]) if self.request.multi else None
-        batch = EmbeddingBatch(dense, sparse, tokens, lengths > tokens, multi)
-        return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
+        return EmbeddingBatch(dense, sparse, tokens, lengths > tokens, multi)
 
     def _sparse(self, rows: list[Row]) -> SparseBatch:
         """Stack rows by token id and convert ids to the caller's keys, keeping the maximum for equal keys."""

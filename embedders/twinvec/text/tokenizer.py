@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from twinvec.checkpoints.fields import TOKENIZER
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import CheckpointError, CheckpointNotFoundError, InvalidTextError, PromptError, TwinVecError
-from twinvec.vectors import Int64
+from twinvec.vectors import Int64, Spans
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
 
@@ -29,12 +29,14 @@ class TokenizedText:
         prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
         full_length: tokens before the cut; greater than ``len(ids)`` if the text was cut.
         multi: the role, if vectors of its single tokens are requested as well.
+        spans: the first token of each part that has a row of its own, and the one after its last.
     """
 
     ids: NDArray[np.int32]
     prompt_length: int
     full_length: int
     multi: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -107,6 +109,31 @@ class TextTokenizer:
             length = len(ids) + len(self._head) + len(self._tail)
             encoded.append(TokenizedText(np.array(full, dtype=np.int32), prompt_length, length))
         return encoded
+
+    def encode_spans(
+        self, texts: Sequence[str], spans: Sequence[Spans], prompt: str = "", max_length: int | None = None
+    ) -> list[TokenizedText]:
+        """Tokenise ``prompt + text`` for each text, and find the tokens of its spans.
+
+        A token belongs to the spans that have its last character. A text is without any tokens where one of its spans
+        is: then no vector is defined for it.
+
+        Args:
+            texts: see ``encode``.
+            spans: characters of each text, from the first to the one behind the last.
+            prompt: see ``encode``.
+            max_length: see ``encode``.
+        """
+        offsets = self.offsets([prompt + text for text in texts])
+        encoded = zip(self.encode(texts, prompt, max_length), offsets, spans, strict=True)
+        return [self._located(text, places, np.array(own) + len(prompt)) for text, places, own in encoded]
+
+    def _located(self, text: TokenizedText, offsets: Int64, spans: Int64) -> TokenizedText:
+        last = np.maximum.accumulate(np.maximum(offsets[:, 1] - 1, offsets[:, 0]))
+        found = np.searchsorted(last, spans) + len(self._head)
+        if (found[:, 0] == found[:, 1]).any():
+            return TokenizedText(text.ids[:0], 0, 0)
+        return replace(text, spans=tuple((first, end) for first, end in found.tolist()))
 
     def offsets(self, texts: Sequence[str]) -> list[Int64]:
         """Return int64 [tokens, 2] per text: the start and end of each token, in characters.

@@ -33,6 +33,7 @@ def ingest(
     overlap_tokens: int = 0,
     chunk_context: ChunkContext | None = None,
     prune: bool = False,
+    prune_share: float = 0.5,
     on_error: OnError = "skip",
     batch_size: int = 256,
     show_progress: bool = False,
@@ -46,8 +47,9 @@ def ingest(
         source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown, .rst, .html, .htm,
             .pdf; all except .parquet may be compressed as .gz); a folder, in which every text file (all formats from
             .txt on, in all subfolders that are not hidden, without following links to folders) has its relative path as
-            id; a list of Path objects; or any iterable of Documents (including those of LangChain and LlamaIndex, as
-            returned by their loaders), dicts and strings. YAML front matter in Markdown and the titles of pages become
+            id; the URL of either (``s3://``, ``gs://``, ``https://`` and anything else fsspec supports,
+            ``twinvec[remote]``); a list of Path objects and URLs; or any iterable of Documents (including those of
+            LangChain and LlamaIndex, as returned by their loaders), dicts and strings. YAML front matter in Markdown and the titles of pages become
             metadata; HTML is converted to Markdown (``twinvec[html]``), PDF to text (``twinvec[pdf]``).
         embedder: the model, an Embedder or a RemoteEmbedder.
         store: a store for that model. Run only one ingest into it at a time.
@@ -64,9 +66,13 @@ def ingest(
             keeps sentences together that a cut would split.
         chunk_context: "headings" embeds each chunk preceded by the document's title (from metadata) and the Markdown
             headings above it, at most 64 tokens, so that the chunk keeps its subject. The stored text does not include
-            them; the provenance has them as "context". None: nothing.
+            them; the provenance has them as "context". "late" passes the whole document through the model, in
+            overlapping windows if it is longer than the model's limit, and pools each chunk's vector from its own
+            tokens; only for models with mean pooling. None: each chunk is embedded by itself.
         prune: delete documents, whenever they were ingested, that are not in the source. Nothing is deleted if a row
-            could not be read.
+            could not be read, or a folder could not be listed; the report says so.
+        prune_share: nothing is deleted either if more than this share of the documents would be, as with a folder that
+            is not mounted, or the wrong one. 1 allows everything.
         on_error: "skip" reports bad rows and continues; "stop" raises at the first one, after storing everything before
             it.
         batch_size: records embedded and written together. Larger batches fill a big device better; smaller ones lose
@@ -93,6 +99,7 @@ def ingest(
         overlap_tokens=overlap_tokens,
         chunk_context=chunk_context,
         prune=prune,
+        prune_share=prune_share,
         on_error=on_error,
         batch_size=batch_size,
         show_progress=show_progress,
@@ -114,6 +121,7 @@ async def aingest(
     overlap_tokens: int = 0,
     chunk_context: ChunkContext | None = None,
     prune: bool = False,
+    prune_share: float = 0.5,
     on_error: OnError = "skip",
     batch_size: int = 256,
     show_progress: bool = False,
@@ -129,6 +137,7 @@ async def aingest(
         overlap_tokens=overlap_tokens,
         chunk_context=chunk_context,
         prune=prune,
+        prune_share=prune_share,
         on_error=on_error,
         batch_size=batch_size,
         show_progress=show_progress,

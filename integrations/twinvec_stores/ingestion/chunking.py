@@ -6,13 +6,15 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from twinvec.errors import ConfigurationError
 from twinvec.vectors import Int64
 from twinvec_stores.ingestion.headings import Outline, before, headings
+from twinvec_stores.ingestion.late import windows
+from twinvec_stores.ingestion.spans import Span, Window
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
@@ -31,14 +33,7 @@ _FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 _CONTEXT_TOKENS = 64  # for the headings before a chunk
 
-ChunkContext = Literal["headings"]
-
-
-class Span(NamedTuple):
-    """A part of a text: ``text[start:end]``."""
-
-    start: int
-    end: int
+ChunkContext = Literal["headings", "late"]
 
 
 class Chunker:
@@ -62,7 +57,7 @@ class Chunker:
             embedder: the model whose tokens count.
             chunk_tokens: maximum tokens of a chunk's own text, without prompt and special tokens.
             overlap_tokens: maximum number of tokens that a chunk repeats from the previous one.
-            context: what is put before each chunk when it is embedded; see ``ingest``.
+            context: what a chunk's vector knows of the rest of its document; see ``ingest``.
 
         Raises:
             ConfigurationError: the numbers are invalid, or the model would cut the chunks.
@@ -72,12 +67,16 @@ class Chunker:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(f"{name}={value!r} must be an integer of at least {least}")
         if context not in (None, *get_args(ChunkContext)):
-            raise ConfigurationError(f'chunk_context={context!r} is neither "headings" nor None')
-        room -= _CONTEXT_TOKENS if context else 0
+            raise ConfigurationError(f'chunk_context={context!r} is neither "headings" nor "late" nor None')
+        if context == "late":
+            embedder.check_spans(dense=embedder.dim is not None)
+        self._room = room
+        under = context == "headings"
+        room -= _CONTEXT_TOKENS if under else 0
         if chunk_tokens > room:
             raise ConfigurationError(
                 f"chunk_tokens={chunk_tokens}: the model accepts {embedder.max_length} tokens, and {max(room, 0)} of "
-                f"them are left besides the prompt, the special tokens{' and the headings' if context else ''}"
+                f"them are left besides the prompt, the special tokens{' and the headings' if under else ''}"
             )
         if overlap_tokens >= chunk_tokens:
             raise ConfigurationError(f"overlap_tokens={overlap_tokens} must be less than chunk_tokens={chunk_tokens}")
@@ -91,22 +90,27 @@ class Chunker:
 
         They cover the text, except for parts that are only white space.
         """
-        sections = [_sections(text) for text in texts]
-        parts = [text[s.start : s.end] for text, spans in zip(texts, sections, strict=True) for s in spans]
-        offsets = iter(self._embedder.token_offsets(parts))
         found = []
-        for text, spans in zip(texts, sections, strict=True):
-            cuts = _Cuts(text, np.concatenate([next(offsets) + span.start for span in spans]))
-            whole = cuts.tokens[-1] <= self._limit and len(spans) == 1 and not self._prompt
-            found.append([Span(0, len(text))] if whole else self._split(cuts))
+        for cuts in self._cuts(texts):
+            whole = cuts.tokens[-1] <= self._limit and len(cuts.text) <= _SECTION and not self._prompt
+            found.append([Span(0, len(cuts.text))] if whole else self._split(cuts))
         return found
+
+    def windows(self, texts: Sequence[str], chunks: Sequence[Sequence[Span]]) -> list[list[Window]]:
+        """Return what of each text goes through the model at once, for late chunking; nothing where it is not."""
+        if self._context != "late":
+            return [[] for _ in texts]
+        return [
+            windows(cuts, spans, self._room, self._excess)
+            for cuts, spans in zip(self._cuts(texts), chunks, strict=True)
+        ]
 
     def contexts(self, text: str, metadata: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
         """Return the text put before each chunk of a document when it is embedded; empty strings if there is none.
 
         This is the longest of ``headings.before`` with at most 64 tokens.
         """
-        if self._context is None:
+        if self._context != "headings":
             return []
         outline = Outline(text, metadata)
         known: dict[str, str] = {}
@@ -118,7 +122,16 @@ class Chunker:
                 known[key] = next(t for t, n in zip(tried, counts, strict=True) if n <= _CONTEXT_TOKENS)
         return [known[repr(outline.context(span.start))] for span in spans]
 
-    def _split(self, cuts: _Cuts) -> list[Span]:
+    def _cuts(self, texts: Sequence[str]) -> list[Cuts]:
+        sections = [_sections(text) for text in texts]
+        parts = [text[s.start : s.end] for text, spans in zip(texts, sections, strict=True) for s in spans]
+        offsets = iter(self._embedder.token_offsets(parts))
+        return [
+            Cuts(text, np.concatenate([next(offsets) + span.start for span in spans]))
+            for text, spans in zip(texts, sections, strict=True)
+        ]
+
+    def _split(self, cuts: Cuts) -> list[Span]:
         """Propose chunks, and keep those that have no more tokens on their own than within the text.
 
         In scripts without spaces a cut may change how its surroundings are tokenised: the chunk is then made shorter.
@@ -141,12 +154,15 @@ class Chunker:
         # white space alone means nothing
         return [span for span in spans if not cuts.text[span.start : span.end].isspace()] or spans[:1]
 
+    def _excess(self, text: str) -> int:
+        return self._count([text])[0] - self._room
+
     def _count(self, texts: Iterable[str]) -> list[int]:
         offsets = self._embedder.token_offsets(self._prompt + text for text in texts)
         return [len(tokens) - self._prompt_tokens for tokens in offsets]
 
 
-class _Cuts:
+class Cuts:
     """The positions at which a text may be cut: between two tokens that share no character.
 
     Attributes:
@@ -177,21 +193,21 @@ class _Cuts:
         """Return the cuts of the next chunk: at most ``limit`` tokens, or one step beyond the previous end."""
         start = 0 if previous is None else self._start(previous, limit, overlap)
         least = 1 if previous is None else previous[1] + 1
-        most = max(self._before(self.tokens[start] + limit), least)
+        most = max(self.before(self.tokens[start] + limit), least)
         if most == self.last:
             return start, most
-        half = max(self._after(self.tokens[start] + limit // 2), least)
+        half = max(self.after(self.tokens[start] + limit // 2), least)
         if (i := bisect_right(self._headings, most)) and self._headings[i - 1] >= half:
             return start, self._headings[i - 1]
-        return start, self._end(least, max(self._after(self.tokens[start] + limit - limit // 4), least), most)
+        return start, self._end(least, max(self.after(self.tokens[start] + limit - limit // 4), least), most)
 
     def _start(self, previous: tuple[int, int], limit: int, overlap: int) -> int:
         """Return the first cut in reach, or one at the start of a word soon after it."""
         end = previous[1]
         # whatever follows the previous end has to fit, too
         reach = max(self.tokens[end] - overlap, self.tokens[end + 1] - limit)
-        first = min(max(self._after(reach), previous[0] + 1), end)
-        for cut in range(first, min(self._before(reach + overlap // 2), end) + 1):
+        first = min(max(self.after(reach), previous[0] + 1), end)
+        for cut in range(first, min(self.before(reach + overlap // 2), end) + 1):
             if self.text[self.chars[cut] - 1].isspace() or self.text[self.chars[cut]].isspace():
                 return cut
         return next((cut for cut in range(first, end) if not _joined(self.text, int(self.chars[cut]))), end)
@@ -221,11 +237,11 @@ class _Cuts:
             return 3
         return 1 + lines
 
-    def _before(self, tokens: int) -> int:
+    def before(self, tokens: int) -> int:
         """Return the last cut with at most this many tokens before it."""
         return bisect_right(self.tokens, tokens) - 1
 
-    def _after(self, tokens: int) -> int:
+    def after(self, tokens: int) -> int:
         """Return the first cut with at least this many tokens before it."""
         return bisect_left(self.tokens, tokens)
 

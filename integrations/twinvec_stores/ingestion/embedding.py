@@ -18,7 +18,7 @@ from twinvec.errors import TextError, TruncationWarning
 from twinvec_stores.ingestion.items import Embedded, Item
 
 if TYPE_CHECKING:
-    from twinvec import BaseEmbedder
+    from twinvec import BaseEmbedder, EmbeddingBatch
 
 
 class EmbeddingThread:
@@ -70,7 +70,7 @@ class EmbeddingThread:
         while left:
             group = left.pop()
             try:
-                batch = await self._embedder.aembed_documents(part for item in group for part in item.parts)
+                batch = await self._vectors(group)
             except TextError as error:
                 bad = _culprit(error, group)
                 if bad is None:
@@ -82,15 +82,23 @@ class EmbeddingThread:
             done += _without_zeros(Embedded(group, batch))
         return done
 
+    async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
+        texts = [part for item in items for part in item.parts]
+        windows = [window.chunks for item in items for window in item.windows]
+        if windows:  # a run has them for all documents or for none
+            return await self._embedder.aembed_documents(texts, spans=windows)
+        return await self._embedder.aembed_documents(texts)
+
 
 def _culprit(error: TextError, items: Sequence[Item]) -> int | None:
     """Fail the document that an error is about; return its position."""
     if error.position is None:
         return None
-    owners = [(i, chunk) for i, item in enumerate(items) for chunk in range(len(item.spans))]
-    position, chunk = owners[error.position]
+    owners = [(i, part) for i, item in enumerate(items) for part in range(len(item.parts))]
+    position, part = owners[error.position]
     item = items[position]
-    item.fail(f"{'the text' if len(item.spans) == 1 else f'chunk {chunk}'} {error.reason}")
+    kind = "window" if item.windows else "chunk"
+    item.fail(f"{'the text' if len(item.parts) == 1 else f'{kind} {part}'} {error.reason}")
     return position
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinvec.vectors import EmbeddingBatch
-from twinvec_stores.ingestion.chunking import Span
 from twinvec_stores.ingestion.reports import Outcome, readable
+from twinvec_stores.ingestion.spans import Span, Window
 
 _REASON = 500  # maximum characters of a reason in the report
 
@@ -29,6 +29,7 @@ class Item:
         hash: hash of everything that determines its records.
         spans: the parts of the text, one record each.
         contexts: the text put before each part when it is embedded; empty if there is none.
+        windows: what passes through the model at once, if that is more than a part; empty if it is not.
         chunked: whether its records have ids with numbers.
         known_chunks: upper bound on the number of records that the store has under ids of the same kind.
         stale: records under ids of the other kind.
@@ -46,6 +47,7 @@ class Item:
     hash: str = ""
     spans: Sequence[Span] = ()
     contexts: Sequence[str] = ()
+    windows: Sequence[Window] = ()
     chunked: bool = False
     known_chunks: int = 0
     stale: list[str] = field(default_factory=list)
@@ -58,7 +60,9 @@ class Item:
 
     @property
     def parts(self) -> list[str]:
-        """Return the texts to embed for its records."""
+        """Return the texts to embed for its records: one row each, or one for each chunk of a window."""
+        if self.windows:
+            return [self.text[w.span.start : w.span.end] for w in self.windows]
         contexts = self.contexts or [""] * len(self.spans)
         return [before + self.text[s.start : s.end] for before, s in zip(contexts, self.spans, strict=True)]
 

@@ -29,7 +29,7 @@ from twinvec_stores.ingestion.reports import Failure, IngestReport, Tally
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.sources import open_source
 from twinvec_stores.ingestion.windows import Reader
-from twinvec_stores.ingestion.writing import prune, write
+from twinvec_stores.ingestion.writing import prune, too_many, write
 from twinvec_stores.protocol import HybridStore
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Options:
     overlap_tokens: int
     chunk_context: ChunkContext | None
     prune: bool
+    prune_share: float
     on_error: OnError
     batch_size: int
     show_progress: bool
@@ -68,6 +69,9 @@ class Options:
             raise ConfigurationError(f"delimiter={self.delimiter!r} must be one character, or None")
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ConfigurationError(f"batch_size={self.batch_size!r} must be an integer of at least 1")
+        share = self.prune_share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ConfigurationError(f"prune_share={share!r} must be a number from 0 to 1")
         if self.chunk_tokens is None and self.overlap_tokens:
             raise ConfigurationError("overlap_tokens needs chunk_tokens")
         if self.chunk_tokens is None and self.chunk_context is not None:
@@ -120,7 +124,7 @@ class Run:
                     self._ingest(seen, bar)
                 finally:
                     self._store.flush()
-            not_pruned, deleted = self._why_not_prune(), 0
+            not_pruned, deleted = self._why_not_prune(seen), 0
             if self._options.prune and not not_pruned:
                 deleted = prune(self._store, seen)
                 self._store.flush()
@@ -214,13 +218,15 @@ class Run:
         if self._cancelled:
             raise IngestError("the ingest was cancelled; the same call resumes it")
 
-    def _why_not_prune(self) -> str:
+    def _why_not_prune(self, seen: Seen) -> str:
         tally = self._tally
-        if not self._options.prune or (tally.rows and not tally.nameless):
+        if not self._options.prune:
             return ""
         if not tally.rows:
             return "the source has no rows: if it is really empty, delete the records"
-        return f"{tally.nameless:,} rows could not be read, so their documents are unknown"
+        if tally.nameless:
+            return f"{tally.nameless:,} rows could not be read, so their documents are unknown"
+        return too_many(self._store, seen, self._options.prune_share)
 
     def _bar(self) -> tqdm[NoReturn]:
         from tqdm.auto import tqdm

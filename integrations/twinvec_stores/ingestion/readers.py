@@ -68,9 +68,9 @@ def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 NOT_UTF8 = "not UTF-8: convert the file from its own encoding (iconv -f WINDOWS-1252 -t UTF-8)"
 
 
-def fail(reason: str) -> NoReturn:
+def fail(reason: str, id: str | None = None) -> NoReturn:
     """Raise BadRowError; used as the loader of a bad row."""
-    raise BadRowError(reason)
+    raise BadRowError(reason, id)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None, int]]:

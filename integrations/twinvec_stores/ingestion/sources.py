@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.ingestion.documents import Document
 from twinvec_stores.ingestion.readers import Reading, Row, json_lines, suffix_of
+from twinvec_stores.ingestion.remote import is_url, open_url
 from twinvec_stores.ingestion.tables import parquet, require_pyarrow, table
 from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, read_folder, text_file, walk
 
@@ -45,10 +46,10 @@ class Source:
 
 
 class _File(NamedTuple):
-    """A file or folder: how to read it, and its size in bytes."""
+    """A file or folder: how to read it, and its size in bytes; None: unknown."""
 
     read: Callable[[], Iterator[Row]]
-    size: int
+    size: int | None
 
 
 def open_source(source: Any, reading: Reading) -> Source:
@@ -78,17 +79,22 @@ def open_source(source: Any, reading: Reading) -> Source:
     return Source(functools.partial(_items, source), total, "doc")
 
 
-def _paths(source: Any) -> list[Path] | None:
+def _paths(source: Any) -> list[Path | str] | None:
+    """Return the paths and URLs of a source that is made of them."""
     if isinstance(source, (str, os.PathLike)):
-        return [Path(source)]
+        return [_path(source)]
     if not isinstance(source, (list, tuple)):
         return None
-    if any(isinstance(item, os.PathLike) for item in source):
-        return [Path(item) for item in source]
+    if any(isinstance(item, os.PathLike) for item in source) or (source and all(map(is_url, source))):
+        return [_path(item) for item in source]
     for item in source:
         if isinstance(item, str) and suffix_of(Path(item)) in READERS and os.path.exists(item):
             raise ConfigurationError(f"strings in a list are texts, but {item!r} is a file: pass pathlib.Path objects")
     return None
+
+
+def _path(source: str | os.PathLike[str]) -> Path | str:
+    return source if isinstance(source, str) and is_url(source) else Path(source)
 
 
 def _of_files(files: Sequence[_File], walked: Walked) -> Source:
@@ -101,9 +107,10 @@ def _of_files(files: Sequence[_File], walked: Walked) -> Source:
                     yield row._replace(end=start + row.end)
             except OSError as error:
                 raise IngestError(f"{error.filename or 'the source'} cannot be read further: {error}") from error
-            start += file.size
+            start += file.size or 0
 
-    return Source(rows, sum(file.size for file in files), "B", walked)
+    sizes = [file.size for file in files if file.size is not None]
+    return Source(rows, sum(sizes) if len(sizes) == len(files) else None, "B", walked)
 
 
 def _items(source: Iterable[Any]) -> Generator[Row, None, None]:
@@ -120,12 +127,22 @@ def _given(item: Any) -> Any:
     return item
 
 
-def _open(path: Path, reading: Reading, walked: Walked) -> _File:
+def _open(path: Path | str, reading: Reading, walked: Walked) -> _File:
+    if isinstance(path, str):
+        return _File(*open_url(path, functools.partial(_reader, reading=reading), walked))
     path = path.expanduser()
     if not path.exists():
         raise IngestError(f"there is no file or folder {path}")
     if path.is_dir():
         return _open_folder(path, walked)
+    read = _reader(path, reading)
+    if not path.is_file():
+        raise IngestError(f"{path} is not a regular file but a pipe, a socket or a device: read it yourself")
+    return _File(functools.partial(read, path), path.stat().st_size)
+
+
+def _reader(path: Path, reading: Reading) -> Callable[[Path], Iterator[Row]]:
+    """Return what reads a file of this name."""
     suffix = suffix_of(path)
     if suffix not in READERS or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
         raise IngestError(
@@ -133,9 +150,7 @@ def _open(path: Path, reading: Reading, walked: Walked) -> _File:
         )
     if suffix == ".parquet":
         require_pyarrow()
-    if not path.is_file():
-        raise IngestError(f"{path} is not a regular file but a pipe, a socket or a device: read it yourself")
-    return _File(functools.partial(READERS[suffix], path, reading), path.stat().st_size)
+    return lambda file: READERS[suffix](file, reading)
 
 
 def _open_folder(folder: Path, walked: Walked) -> _File:

@@ -51,6 +51,20 @@ class Walked:
         """Return the number of files."""
         return self.read + self.passed_over.total()
 
+    def add(self, folder: object, read: int, passed_over: Counter[str]) -> None:
+        """Count what a folder had.
+
+        Raises:
+            IngestError: there are files, but no text.
+        """
+        self.read += read
+        self.passed_over += passed_over
+        if passed_over and not read:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
+            raise IngestError(
+                f"{folder}: none of its files is a text ({kinds}); supported are {', '.join(TEXT_SUFFIXES)}"
+            )
+
 
 def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
     """Yield the texts of a folder, counting them and all other files.
@@ -64,12 +78,8 @@ def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
         with contextlib.suppress(OSError):  # loading it reports that
             end += path.stat().st_size
         read += 1
-        yield _text_row(path, path.relative_to(folder).as_posix(), end)
-    walked.read += read
-    walked.passed_over += passed_over
-    if passed_over and not read:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
-        raise IngestError(f"{folder}: none of its files is a text ({kinds}); supported are {', '.join(TEXT_SUFFIXES)}")
+        yield text_row(path, path.relative_to(folder).as_posix(), end)
+    walked.add(folder, read, passed_over)
 
 
 def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
@@ -95,10 +105,11 @@ def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path
 
 def text_file(path: Path, reading: Reading) -> Iterator[Row]:
     """Yield the single row of a text."""
-    yield _text_row(path, path.name, path.stat().st_size)
+    yield text_row(path, path.name, path.stat().st_size)
 
 
-def _text_row(path: Path, id: str, end: int) -> Row:
+def text_row(path: Path, id: str, end: int) -> Row:
+    """Return the row of a text that has this id; it is read when it is loaded."""
     load: Callable[[], Any] = functools.partial(_read_text, path, id)
     if lone_surrogate(id):
         load = functools.partial(fail, "its name is not valid Unicode")

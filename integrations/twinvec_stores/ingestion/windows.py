@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twinvec_stores.ingestion.chunking import Chunker, Span
+from twinvec_stores.ingestion.chunking import Chunker
 from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash
 from twinvec_stores.ingestion.items import Item
 from twinvec_stores.ingestion.seen import Seen
+from twinvec_stores.ingestion.spans import Span
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record
 
@@ -106,8 +107,11 @@ class Reader:
             for item in items:
                 item.spans = [Span(0, len(item.text))]
             return
-        for item, spans in zip(items, self._chunker.split([item.text for item in items]), strict=True):
-            item.spans, item.contexts = spans, self._chunker.contexts(item.text, item.metadata, spans)
+        texts = [item.text for item in items]
+        chunks = self._chunker.split(texts)
+        for item, spans, windows in zip(items, chunks, self._chunker.windows(texts, chunks), strict=True):
+            item.spans, item.windows = spans, windows
+            item.contexts = self._chunker.contexts(item.text, item.metadata, spans)
 
     def _compare(self, items: list[Item]) -> None:
         """Look up what the store has of each document: the head of its records, which is written last, tells."""

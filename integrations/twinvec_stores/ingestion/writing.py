@@ -6,14 +6,14 @@ than one record changes, the head says instead that nothing is certain, and how 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twinvec.vectors import EmbeddingBatch
 from twinvec_stores.ingestion.items import Embedded, Item
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.protocol import HybridStore
-from twinvec_stores.records import RecordBatch
+from twinvec_stores.records import Record, RecordBatch
 
 _PAGE = 1000
 
@@ -35,19 +35,40 @@ def write(embedded: Embedded, store: HybridStore) -> None:
 
 def prune(store: HybridStore, seen: Seen) -> int:
     """Delete previously ingested documents that are not in the source; return how many."""
-    for page in store.scroll_all(limit=_PAGE):
-        # records without a hash name their document, but were not ingested
-        origins = [record.provenance if "hash" in record.provenance else {} for record in page]
-        names = [origin.get("document") for origin in origins]
-        missing = seen.missing({name for name in names if isinstance(name, str)})
+    for page, missing in _missing(store, seen):
         owners: dict[str, str] = {}
-        for record, name in zip(page, names, strict=True):
-            if name in missing:
+        for record in page:
+            if (name := _document(record)) in missing:
                 # together with all its chunks, so that none is ever left alone
                 owners |= {f"{name}#{i}": name for i in range(record.provenance.get("chunks", 0))}
                 owners[record.id] = name
         _delete(store, owners)
     return seen.missed()
+
+
+def too_many(store: HybridStore, seen: Seen, share: float) -> str:
+    """Return why nothing is to be deleted where more than this share of the documents would be; else nothing."""
+    documents = 0
+    for page, _ in _missing(store, seen):
+        documents += sum(_document(record) != "" and not record.provenance.get("chunk") for record in page)
+    if (missing := seen.missed()) <= share * documents:
+        return ""
+    return (
+        f"{missing:,} of {documents:,} documents are not in the source, which is more than a share of {share:g}: if "
+        f"that is meant, pass a greater prune_share (--prune-share)"
+    )
+
+
+def _missing(store: HybridStore, seen: Seen) -> Iterator[tuple[Sequence[Record], set[str]]]:
+    """Yield all records in pages, each with the names of its documents that the source does not have."""
+    for page in store.scroll_all(limit=_PAGE):
+        yield page, seen.missing({_document(record) for record in page} - {""})
+
+
+def _document(record: Record) -> str:
+    """Return the name of the document that a record was ingested with; "" where it was not."""
+    name = record.provenance.get("document") if "hash" in record.provenance else None
+    return name if isinstance(name, str) else ""
 
 
 def _upsert(

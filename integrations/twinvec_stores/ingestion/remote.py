@@ -1,0 +1,147 @@
+"""Files and folders elsewhere, ``s3://``, ``gs://``, ``https://`` and whatever else fsspec knows.
+
+Each file is copied into a temporary folder, read as one that is here, and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from twinvec.errors import ConfigurationError, IngestError, TwinVecError
+from twinvec_stores.ingestion.readers import Row, fail, suffix_of
+from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, text_row
+
+Read = Callable[[Path], Iterator[Row]]
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://\S+")
+
+
+class Remote(NamedTuple):
+    """A file or folder: how to read it, and its bytes; None: unknown."""
+
+    read: Callable[[], Iterator[Row]]
+    size: int | None
+
+
+class _Folder(NamedTuple):
+    """Bytes of the texts by their paths, and what else is there by kind."""
+
+    texts: dict[str, int]
+    passed_over: Counter[str]
+
+
+def is_url(source: object) -> bool:
+    """Return whether it names something elsewhere."""
+    return isinstance(source, str) and _URL.fullmatch(source) is not None
+
+
+def open_url(url: str, reader_of: Callable[[Path], Read], walked: Walked) -> Remote:
+    """Look at what a URL names, and list it where it is a folder.
+
+    Args:
+        url: of a file or folder.
+        reader_of: gives what reads a file of this name, or raises.
+        walked: counts what folders have.
+
+    Raises:
+        IngestError: it is not there, cannot be listed, or is of no known kind.
+        ConfigurationError: fsspec, or what it needs for this kind of URL, is not installed.
+    """
+    name = _shown(url)
+    with _told(url):
+        fs, root = _filesystem(url)
+        web = url.startswith(("http://", "https://"))  # where nothing tells folders from pages
+        info: dict[str, Any] = {"type": "file"} if web else fs.info(root)
+        if info["type"] == "directory":
+            folder = _list(fs, root)
+            return Remote(functools.partial(_read_folder, fs, root, name, folder, walked), sum(folder.texts.values()))
+    path = urlsplit(url).path if web else root
+    read = reader_of(Path(PurePosixPath(path).name))
+    return Remote(functools.partial(_read_file, fs, root, PurePosixPath(path).name, name, read), info.get("size"))
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        fsspec = importlib.import_module("fsspec")
+        fs, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigurationError(f"{_shown(url)} needs fsspec ({error}): pip install 'twinvec[remote]'") from None
+    fs.invalidate_cache()  # of listings: a second run must see what has changed
+    return fs, root
+
+
+def _list(fs: Any, root: str) -> _Folder:
+    """List a folder to its end; a part that cannot be listed raises, or what is in it would be taken for deleted."""
+    folder, start = _Folder({}, Counter()), root.rstrip("/") + "/"
+    left = [root]
+    while left:
+        parent = left.pop()
+        for info in fs.ls(parent, detail=True):  # fsspec's own walk leaves out what it cannot list further down
+            path = info["name"].rstrip("/").removeprefix(start)
+            if info["name"].rstrip("/") == parent.rstrip("/") or PurePosixPath(path).name.startswith("."):
+                continue
+            if info["type"] == "directory":
+                left.append(info["name"])
+            elif (suffix := suffix_of(Path(path))) in TEXT_SUFFIXES:
+                folder.texts[path] = info["size"] or 0
+            else:
+                folder.passed_over[suffix or "without a suffix"] += 1
+    return folder
+
+
+def _read_folder(fs: Any, root: str, name: str, folder: _Folder, walked: Walked) -> Iterator[Row]:
+    end = 0
+    for path, size in sorted(folder.texts.items()):
+        end += size
+        where = f"{name.rstrip('/')}/{path}"
+        with tempfile.TemporaryDirectory(prefix="twinvec-") as temporary:
+            try:
+                copy = _copy(fs, f"{root.rstrip('/')}/{path}", temporary, PurePosixPath(path).name)
+            except Exception as error:  # each kind of storage raises its own
+                yield Row(where, functools.partial(fail, f"cannot be read: {error}", path), end)
+            else:
+                yield text_row(copy, path, end)._replace(where=where)
+    walked.add(name, len(folder.texts), folder.passed_over)
+
+
+def _read_file(fs: Any, root: str, file: str, name: str, read: Read) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="twinvec-") as temporary:
+        with _told(root):
+            copy = _copy(fs, root, temporary, file)
+        try:
+            for row in read(copy):
+                yield row._replace(where=row.where.replace(str(copy), name))
+        except IngestError as error:
+            raise IngestError(str(error).replace(str(copy), name)) from error
+
+
+def _copy(fs: Any, path: str, folder: str, name: str) -> Path:
+    copy = Path(folder, name)
+    fs.get_file(path, str(copy))
+    return copy
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    try:
+        yield
+    except TwinVecError:
+        raise
+    except Exception as error:  # each kind of storage raises its own
+        name = _shown(url)
+        # without its cause, which may show the URL, too
+        raise IngestError(f"cannot read {name}: {type(error).__name__}: {str(error).replace(url, name)}") from None
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be secret: a user's password, the signature in a query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
