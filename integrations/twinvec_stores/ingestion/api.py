@@ -49,8 +49,9 @@ def ingest(
             .txt on, in all subfolders that are not hidden, without following links to folders) has its relative path as
             id; the URL of either (``s3://``, ``gs://``, ``https://`` and anything else fsspec supports,
             ``twinvec[remote]``); a list of Path objects and URLs; or any iterable of Documents (including those of
-            LangChain and LlamaIndex, as returned by their loaders), dicts and strings. YAML front matter in Markdown and the titles of pages become
-            metadata; HTML is converted to Markdown (``twinvec[html]``), PDF to text (``twinvec[pdf]``).
+            LangChain and LlamaIndex, as returned by their loaders), dicts and strings. YAML front matter in Markdown
+            and the titles of pages become metadata; HTML is converted to Markdown (``twinvec[html]``), PDF to text
+            (``twinvec[pdf]``).
         embedder: the model, an Embedder or a RemoteEmbedder.
         store: a store for that model. Run only one ingest into it at a time.
         text_field: the field that is embedded.
