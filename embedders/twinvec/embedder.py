@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
 from twinvec.engine.job import Job, Request
+from twinvec.engine.spans import SpanJob
 from twinvec.engine.waiting import Call, Part
 from twinvec.errors import ConfigurationError
 from twinvec.flows import call
@@ -154,8 +155,6 @@ class Embedder(LocalModel, BaseEmbedder):
         )
         parts: list[Part] = []
         if (both or asked.dense) and asked.spans is not None:
-            from twinvec.engine.spans import SpanJob
-
             alone = replace(request, memo=False, cache=None)  # rows of spans are of no use to other calls
             parts.append(SpanJob(asked.texts, alone, self._core, spans=asked.spans))
         elif both or asked.dense or asked.multi:

@@ -36,22 +36,23 @@ def test_a_folder_is_followed(bert: str, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
 
-    def next_round() -> dict[str, Any]:
-        report: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        return report
+    def round_with(**counts: int) -> dict[str, Any]:
+        """Wait for the round that says so: a change may take two, of which one has nothing to do."""
+        while True:
+            report: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+            if counts.items() <= report.items():
+                return report
 
     try:
-        assert next_round()["new"] == 2
+        round_with(new=2)
         (folder / "c.txt").write_text("plum")
-        assert next_round()["new"] == 1
+        round_with(new=1)
         (folder / "a.txt").unlink()
-        report = next_round()
-        assert (report["unchanged"], report["deleted"]) == (2, 1)
+        round_with(unchanged=2, deleted=1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        err = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert out == ""
     assert "Traceback" not in err
     with EmbeddedStore(index) as store:
         assert sorted(r.id for page in store.scroll_all() for r in page) == ["b.txt", "c.txt"]

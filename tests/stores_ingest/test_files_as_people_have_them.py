@@ -98,7 +98,7 @@ def test_a_folder_of_all_sorts(embedder: Embedder, memory: MemoryStore, tmp_path
     assert (report.new, report.failed) == (1, 0)
     assert report.passed_over == {".png": 2, "not a regular file": 1, "without a suffix": 1}
     assert report.files == 5
-    assert "passed by  4 of 5 files: 2 .png" in str(report)
+    assert "skipped    4 of 5 files: 2 .png" in str(report)
     (tmp_path / "a.txt").unlink()
     with pytest.raises(IngestError, match=r"none of its files is a text .*2 \.png"):
         ingest(tmp_path, embedder, memory)

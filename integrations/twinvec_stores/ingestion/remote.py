@@ -63,9 +63,12 @@ def open_url(url: str, reader_of: Callable[[Path], Read], walked: Walked) -> Rem
         if info["type"] == "directory":
             folder = _list(fs, root)
             return Remote(functools.partial(_read_folder, fs, root, name, folder, walked), sum(folder.texts.values()))
-    path = urlsplit(url).path if web else root
-    read = reader_of(Path(PurePosixPath(path).name))
-    return Remote(functools.partial(_read_file, fs, root, PurePosixPath(path).name, name, read), info.get("size"))
+    file = PurePosixPath(urlsplit(url).path if web else root).name
+    try:
+        read = reader_of(Path(file))
+    except IngestError as error:  # it says the file's name first
+        raise IngestError(f"{name.removesuffix(file)}{error}") from None
+    return Remote(functools.partial(_read_file, fs, root, file, name, read), info.get("size"))
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

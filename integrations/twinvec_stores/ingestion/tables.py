@@ -74,7 +74,7 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
         except csv.Error as error:
             reason = f"not readable as a table ({error})"
             if reader.line_num > first:
-                reason += f": an unclosed quote swallowed lines {first} to {reader.line_num}"
+                reason += f": a quote is not closed, which swallowed lines {first} to {reader.line_num}"
             load = functools.partial(fail, reason)
         else:
             if not cells:
