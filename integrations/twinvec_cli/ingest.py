@@ -111,7 +111,7 @@ def ingest(
     """
     from twinvec_cli.watching import going_on, rounds
     from twinvec_stores import ingest as run
-    from twinvec_stores.ingestion.remote import is_url
+    from twinvec_stores.ingestion.readers import is_url
 
     options = {
         "revision": revision,

@@ -12,8 +12,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_cli.console import note
-from twinvec_stores.ingestion.readers import suffix_of
-from twinvec_stores.ingestion.remote import is_url
+from twinvec_stores.ingestion.readers import is_url, suffix_of
 from twinvec_stores.ingestion.texts import TEXT_SUFFIXES
 
 _LOOK = 500  # milliseconds between two looks

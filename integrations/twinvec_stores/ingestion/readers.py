@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from twinvec_stores.ingestion.reports import readable
 Kinds: TypeAlias = Mapping[str, FieldType]
 MAX_BYTES = 64 * 2**20  # per line or text: a file without line breaks must not fill the memory
 BOM = b"\xef\xbb\xbf"
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://\S+")
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -46,6 +48,11 @@ class Row(NamedTuple):
     where: str
     load: Callable[[], Any]
     end: int
+
+
+def is_url(source: object) -> bool:
+    """Return whether it names a file or folder elsewhere."""
+    return isinstance(source, str) and _URL.fullmatch(source) is not None
 
 
 def suffix_of(path: Path) -> str:

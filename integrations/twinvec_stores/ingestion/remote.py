@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from twinvec_stores.ingestion.readers import Row, fail, suffix_of
 from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, text_row
 
 Read = Callable[[Path], Iterator[Row]]
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://\S+")
 
 
 class Remote(NamedTuple):
@@ -36,11 +34,6 @@ class _Folder(NamedTuple):
 
     texts: dict[str, int]
     passed_over: Counter[str]
-
-
-def is_url(source: object) -> bool:
-    """Return whether it names something elsewhere."""
-    return isinstance(source, str) and _URL.fullmatch(source) is not None
 
 
 def open_url(url: str, reader_of: Callable[[Path], Read], walked: Walked) -> Remote:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.ingestion.documents import Document
-from twinvec_stores.ingestion.readers import Reading, Row, json_lines, suffix_of
-from twinvec_stores.ingestion.remote import is_url, open_url
+from twinvec_stores.ingestion.readers import Reading, Row, is_url, json_lines, suffix_of
 from twinvec_stores.ingestion.tables import parquet, require_pyarrow, table
 from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, read_folder, text_file, walk
 
@@ -129,6 +128,8 @@ def _given(item: Any) -> Any:
 
 def _open(path: Path | str, reading: Reading, walked: Walked) -> _File:
     if isinstance(path, str):
+        from twinvec_stores.ingestion.remote import open_url
+
         return _File(*open_url(path, functools.partial(_reader, reading=reading), walked))
     path = path.expanduser()
     if not path.exists():
