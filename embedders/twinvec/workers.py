@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -56,20 +56,14 @@ class Workers:
                 thread.join()
 
     def _serve(self) -> None:
-        while True:
-            try:
-                work = self._work.get_nowait()
-            except Empty:
-                self._idle.release()
-                work = self._work.get()
-            if work is None:
-                self._work.put(None)  # for the others
-                return
+        while (work := self._work.get()) is not None:
             try:
                 work()
             except BaseException:
                 _logger.exception("%s: unexpected error", self._name)
             del work
+            self._idle.release()
+        self._work.put(None)  # for the others
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ def check_growth(soak: Soak, samples: list[Sample]) -> None:
         values = [getattr(sample, name) for sample in samples]
         first, last = statistics.median(values[:quarter]), statistics.median(values[-quarter:])
         if last > first * (1 + MAX_GROWTH) + slack:
-            soak.ledger.complain(f"{name} in use", f"from {first:.0f} to {last:.0f}")
+            names = Counter(thread.name for thread in threading.enumerate())
+            soak.ledger.complain(f"{name} in use", f"from {first:.0f} to {last:.0f}; threads at the end: {names}")
 
 
 class Watch:
