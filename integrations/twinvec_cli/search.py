@@ -64,6 +64,10 @@ def search(
     group_by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="document: return documents instead of chunks; or a field.")
     ] = None,
+    group_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Records of each group.")] = None,
+    expand: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Show this many chunks on each side of a chunk found.")
+    ] = None,
     rerank: Rerank = None,
     rerank_k: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Number of results to rerank; 50, or as tuned.")
@@ -102,6 +106,8 @@ def search(
         "min_dense": min_dense,
         "min_sparse": min_sparse,
         "group_by": group_by,
+        "group_size": group_size,
+        "expand": expand,
         "rerank_k": rerank_k,
         "mmr": mmr,
         "exact": exact,
@@ -204,7 +210,7 @@ def _table(query: str, results: Sequence[Result], *, explain: bool) -> Table:
     if explain:
         table.add_column("Why", overflow="fold", max_width=34)
     for result in results:
-        body = Text.assemble((result.record.id, "bold"), "\n", _snippet(result.record.text))
+        body = Text.assemble((result.record.id, "bold"), "\n", _snippet(result.context or result.record.text))
         table.add_row(f"{result.score:.3f}", body, *([_why(result)] if explain else []))
     return table
 

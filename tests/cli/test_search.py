@@ -65,6 +65,27 @@ class TestSearch:
                 assert why["sparse_score"] == pytest.approx(expected, abs=1e-5)
                 assert sum(a * b for _, a, b in why["terms"]) == pytest.approx(expected, abs=1e-4)
 
+    def test_groups_and_neighbours(self, run: Run, tmp_path: Path, gte: str) -> None:
+        """Documents of chunks "0 0 ...", "1 1 ...", each found chunk with the ones beside it."""
+        path, index = tmp_path / "rows.jsonl", tmp_path / "index"
+        texts = {
+            id: "".join(f"{id} {i} {word} list. " for i in range(9)) for id, word in (("a", "sort"), ("b", "moscow"))
+        }
+        path.write_text("".join(json.dumps({"id": id, "text": text}) + "\n" for id, text in texts.items()))
+        assert run("ingest", path, "--store", index, "--model", gte, "--chunk-tokens", 12).exit_code == 0
+        options = ("-k", 2, "--group-by", "document", "--group-size", 2, "--expand", 1)
+        (answer,) = found(run("search", index, "sort", "--json", *options))
+        assert [result["id"].split("#")[0] for result in answer["results"]] in (
+            ["a", "a", "b", "b"],
+            ["b", "b", "a", "a"],
+        )
+        with EmbeddedStore(index) as store:
+            chunks = {r.id: r.text for page in store.scroll_all() for r in page}
+        for result in answer["results"]:
+            document, number = result["id"].split("#")
+            beside = [chunks.get(f"{document}#{int(number) + step}", "") for step in (-1, 0, 1)]
+            assert result["context"] == "".join(beside)
+
     def test_fusion_and_weights(self, run: Run, folder: Path, embedder: Embedder) -> None:
         options = ("--fusion", "weighted", "--dense-weight", 2, "--sparse-weight", 0.5)
         (answer,) = found(run("search", folder, "sort", "--json", *options))
