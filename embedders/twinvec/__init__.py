@@ -21,6 +21,7 @@ from twinvec.vectors import EmbeddingBatch, MultiBatch, SparseBatch, SparseVecto
 
 if TYPE_CHECKING:
     from twinvec.server.client import RemoteEmbedder
+    from twinvec.server.reranking_client import RemoteReranker
 
 __all__ = [
     "TASKS",
@@ -34,6 +35,7 @@ __all__ = [
     "MultiBatch",
     "Ranked",
     "RemoteEmbedder",
+    "RemoteReranker",
     "Reranker",
     "Role",
     "SparseBatch",
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from twinvec.server.client import RemoteEmbedder
 
         return RemoteEmbedder
+    if name == "RemoteReranker":
+        from twinvec.server.reranking_client import RemoteReranker
+
+        return RemoteReranker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -146,6 +146,7 @@ class Embedder(LocalModel, BaseEmbedder):
             prompt=asked.prompt,
             dim=dim if asked.dense else None,
             keys=keys if both else None,
+            normalize=wanted.normalize,
             urgent=urgent,
             fail_on_overflow=fail_on_overflow,
             fail_on_overload=self.options.on_overload == "error",

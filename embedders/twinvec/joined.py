@@ -124,7 +124,7 @@ class JoinedEmbedder(BaseEmbedder):
         return self._sparse._token_texts(keys)
 
     async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
-        if wanted.prompt is not None or wanted.timeout is not None:
+        if not wanted.normalize or wanted.prompt is not None or wanted.timeout is not None:
             raise ConfigurationError(f"{self.spec.model} supports neither prompt= nor timeout=")
         n, dense, sparse = len(asked.texts), None, None
         if asked.dense:

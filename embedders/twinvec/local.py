@@ -11,11 +11,13 @@ from twinvec.options import EmbedderOptions
 if TYPE_CHECKING:
     from twinvec.engine.core import InferenceCore
     from twinvec.engine.registry import Lease
+    from twinvec.spec import ModelSpec
 
 
 class LocalModel:
     """What Embedder and Reranker have in common."""
 
+    spec: ModelSpec
     options: EmbedderOptions
     _closed: bool
 

@@ -236,6 +236,7 @@ class CallOptions:
         dim: number of dense dimensions, instead of the Embedder's.
         fail_on_overflow: overrides the Embedder's ``on_overflow``.
         spans: see ``Embedder.embed_documents``.
+        normalize: False leaves dense rows as the model gives them.
     """
 
     task: Task | str | None = None
@@ -248,3 +249,4 @@ class CallOptions:
     fail_on_overflow: bool | None = None
     multi: bool = False
     spans: Sequence[Spans] | None = None
+    normalize: bool = True

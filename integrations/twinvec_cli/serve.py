@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +28,7 @@ from twinvec_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from twinvec import Embedder
+    from twinvec import Embedder, Reranker
     from twinvec.server import Extension
     from twinvec_stores import HybridIndex
 
@@ -37,6 +36,7 @@ DEVICE_LOST = 75  # EX_TEMPFAIL: may work after a restart, which supervisors do
 
 _MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first is used when a request names none."
 _STORE = "Folder or URL of a store to search at /v1/search; without MODEL its model is served."
+_RERANKERS = "Reranker to serve at /rerank, /v1/rerank and /v2/rerank, and for searches; repeatable."
 _NAME = "Model name for clients; repeat for each model. Default: the hub id, or the folder's name."
 _HOST = "Address to listen on; 0.0.0.0 means all interfaces, and should have an API key."
 _PORT = "Port to listen on; 0 picks a free one."
@@ -65,6 +65,7 @@ def serve(
     store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE, show_default=False)] = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Also let agents search it: MCP over HTTP at /mcp.")] = False,
     served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
+    reranker: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=_RERANKERS, show_default=False)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEY, show_default=False)] = None,
@@ -145,17 +146,26 @@ def serve(
                     on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
                 )
             )  # fmt: skip
-        extension = None
+        rerankers = {}
+        for name, model in _names(reranker or [], None).items():
+            note(f"Loading {model} ...")
+            from twinvec import Reranker
+
+            rerankers[name] = opened.enter_context(
+                Reranker(model, device=device, dtype=dtype.value, on_overflow=on_overflow.value, on_overload="error",
+                    trust_remote_code=trust_remote_code)
+            )  # fmt: skip
+        extension = _reranks(rerankers)
         if store is not None:
             index = opened.enter_context(searched(store, device=device, trust_remote_code=trust_remote_code))
-            extension = _searches(index, mcp=mcp)
+            extension += _searches(index, next(iter(rerankers.values()), None), mcp=mcp)
             if not embedders:
                 embedders = _named_as_stored(index, served_model_name)
         try:
             run(
                 embedders, host=host, port=port, api_key=keys, limits=limits, hosts=allowed_host or None,
-                origins=cors_origin or (), extension=extension, on_start=_started(models or embedders, store),
-                reserved=reserved,
+                origins=cors_origin or (), extension=extension, reserved=reserved,
+                on_start=_started([*(models or embedders), *rerankers], store),
             )  # fmt: skip
         except DeviceLostError as error:
             report(error)
@@ -187,15 +197,21 @@ def _named_as_stored(index: HybridIndex, given: list[str] | None) -> dict[str, E
     return {given[0] if given else public_name(embedder.spec.model): embedder}
 
 
-def _searches(index: HybridIndex, *, mcp: bool) -> Extension:
+def _reranks(rerankers: Mapping[str, Reranker]) -> Extension:
+    from twinvec.server.operations import Extension
+    from twinvec.server.reranking import rerank_extension
+
+    return rerank_extension(rerankers) if rerankers else Extension()
+
+
+def _searches(index: HybridIndex, reranker: Reranker | None, *, mcp: bool) -> Extension:
     from twinvec_stores.serving import search_extension
 
-    extension = search_extension(index)
+    extension = search_extension(index, reranker)
     if mcp:
         from twinvec_stores.agents import mcp_extension
 
-        spoken = mcp_extension(index)
-        extension = replace(extension, apps=spoken.apps, lifespan=spoken.lifespan)
+        extension += mcp_extension(index, reranker)
     return extension
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-from twinvec import __version__
+from twinvec import BaseReranker, __version__
 from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec_stores.filters.as_json import parse_filter
 from twinvec_stores.search.fusion import Fusion, Method
@@ -60,8 +60,13 @@ Explain = Annotated[
 ]
 
 
-def mcp_server(index: HybridIndex) -> MCPServer:
-    """Return an MCP server with the tool ``search`` over an index, which the caller keeps and closes."""
+Reordered = Annotated[
+    bool, Field(description="Reorder the best results with a model that reads them with the query: better, but slower.")
+]
+
+
+def mcp_server(index: HybridIndex, reranker: BaseReranker | None = None) -> MCPServer:
+    """Return an MCP server with the tool ``search`` over an index, which the caller closes, as well as the reranker."""
     server: MCPServer = MCPServer("twinvec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     async def search(
@@ -77,6 +82,7 @@ def mcp_server(index: HybridIndex) -> MCPServer:
         group_by: Group = None,
         expand: Around = 0,
         explain: Explain = False,
+        rerank: Reordered = False,
     ) -> CallToolResult:
         """Search the documents by meaning and by words.
 
@@ -89,6 +95,10 @@ def mcp_server(index: HybridIndex) -> MCPServer:
                 options["filter"] = parse_filter(filter)
             if fusion is not None or dense_weight is not None or sparse_weight is not None:
                 options["fusion"] = Fusion(fusion or "relative", dense_weight, sparse_weight)
+            if rerank and reranker is None:
+                raise ToolError("rerank: there is no reranker here, search without it")
+            if rerank:
+                options["rerank"] = reranker
             if min_dense is not None:
                 options["min_dense"] = min_dense
             found = await index.asearch(query, **options)
@@ -102,11 +112,11 @@ def mcp_server(index: HybridIndex) -> MCPServer:
     return server
 
 
-def mcp_extension(index: HybridIndex, *, path: str = "/mcp") -> Extension:
+def mcp_extension(index: HybridIndex, reranker: BaseReranker | None = None, *, path: str = "/mcp") -> Extension:
     """Return the route for MCP over HTTP ("streamable"), without sessions."""
     from twinvec.server.operations import Extension
 
-    server = mcp_server(index)
+    server = mcp_server(index, reranker)
     server.streamable_http_app(  # creates the session manager
         json_response=True,
         stateless_http=True,

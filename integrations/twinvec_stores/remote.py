@@ -83,7 +83,7 @@ class RemoteIndex(HybridIndex):
             raise TypeError("search_many needs a list of queries; use search for one")
         options.parts(self.store.config)
         task = self.task if task is None else task
-        asked = {"task": asdict(task) if isinstance(task, Task) else task, **_json(options)}
+        asked = {"task": asdict(task) if isinstance(task, Task) else task, **self._json(options)}
         found: list[list[Result]] = []
         for start in range(0, len(queries), _QUERIES):
             part = list(queries[start : start + _QUERIES])
@@ -94,7 +94,7 @@ class RemoteIndex(HybridIndex):
         self, dense: Float32 | None, sparse: SparseBatch | None, texts: Sequence[str] | None, options: SearchOptions
     ) -> list[list[Result]]:
         options.parts(self.store.config, dense=dense is not None, sparse=sparse is not None)
-        asked, found = _json(options), []
+        asked, found = self._json(options), []
         n = len(dense) if dense is not None else len(sparse) if sparse is not None else 0
         for start in range(0, n, _QUERIES):
             part: dict[str, Any] = {}
@@ -105,6 +105,24 @@ class RemoteIndex(HybridIndex):
                 part["sparse"] = [{"indices": r.indices.tolist(), "values": r.values.tolist()} for r in rows]
             found += await self._results({**part, **asked}, min(_QUERIES, n - start), options)
         return found
+
+    def _json(self, options: SearchOptions) -> dict[str, Any]:
+        from twinvec import RemoteReranker
+
+        plain = SearchOptions()
+        given = {field.name: getattr(options, field.name) for field in fields(options)}
+        given = {name: value for name, value in given.items() if value != getattr(plain, name) or name in _STORED}
+        assert isinstance(options.fusion, Fusion)
+        if options.rerank is not None:
+            if not isinstance(options.rerank, RemoteReranker) or options.rerank.url != self._remote.url:
+                raise ConfigurationError(
+                    "rerank: a server uses its own reranker: pass RemoteReranker(url) of the same server, or pass the "
+                    "texts it finds to Reranker.rerank"
+                )
+            given["rerank"] = True
+        if options.filter is not None:
+            given["filter"] = filter_to_json(options.filter)
+        return {**given, "fusion": asdict(options.fusion)}
 
     async def _results(self, asked: dict[str, Any], n: int, options: SearchOptions) -> list[list[Result]]:
         answer = await self._remote.asking("/v1/search", asked, largest=_LARGEST)
@@ -142,20 +160,6 @@ def _refusal(url: str) -> StoreError:
     return StoreError(f"the store of {url} can only be searched from here: read and write it directly")
 
 
-def _json(options: SearchOptions) -> dict[str, Any]:
-    if options.rerank is not None:
-        raise ConfigurationError(
-            "rerank: a server searches without a reranker; pass the texts it finds to Reranker.rerank"
-        )
-    plain = SearchOptions()
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    given = {name: value for name, value in given.items() if value != getattr(plain, name) or name in _STORED}
-    assert isinstance(options.fusion, Fusion)
-    if options.filter is not None:
-        given["filter"] = filter_to_json(options.filter)
-    return {**given, "fusion": asdict(options.fusion)}
-
-
 def _result(data: Mapping[str, Any]) -> Result:
     record = Record(
         _checked(data["id"], str),
@@ -163,22 +167,25 @@ def _result(data: Mapping[str, Any]) -> Result:
         _checked(data["metadata"], dict),
         _checked(data.get("provenance", {}), dict),
     )
-    why, context = data.get("explanation"), data.get("context")
+    why, context, fused = data.get("explanation"), data.get("context"), data.get("fused_score")
     return Result(
         record,
         _number(data["score"]),
         None if why is None else _explanation(why),
         None if context is None else _checked(context, str),
+        None if fused is None else _number(fused),
     )
 
 
 def _explanation(data: Mapping[str, Any]) -> Explanation:
-    dense, sparse = (None if data[half] is None else _number(data[half]) for half in ("dense_score", "sparse_score"))
-    first, second = (
-        None if data[half] is None else _checked(data[half], int) for half in ("dense_rank", "sparse_rank")
+    scores, ranks = (
+        {f"{stage}_{what}": data[f"{stage}_{what}"] for stage in ("dense", "sparse", "rerank")}
+        for what in ("score", "rank")
     )
+    facts: dict[str, Any] = {name: None if value is None else _number(value) for name, value in scores.items()}
+    facts |= {name: None if value is None else _checked(value, int) for name, value in ranks.items()}
     terms = tuple((_checked(term, str), _number(a), _number(b)) for term, a, b in data["terms"])
-    return Explanation(dense, sparse, first, second, terms=terms)
+    return Explanation(**facts, terms=terms)
 
 
 def _checked(value: Any, kind: type) -> Any:

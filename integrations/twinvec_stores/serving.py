@@ -11,7 +11,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from twinvec import SparseBatch
+from twinvec import BaseReranker, SparseBatch
 from twinvec.errors import FilterError, InvalidRecordError, StoreError, TwinVecError
 from twinvec.server.answers import Json, rows_of_json
 from twinvec.server.body import TaskBody, task_of
@@ -70,6 +70,9 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     group_size: Limit = 1
     expand: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     mmr: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    rerank: bool = False
+    rerank_k: Candidates | msgspec.UnsetType = msgspec.UNSET
+    min_rerank: float | None = None
     explain: bool = False
     exact: bool = False
 
@@ -79,7 +82,7 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Raises:
             ConfigurationError, FilterError: the fusion or the filter is invalid.
         """
-        known = [name for name in self.__struct_fields__ if name in SearchKeywords.__annotations__]
+        known = [name for name in self.__struct_fields__ if name in SearchKeywords.__annotations__ and name != "rerank"]
         given: dict[str, Any] = {name: getattr(self, name) for name in known}
         given = {name: value for name, value in given.items() if value is not msgspec.UNSET}  # leave these to the store
         if isinstance(self.fusion, FusionBody):
@@ -120,9 +123,14 @@ class SearchAnswer(msgspec.Struct):
     results: list[list[FoundRecord]]
 
 
-def search_extension(index: HybridIndex) -> Extension:
-    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which the caller closes."""
-    routes = _Routes(index)
+def search_extension(index: HybridIndex, reranker: BaseReranker | None = None) -> Extension:
+    """Return the routes ``POST /v1/search`` and ``GET /v1/search/info`` over an index, which the caller closes.
+
+    Args:
+        index: the index to search.
+        reranker: reorders the results of searches with ``rerank: true``; without it they are refused.
+    """
+    routes = _Routes(index, reranker)
     return Extension(
         operations=(
             Operation("/v1/search", routes.search, SearchBody, SearchAnswer),
@@ -132,8 +140,8 @@ def search_extension(index: HybridIndex) -> Extension:
 
 
 class _Routes:
-    def __init__(self, index: HybridIndex) -> None:
-        self._index = index
+    def __init__(self, index: HybridIndex, reranker: BaseReranker | None) -> None:
+        self._index, self._reranker = index, reranker
 
     async def search(self, service: Service, asked: SearchBody) -> Response:
         """Search for records by meaning and by words.
@@ -162,16 +170,21 @@ class _Routes:
         return Json({"config": public.to_dict(), "task": task_to_json(self._index.task)})
 
     async def _found(self, service: Service, asked: SearchBody) -> list[list[Result]]:
+        options = asked.options()
+        if asked.rerank:
+            if self._reranker is None:
+                raise RefusedError(400, "rerank: this server has no reranker (twinvec serve --reranker)", "rerank")
+            options["rerank"] = self._reranker
         if asked.query is None:
             if asked.dense is None and asked.sparse is None:
                 raise RefusedError(400, "query is missing: send a text, or dense and sparse vectors instead", "query")
             dense, sparse = _dense(service, asked.dense), _sparse(service, asked.sparse)
-            return await self._index.asearch_vectors(dense, sparse, **asked.options())
+            return await self._index.asearch_vectors(dense, sparse, **options)
         if asked.dense is not None or asked.sparse is not None:
             raise RefusedError(400, "send either query, or dense and sparse vectors, not both", "query")
         queries = [asked.query] if isinstance(asked.query, str) else asked.query
         service.check_count("query", len(queries))
-        return await self._index.asearch_many(queries, task=task_of(asked.task), **asked.options())
+        return await self._index.asearch_many(queries, task=task_of(asked.task), **options)
 
 
 def _dense(service: Service, rows: list[list[float]] | None) -> Float32 | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from server import test_native, test_openai, test_tei
+from server import test_native, test_openai, test_rerank, test_tei
 from twinvec.server.operations import OPERATIONS
+from twinvec.server.reranking import rerank_extension
 
 PAGE = Path(__file__).parents[2] / "docs" / "server.md"
 # route and field -> the test of what the row says
@@ -42,7 +43,23 @@ TESTS = {
     "/info": test_tei.test_info_and_health,
     "/health": test_tei.test_info_and_health,
     "/metrics": test_tei.test_metrics_are_the_embedders_counters,
-    "/rerank": test_native.test_unknown_routes_and_methods_say_what_there_is,
+    "/rerank query": test_rerank.test_tei,
+    "/rerank texts": test_rerank.test_refusals,
+    "/rerank truncate": test_rerank.test_tei_cuts_texts_where_it_may,
+    "/rerank truncation_direction": test_rerank.test_tei_cuts_texts_where_it_may,
+    "/rerank raw_scores": test_rerank.test_tei,
+    "/rerank return_text": test_rerank.test_tei,
+    **{
+        f"{path} {field}": test
+        for path in ("/v1/rerank", "/v2/rerank")
+        for field, test in {
+            "model": test_rerank.test_refusals,
+            "query": test_rerank.test_jina_and_cohere,
+            "documents": test_rerank.test_jina_and_cohere,
+            "top_n": test_rerank.test_jina_and_cohere,
+            "return_documents": test_rerank.test_jina_and_cohere,
+        }.items()
+    },
     "/predict": test_native.test_unknown_routes_and_methods_say_what_there_is,
 }
 
@@ -63,7 +80,7 @@ def test_each_row_has_a_test_and_each_test_a_row() -> None:
 
 def test_each_field_of_the_routes_has_a_row() -> None:
     documented = rows()
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *rerank_extension({}).operations):
         if operation.path.startswith("/v1/twinvec/") or operation.path in ("/", "/embed_all", "/ready"):
             continue
         route = operation.path.replace(":path", "")

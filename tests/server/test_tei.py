@@ -10,12 +10,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.conftest import client_of
 from server.test_openai import reference_ids
 from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder, __version__
+from twinvec.compute.packing import TokenBatch
 from twinvec.server import create_app
 
 
@@ -144,12 +146,24 @@ async def test_token_ids_in_place_of_texts(client: httpx.AsyncClient, gte: Embed
         assert (await client.post("/embed", json={"inputs": ids[0]})).json() == expected[:1]
 
 
-async def test_dimensions_and_normalize(client: httpx.AsyncClient) -> None:
+def pooled_by_hand(gte: Embedder, text: str) -> Any:
+    """Return the first token's last state: GTE's pooling."""
+    model = gte._core.model
+    with torch.inference_mode():
+        return model.encoder.backbone(TokenBatch.pack(model.tokenizer.encode([text])))[0].numpy()
+
+
+async def test_dimensions_and_normalize(client: httpx.AsyncClient, gte: Embedder) -> None:
     answer = (await client.post("/embed", json={"inputs": "a", "dimensions": 32, "normalize": True})).json()
     assert np.array(answer).shape == (1, 32)
     assert np.linalg.norm(answer) == pytest.approx(1)
-    plain, unit = [(await client.post("/embed", json={"inputs": "a", "normalize": n})).json() for n in (False, True)]
-    assert plain == unit
+    raw, unit = [(await client.post("/embed", json={"inputs": "a", "normalize": n})).json()[0] for n in (False, True)]
+    assert np.linalg.norm(unit) == pytest.approx(1)
+    pooled = pooled_by_hand(gte, "a")
+    np.testing.assert_allclose(raw, pooled, rtol=1e-5)
+    np.testing.assert_allclose(unit, pooled / np.linalg.norm(pooled), rtol=1e-5)
+    both = {"inputs": "a", "normalize": False, "dimensions": 32}
+    np.testing.assert_allclose((await client.post("/embed", json=both)).json()[0], pooled[:32], rtol=1e-5)
     refused = await client.post("/embed", json={"inputs": "a", "dimensions": 9})
     assert refused.status_code == 422
     assert "supports 10 to 64 dimensions" in refused.json()["error"]

@@ -64,14 +64,14 @@ def create_app(
     key = api_key if api_key is not None else Settings.from_env().api_key
     keys = Keys({key: ""}) if isinstance(key, str) else key
     embedders = embedder if isinstance(embedder, Mapping) else {public_name(embedder.spec.model): embedder}
-    serving = Serving(embedders, limits or Limits())
-    allowed = None if hosts is None else frozenset(host.lower() for host in hosts)
-    (name, served), *others = embedders.items()
-    collector = PrometheusCollector(served, name=name)
-    for name, served in others:
-        collector.add(served, name=name)
-    serving.metrics.registry.register(collector)
     extension = extension or Extension()
+    serving = Serving(embedders, limits or Limits(), extension.models)
+    allowed = None if hosts is None else frozenset(host.lower() for host in hosts)
+    (name, model), *others = serving.held.items()
+    collector = PrometheusCollector(model, name=name)
+    for name, model in others:
+        collector.add(model, name=name)
+    serving.metrics.registry.register(collector)
     operations = (*OPERATIONS, *extension.operations)
     routes = _routes("", serving.first, operations)
     for name, service in serving.models.items():

@@ -73,7 +73,7 @@ class Embeddings(msgspec.Struct, omit_defaults=False):
 
 async def models(service: Service, request: Request) -> Response:
     """List the models."""
-    return Json(Models([Model(name) for name in service.serving.models]))
+    return Json(Models([Model(name) for name in service.serving.held]))
 
 
 async def model(service: Service, request: Request) -> Response:

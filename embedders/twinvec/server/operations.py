@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
@@ -13,6 +13,9 @@ from starlette.types import ASGIApp
 
 from twinvec.server import native, openai, probes, tei
 from twinvec.server.service import Service
+
+if TYPE_CHECKING:
+    from twinvec.local import LocalModel
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,21 @@ class Extension:
         operations: routes, served by the first model.
         apps: ASGI applications by path; they only receive POST requests.
         lifespan: entered before the first request and left after the last one.
+        models: what these routes use besides the server's embedders, by name: listed, measured, watched and restarted
+            together with them.
     """
 
     operations: tuple[Operation, ...] = ()
     apps: Mapping[str, ASGIApp] = field(default_factory=dict)
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None
+    models: Mapping[str, LocalModel] = field(default_factory=dict)
+
+    def __add__(self, other: Extension) -> Extension:
+        """Return the routes of both; only one of them may have a lifespan."""
+        assert self.lifespan is None or other.lifespan is None
+        return Extension(
+            self.operations + other.operations,
+            {**self.apps, **other.apps},
+            self.lifespan or other.lifespan,
+            {**self.models, **other.models},
+        )

@@ -1,4 +1,4 @@
-"""Errors in the formats that clients expect: TwinVec's, OpenAI's and TEI's."""
+"""Errors in the formats that clients expect: TwinVec's, OpenAI's, Cohere's and TEI's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def refused(path: str, refusal: RefusedError) -> Response:
     """Return an error in the format expected by clients of a path."""
     if "/v1/twinvec/" in path or path.startswith("/v1/search"):
         return _native(refusal)
+    if path in ("/v1/rerank", "/v2/rerank"):
+        return Json({"message": refusal.message}, refusal.status, refusal.headers)
     return _openai(refusal) if "/v1/" in path else _tei(refusal)
 
 

@@ -194,9 +194,9 @@ class Server(uvicorn.Server):
 
     def _restart(self) -> None:
         try:
-            for service in self.serving.models.values():
-                if not service.embedder.healthy:
-                    service.embedder.restart()
+            for model in self.serving.held.values():
+                if not model.healthy:
+                    model.restart()
         except (TwinVecError, RuntimeError) as error:
             logger.error("the restart failed: %s", error)
         finally:

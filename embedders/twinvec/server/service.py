@@ -24,6 +24,7 @@ from twinvec.vectors import EmbeddingBatch
 
 if TYPE_CHECKING:
     from twinvec.embedder import Embedder
+    from twinvec.local import LocalModel
 
 _BM25_COLUMNS = 2**31 - 1
 _A_MOMENT = 0.25  # seconds
@@ -35,18 +36,22 @@ class Serving:
     """A server: its models and its state.
 
     Attributes:
-        models: by the names that clients use; the first is the default.
+        models: embedders by the names that clients use; the first is the default.
+        held: all models by name, those of an extension included.
         limits: request limits.
         metrics: request metrics.
         draining: the server is about to stop and wants no more requests.
         restarting: a lost device is being restarted.
     """
 
-    def __init__(self, embedders: Mapping[str, Embedder], limits: Limits) -> None:
+    def __init__(
+        self, embedders: Mapping[str, Embedder], limits: Limits, others: Mapping[str, LocalModel] | None = None
+    ) -> None:
         if not embedders:
             raise ConfigurationError("there is no model to serve")
         self.limits = limits
         self.models = {name: Service(self, name, embedder) for name, embedder in embedders.items()}
+        self.held: Mapping[str, LocalModel] = {**(others or {}), **embedders}
         self.metrics = RequestMetrics()
         self.draining = self.restarting = False
         self._at_work = 0
@@ -60,7 +65,7 @@ class Serving:
     @property
     def healthy(self) -> bool:
         """Return whether every model can answer."""
-        return all(service.embedder.healthy for service in self.models.values())
+        return all(model.healthy for model in self.held.values())
 
     def named(self, name: str | None) -> Service:
         """Return a model by its name; without a name, the first.
@@ -220,13 +225,16 @@ class Service:
         timeout: float | None = None,
         dim: int | None = None,
         fail_on_overflow: bool | None = None,
+        normalize: bool = True,
     ) -> EmbeddingBatch:
         """Embed the texts of a field.
 
         Raises:
             RefusedError: see the errors of ``Embedder.embed_queries``; it refers to the texts as the request does.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, dim=dim, fail_on_overflow=fail_on_overflow)
+        wanted = CallOptions(
+            task, prompt, dense, sparse, timeout, dim=dim, fail_on_overflow=fail_on_overflow, normalize=normalize
+        )
         try:
             # not the public methods: their warnings about cut texts would end up on the server
             return await wait(self.embedder._embed(role, texts, wanted))

@@ -98,10 +98,11 @@ class SparseValue(msgspec.Struct):
 async def embed(service: Service, asked: EmbedBody) -> Response:
     """Return dense vectors: a list of lists of numbers.
 
-    They have length 1 whatever ``normalize`` says, since the models that this server knows are made to be compared so.
+    Without ``normalize`` they are as the model gives them, whatever their length.
     """
     service.need_dense()
-    batch = await _embedded(service, asked, dim=service.check_dimensions(asked.dimensions))
+    normalize = asked.normalize is not False
+    batch = await _embedded(service, asked, dim=service.check_dimensions(asked.dimensions), normalize=normalize)
     assert batch.dense is not None
     return await rows_of_json(row.tolist() for row in batch.dense)
 
@@ -168,7 +169,7 @@ async def decode(service: Service, asked: DecodeBody) -> Response:
 
 
 async def _embedded(
-    service: Service, asked: _Inputs, *, sparse: bool = False, dim: int | None = None
+    service: Service, asked: _Inputs, *, sparse: bool = False, dim: int | None = None, normalize: bool = True
 ) -> EmbeddingBatch:
     """Embed ``inputs``. Unknown fields are ignored, as in TEI."""
     role, prompt = _prompt(service, asked.prompt_name)
@@ -184,6 +185,7 @@ async def _embedded(
             sparse=sparse,
             dim=dim,
             fail_on_overflow=left or not truncate,
+            normalize=normalize,
         )
     except RefusedError as refusal:
         if refusal.kind == "TextTooLongError":
