@@ -23,7 +23,7 @@ from twinvec_stores import HybridIndex, MemoryStore, RemoteIndex, StoreConfig
 from twinvec_stores.serving import search_extension
 
 QUERY = "what is the capital of china"
-TEXTS = [text for _, text in random_pairs(9)]
+TEXTS = [text for _, text in random_pairs(9, longest=6) if 0 < len(text) < 60]
 LONG = "the capital of russia " * 60
 
 
@@ -120,7 +120,7 @@ async def test_jina_and_cohere(
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/rerank", {"query": "a", "texts": []}, 400, "texts cannot be empty"),
+        ("/rerank", {"query": "a", "texts": []}, 422, "texts cannot be empty"),
         ("/rerank", {"query": "a", "texts": ["b"] * 17}, 413, "maximum allowed batch size 16"),
         ("/v1/rerank", {"query": "a", "documents": []}, 400, "documents cannot be empty"),
         ("/v1/rerank", {"query": "a", "documents": ["b"], "model": "other"}, 404, "only 'mine'"),
@@ -146,9 +146,9 @@ async def test_a_reranker_is_listed_measured_and_watched(
 
 
 def test_a_remote_reranker_is_the_reranker(remote: RemoteReranker, reranker: Reranker, hosts: Hosts) -> None:
-    pairs = random_pairs(40, seed=3)
+    pairs = [pair for pair in random_pairs(40, longest=6, seed=3) if len(" ".join(pair)) < 120]
     np.testing.assert_array_equal(remote.score(pairs), reranker.score(pairs))
-    assert sum(request.url.path == "/v1/twinvec/score" for request in hosts.requests) == 3  # 16 pairs each
+    assert sum(request.url.path == "/v1/twinvec/score" for request in hosts.requests) == -(-len(pairs) // 16)
     assert remote.rerank(QUERY, TEXTS, top_n=2, activation="sigmoid") == reranker.rerank(
         QUERY, TEXTS, top_n=2, activation="sigmoid"
     )
@@ -205,7 +205,8 @@ async def test_searches_are_reranked(
     wanted = index.search(QUERY, k=3, rerank=reranker, rerank_k=5, explain=True)
     assert answer == [result.to_dict() for result in wanted]
     with RemoteIndex("http://there") as elsewhere:
-        assert elsewhere.search(QUERY, k=3, rerank=remote, rerank_k=5, explain=True) == wanted
+        found = elsewhere.search(QUERY, k=3, rerank=remote, rerank_k=5, explain=True)
+        assert [result.to_dict() for result in found] == answer
         with pytest.raises(ConfigurationError, match="a server uses its own reranker"):
             elsewhere.search(QUERY, rerank=reranker)
 

@@ -164,7 +164,9 @@ class RemoteReranker(BaseReranker):
 
 def _checked(values: Any, n: int, url: str, kinds: tuple[type, ...]) -> list[Any]:
     numbers = isinstance(values, list) and len(values) == n and all(type(value) in kinds for value in values)
-    if not numbers or not np.isfinite(np.array(values, np.float32)).all():
+    with np.errstate(over="ignore"):
+        valid = numbers and np.isfinite(np.array(values, np.float32)).all()
+    if not valid:
         raise RemoteError(f"{url} did not return {n} valid scores")
     found: list[Any] = values
     return found
