@@ -110,8 +110,13 @@ class BaseEmbedder(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no working device is left.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans)
-        return block(self._told(Role.DOCUMENT, texts, wanted))
+        return block(
+            self._told(
+                Role.DOCUMENT,
+                texts,
+                CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans),
+            )
+        )
 
     def embed_queries(
         self,
@@ -141,8 +146,9 @@ class BaseEmbedder(ABC):
         Returns:
             See ``embed_documents``, also for the errors.
         """
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
-        return block(self._told(Role.QUERY, texts, wanted))
+        return block(
+            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi))
+        )
 
     async def aembed_documents(
         self,
@@ -158,8 +164,13 @@ class BaseEmbedder(ABC):
         spans: Sequence[Spans] | None = None,
     ) -> EmbeddingBatch:
         """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans)
-        return await wait(self._told(Role.DOCUMENT, texts, wanted))
+        return await wait(
+            self._told(
+                Role.DOCUMENT,
+                texts,
+                CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans),
+            )
+        )
 
     async def aembed_queries(
         self,
@@ -174,8 +185,9 @@ class BaseEmbedder(ABC):
         multi: bool = False,
     ) -> EmbeddingBatch:
         """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
-        return await wait(self._told(Role.QUERY, texts, wanted))
+        return await wait(
+            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi))
+        )
 
     def score_pairs(
         self,
