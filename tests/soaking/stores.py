@@ -81,7 +81,7 @@ class Writer:
     def _add(self) -> None:
         ids = self._some(self._ids)
         rows = self._random.choices(range(1, N_CLEAN), k=len(ids))
-        if self._random.random() < 0.1:
+        if self._random.random() < 0.3:
             rows[-1] = self._random.randrange(N_CLEAN, len(self._texts))
         self._version += 1
         metadata = [{"row": row, "version": self._version} for row in rows]
