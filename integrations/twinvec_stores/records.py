@@ -288,7 +288,8 @@ def _stacked(rows: Sequence[SparseVector], where: str) -> SparseBatch:
         if not isinstance(row, SparseVector):
             raise InvalidRecordError(f"{where}: expected a SparseVector, not {type(row).__name__}", field="sparse")
     try:
-        return SparseBatch.stack(rows)
+        stacked = SparseBatch.stack(rows)
+        return SparseBatch(stacked.indptr, stacked.indices, stacked.values)  # stack trusts rows, these are a caller's
     except (TypeError, ValueError) as error:
         raise InvalidRecordError(f"{where}: {error}", field="sparse") from None
 
