@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "a list": ("q.jsonl", "[1]\n", "line 1: must be an object"),
     "no text": ("q.jsonl", '{"_id": "a", "title": "x"}\n', "line 1: no text"),
     "twice": ("q.jsonl", '{"_id": "a", "text": "a", "ids": ["x"]}\n' * 2, "'a' occurs twice"),
-    "no documents": ("q.jsonl", '{"text": "a"}\n', "line 1: no ids of the documents"),
+    "no documents": ("q.jsonl", '{"text": "a"}\n', "line 1: lacks the ids of the documents"),
     "a grade of words": ("q.csv", "question,document,grade\na,x,good\n", "'good' is not an integer"),
     "a grade of a half": ("q.csv", "question,document,grade\na,x,0.5\n", "'0.5' is not an integer"),
     "two grades": ("q.csv", "question,document,grade\na,x,1\na,x,2\n", "two grades for the document 'x'"),
