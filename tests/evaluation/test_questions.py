@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "two grades": ("q.csv", "question,document,grade\na,x,1\na,x,2\n", "two grades for the document 'x'"),
     "two texts": ("q.csv", "id,question,document\n1,a,x\n1,b,x\n", "'1' has two texts"),
     "too many cells": ("q.csv", "question,document\na,x,y\n", "more cells than columns"),
-    "an empty cell": ("q.csv", "question,document\na,\n", "line 2: a question and a document"),
+    "an empty cell": ("q.csv", "question,document\na,\n", "line 2: needs a question and a document"),
     "another kind": ("q.txt", "a", "BEIR folder"),
     "another object": ("q.json", "{}", "neither a LlamaIndex"),
     "nothing relevant": ("q.csv", "question,document,grade\na,x,0\n", "no question has a relevant document"),
