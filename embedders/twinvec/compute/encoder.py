@@ -26,7 +26,7 @@ from twinvec.compute.graphs import Graphs, Outputs
 from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
-from twinvec.compute.packing import Spanned, TokenBatch
+from twinvec.compute.packing import TokenBatch
 from twinvec.compute.pooling import pool
 from twinvec.compute.quantization import Int8Linear
 from twinvec.compute.sparse import reduce_token_weights, reduce_vocabulary_weights
@@ -120,9 +120,9 @@ class Encoder:
         """
         started = time.monotonic()
         try:
-            batch, spans = TokenBatch.pack(texts), TokenBatch.of_spans(texts)
-            outputs, ready = self._launch(batch, spans)
-            pooled, of = (texts, batch) if spans is None else (spans.texts, spans.batch)
+            batch = TokenBatch.pack(texts)
+            outputs, ready = self._launch(batch)
+            pooled, of = (texts, batch) if batch.spans is None else (batch.spans.texts, batch.spans.batch)
             return functools.partial(self._finish, texts, pooled, of, outputs, ready, started)
         except BaseException:
             self._count_time(started)
@@ -187,14 +187,14 @@ class Encoder:
     # --- on the device
 
     @torch.inference_mode()
-    def _launch(self, batch: TokenBatch, spans: Spanned | None) -> tuple[Outputs, torch.cuda.Event | None]:
+    def _launch(self, batch: TokenBatch) -> tuple[Outputs, torch.cuda.Event | None]:
         """Return the outputs, which are on the host once the event has occurred; None: they already are."""
         ready = None
         with self._current():
-            graphs = None if batch.multi or spans is not None else self._graphs
+            graphs = None if batch.multi or batch.spans is not None else self._graphs
             outputs = graphs.replay(batch) if graphs is not None else None
             if outputs is None:
-                outputs = self._forward(batch.to(self.device), spans)
+                outputs = self._forward(batch.to(self.device))
             outputs = (_to_host(outputs[0]), _to_host(outputs[1]), _to_host(outputs[2]))
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
@@ -204,16 +204,16 @@ class Encoder:
         self.tokens += batch.n_tokens
         return outputs, ready
 
-    def _forward(self, batch: TokenBatch, spans: Spanned | None = None) -> Outputs:
+    def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], weights per token [tokens] or per vocabulary entry [texts, vocabulary], and
         if ``batch.multi`` vectors of tokens [tokens, dim].
 
-        With ``spans``, see ``TokenBatch.of_spans``, these are the texts.
+        Of texts with spans, these are the texts.
 
         With ``graphs`` everything in here only queues work for the device.
         """
         output = self._backbone(batch)
-        if spans is not None:
+        if (spans := batch.spans) is not None:
             output, batch = output[spans.places.to(self.device)], spans.batch.to(self.device)
         dense = self._dense(output, batch) if self.description.dim is not None else None
         vectors = self._multi(output) if batch.multi and self._multi is not None else None

@@ -49,6 +49,7 @@ class TokenBatch:
         lengths: tokens per text, on the host.
         prompt_lengths: how many leading tokens of each text belong to the prompt and the special tokens before it.
         multi: whether vectors of single tokens are requested for any text.
+        spans: what is pooled if texts have spans; None if none has any.
     """
 
     input_ids: torch.Tensor
@@ -57,6 +58,7 @@ class TokenBatch:
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
     multi: bool = False
+    spans: Spanned | None = None
 
     @classmethod
     def pack(cls, texts: Sequence[TokenizedText]) -> TokenBatch:
@@ -71,13 +73,11 @@ class TokenBatch:
             lengths=lengths,
             prompt_lengths=tuple(t.prompt_length for t in texts),
             multi=any(t.multi for t in texts),
+            spans=cls._pack_spans(texts) if any(t.spans for t in texts) else None,
         )
 
     @classmethod
-    def of_spans(cls, texts: Sequence[TokenizedText]) -> Spanned | None:
-        """Return what is pooled of ``pack(texts)`` if texts have spans; None if none has any."""
-        if not any(text.spans for text in texts):
-            return None
+    def _pack_spans(cls, texts: Sequence[TokenizedText]) -> Spanned:
         import torch
 
         places, parts, start = [], [], 0
