@@ -50,15 +50,34 @@ def test_two_keys_never_share_a_row(shared: VectorCache, a: tuple[str, Key], b: 
 
 def test_no_shift_between_the_parts_of_a_key_collides(cache: VectorCache) -> None:
     parts = [
-        ("n", "a", "bc", 1), ("n", "ab", "c", 1), ("n", "abc", "", 1), ("n", "", "abc", 1), ("na", "", "bc", 1),
-        ("na", "b", "c", 1), ("nabc", "", "", 1), ("", "nabc", "", 1), ("", "", "nabc", 1), ("n", "a", "bc", 2),
-        ("n", "a", "bc", 11), ("n", "a", "bc1", 1), ("n", "a\0", "bc", 1), ("n", "a", "\0bc", 1), ("n", "a|bc", "", 1),
-        ("n", "A", "bc", 1), ("n", "a", "bc ", 1), ("n", "a", "é", 1), ("n", "a", "e\u0301", 1),
-    ]  # fmt: skip
-    for number, (namespace, *rest) in enumerate(parts):
-        cache.put_many(namespace, [(Key._make(rest), row_of(key_of(number)))])
-    for number, (namespace, *rest) in enumerate(parts):
-        assert same(cache.get_many(namespace, [Key._make(rest)])[0], row_of(key_of(number)))
+        ("n", Key("a", "bc", 1)),
+        ("n", Key("ab", "c", 1)),
+        ("n", Key("abc", "", 1)),
+        ("n", Key("", "abc", 1)),
+        ("na", Key("", "bc", 1)),
+        ("na", Key("b", "c", 1)),
+        ("nabc", Key("", "", 1)),
+        ("", Key("nabc", "", 1)),
+        ("", Key("", "nabc", 1)),
+        ("n", Key("a", "bc", 2)),
+        ("n", Key("a", "bc", 11)),
+        ("n", Key("a", "bc1", 1)),
+        ("n", Key("a\x00", "bc", 1)),
+        ("n", Key("a", "\x00bc", 1)),
+        ("n", Key("a|bc", "", 1)),
+        ("n", Key("A", "bc", 1)),
+        ("n", Key("a", "bc ", 1)),
+        ("n", Key("a", "\xe9", 1)),
+        ("n", Key("a", "e\u0301", 1)),
+        ("n", Key("a", "bc", 1, "query")),
+        ("n", Key("a", "bcquery", 1)),
+        ("n", Key("a", "bc", 1, "", ((0, 1),))),
+        ("n", Key("a", "bc", 1, "", ((0, 1), (1, 2)))),
+    ]
+    for number, (namespace, key) in enumerate(parts):
+        cache.put_many(namespace, [(key, row_of(key_of(number)))])
+    for number, (namespace, key) in enumerate(parts):
+        assert same(cache.get_many(namespace, [key])[0], row_of(key_of(number)))
     assert cache.stats()["entries"] == len(parts)
 
 

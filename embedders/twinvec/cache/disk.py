@@ -261,8 +261,9 @@ def _size(connection: sqlite3.Connection) -> int:
 
 def _digest(namespace: str, key: Key) -> bytes:
     """Return 32 bytes; each part is preceded by its length, so that different keys never produce the same input."""
-    parts = [part.encode("utf-8", "surrogatepass") for part in (namespace, key.prompt, key.text)]
-    lengths = struct.pack("<QQQQ", *map(len, parts), key.max_length)
+    named = (namespace, key.prompt, key.text, key.multi, repr(key.spans))
+    parts = [part.encode("utf-8", "surrogatepass") for part in named]
+    lengths = struct.pack("<6Q", *map(len, parts), key.max_length)
     return hashlib.sha256(lengths + b"".join(parts)).digest()
 
 
