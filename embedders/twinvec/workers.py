@@ -7,6 +7,7 @@ ends, before it waits for the threads whose work still needs them.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.process  # noqa: F401 - scikit-learn needs it, and it cannot be imported once main has ended
 import contextlib
 import contextvars
 import functools

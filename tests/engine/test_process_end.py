@@ -117,6 +117,18 @@ def test_a_first_call_after_mains_end_works(folder: Path) -> None:
     check_end(folder, script, "1 1\n300\nFalse\n")
 
 
+def test_what_loading_imports_can_be_imported_after_mains_end(folder: Path) -> None:
+    # transformers imports scikit-learn where it is installed, which imports joblib, which imports this
+    script = """
+    def work():
+        after_main()
+        import concurrent.futures.process
+        print("imported")
+    threading.Thread(target=work).start()
+    """
+    check_end(folder, script, "imported\n")
+
+
 def test_a_model_can_be_loaded_after_mains_end(folder: Path) -> None:
     script = """
     def work():
