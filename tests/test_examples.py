@@ -16,8 +16,9 @@ from reference.giga import build_giga_0826
 from reference.gte import build_gte
 from reference.rerankers import build_qwen3_reranker
 from reference.sentence_layouts import build_bge_m3, build_multilingual_e5
-from twinvec import Embedder, errors
+from twinvec import Embedder, Reranker, errors
 from twinvec.server import create_app
+from twinvec.server.reranking import rerank_extension
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 from twinvec_stores.serving import search_extension
 
@@ -52,9 +53,14 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 @pytest.fixture
 def served(stand_ins: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """GTE behind every address, and a store."""
-    with Embedder(stand_ins[GTE]) as embedder, MemoryStore(StoreConfig.for_embedder(embedder)) as store:
-        app = create_app(embedder, extension=search_extension(HybridIndex(embedder, store)))
+    """GTE behind every address, its reranker, and a store."""
+    with (
+        Embedder(stand_ins[GTE]) as embedder,
+        Reranker(stand_ins["Alibaba-NLP/gte-multilingual-reranker-base"]) as reranker,
+        MemoryStore(StoreConfig.for_embedder(embedder)) as store,
+    ):
+        extension = search_extension(HybridIndex(embedder, store)) + rerank_extension({"gte": reranker})
+        app = create_app(embedder, extension=extension)
         monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=app))
         yield
 

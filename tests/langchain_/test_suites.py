@@ -129,7 +129,7 @@ def test_a_folder_goes_on_with_what_is_in_it(tmp_path: Path) -> None:
 DIFFERENT: dict[str, tuple[Callable[[Any], Any], type[Exception] | None, str]] = {
     "delete() is LangChain's: everything": (lambda s: (s.delete(), s.index.store.count())[1] == 0, None, ""),
     "ids and a filter at once": (
-        lambda s: s.delete(UUIDS[:1], filter={"page": 2}), ConfigurationError, "one of them"),
+        lambda s: s.delete(UUIDS[:1], filter={"page": 2}), ConfigurationError, "either ids or filter="),
     "nothing is added to metadata": (lambda s: s.similarity_search("foo", k=1)[0].metadata == METADATA[0], None, ""),
     "diversity of sparse results": (
         lambda s: len(s.max_marginal_relevance_search("foo bar", k=2, mode="sparse")) == 2, None, ""),

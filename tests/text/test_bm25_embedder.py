@@ -170,7 +170,7 @@ def test_texts_are_checked_as_for_the_dense_half(giga: Embedder, giga_folder: Pa
     for dense in (True, False):
         with pytest.raises(InvalidTextError, match=r"texts\[1\] has a lone surrogate"):
             giga.embed_documents(["a", "\ud800"], dense=dense)
-        with pytest.raises(TypeError, match="not one str"):
+        with pytest.raises(TypeError, match="not a str"):
             giga.embed_queries("a", dense=dense)
     with Embedder(giga_folder, dtype="float32", sparse="bm25", max_length=16, on_overflow="error") as embedder:
         with pytest.raises(TextTooLongError, match=r"texts\[0\]"):
