@@ -110,7 +110,8 @@ def _container(value: Any, name: str, depth: int) -> Any:
     is_set = isinstance(value, (set, frozenset))
     if not is_set and not isinstance(value, (Mapping, list, tuple)):
         raise InvalidRecordError(
-            f"{name} is a {type(value).__name__}, which has no form in JSON: leave it out, or convert it", field=name
+            f"{name} has the type {type(value).__name__}, which has no form in JSON: leave it out, or convert it",
+            field=name,
         )
     if depth == 0:
         raise InvalidRecordError(f"{name:.200} is nested more than {_MAX_DEPTH} deep", field=name)

@@ -221,7 +221,7 @@ def test_parquet(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> Non
         (
             "rows.parquet, row 18",
             "17",
-            "metadata['raw'] is a bytes, which has no form in JSON: leave it out, or convert it",
+            "metadata['raw'] has the type bytes, which has no form in JSON: leave it out, or convert it",
         ),
     ]
     records = held(memory)
@@ -351,7 +351,7 @@ def test_iterables(embedder: Embedder, memory: MemoryStore) -> None:
     nameless = next(id for id, text in texts(memory).items() if text == "just a text")
     assert failures(report) == [
         ("item 5", "c", "the text is empty"),
-        ("item 6", "d", "metadata['bad'] is a object, which has no form in JSON: leave it out, or convert it"),
+        ("item 6", "d", "metadata['bad'] has the type object, which has no form in JSON: leave it out, or convert it"),
         ("item 7", "e", "metadata must be a dict, not str"),
         ("item 8", None, "a int is not a document: pass strings, dicts or Documents"),
         ("item 9", nameless, f"the id {nameless!r} was read before: item 3"),
