@@ -143,7 +143,7 @@ class Encoder:
         finally:
             self._count_time(started)
         dense, sparse, finite = self._read(outputs, batch)
-        multi = self._token_vectors(pooled, batch, outputs[2], finite)
+        multi = self._token_vectors(pooled, batch, outputs[2] if len(outputs) > 2 else None, finite)
         # copies: a stored row would keep the rows of the whole batch alive
         rows = (
             Row(
@@ -195,7 +195,7 @@ class Encoder:
             outputs = graphs.replay(batch) if graphs is not None else None
             if outputs is None:
                 outputs = self._forward(batch.to(self.device))
-            outputs = (_to_host(outputs[0]), _to_host(outputs[1]), _to_host(outputs[2]))
+            outputs = tuple(map(_to_host, outputs))
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()
                 ready.record()
@@ -216,14 +216,18 @@ class Encoder:
         if (spans := batch.spans) is not None:
             output, batch = output[spans.places.to(self.device)], spans.batch.to(self.device)
         dense = self._dense(output, batch) if self.description.dim is not None else None
-        vectors = self._multi(output) if batch.multi and self._multi is not None else None
+        outputs = (dense, self._weights(output, batch))
+        return (*outputs, self._multi(output)) if batch.multi and self._multi is not None else outputs
+
+    def _weights(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor | None:
         if self._head is not None:
-            return dense, self._head(output), vectors
+            weights: torch.Tensor = self._head(output)
+            return weights
         if self._backbone.output != "logits":
-            return dense, None, vectors
+            return None
         parts = output[:, : len(self._id_keys)].split(list(batch.lengths))
         # log1p(relu(x)) is monotonic, so the maximum may come first
-        return dense, torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float())), vectors
+        return torch.log1p(F.relu(torch.stack([part.amax(0) for part in parts]).float()))
 
     def _dense(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         if self._backbone.output == "pooled":
@@ -241,7 +245,7 @@ class Encoder:
 
     def _read(self, outputs: Outputs, batch: TokenBatch) -> tuple[Float32 | None, SparseBatch | None, Bool]:
         """Return dense rows [texts, all dims], not normalised; sparse ones by token id; and which are finite."""
-        dense, weights, _ = outputs
+        dense, weights = outputs[:2]
         finite = np.ones(len(batch.lengths), dtype=np.bool_)
         rows = None
         if dense is not None:

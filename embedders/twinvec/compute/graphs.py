@@ -18,7 +18,7 @@ from twinvec.compute.packing import TokenBatch
 SIZES = (16, 32, 64, 128, 256, 512)  # tokens
 TEXTS = 16
 
-Outputs = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+Outputs = tuple[torch.Tensor | None, ...]  # dense rows, weights; and of a batch with ``multi`` vectors of tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +83,10 @@ class Graphs:
         ):
             to.copy_(source, non_blocking=True)
         recording.replay()
-        dense, weights, _ = recording.outputs
+        dense, weights = recording.outputs
         return (
             None if dense is None else dense[: len(batch.lengths)],
             None if weights is None else weights[: batch.n_tokens],
-            None,
         )
 
 
