@@ -369,7 +369,7 @@ for activation in ("gelu", "gelu_tanh", "silu"):
     sizes[activation] = compiled(_triton._gate_kernel, {"ACTIVATION": activation, "BLOCK": 1024}, "bf16", arch)
 for flags in itertools.product([False, True], repeat=3):
     constants = dict(zip(("CENTRED", "BIAS", "KEEP_SUM"), flags), BLOCK=1024)
-    sizes["norm", *flags] = compiled(_triton._add_norm_kernel, constants, "bf16", arch, 16)
+    sizes[("norm", *flags)] = compiled(_triton._add_norm_kernel, constants, "bf16", arch, 16)
 # an integer argument of 1 becomes a constant
 one = {"width": 1, "row_stride": 1, "ACTIVATION": "gelu", "BLOCK": 1}
 sizes["gate", 1] = compiled(_triton._gate_kernel, one, "bf16", arch)
