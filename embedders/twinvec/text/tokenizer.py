@@ -83,6 +83,8 @@ class TextTokenizer:
             if not self._tokenizer.get_vocab_size(with_added_tokens=True):
                 raise ValueError("its vocabulary is empty")
             self._head, self._tail = self._outer_specials(checkpoint.json("tokenizer_config.json", TOKENIZER))
+            if max([*self._head, *self._tail], default=0) >= self.vocabulary_size:
+                raise ValueError("its post-processor adds ids that its vocabulary does not have")
 
     def encode(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> list[TokenizedText]:
         """Tokenise ``prompt + text`` for each text; only the end of the text is ever cut.
