@@ -84,6 +84,19 @@ def test_the_same_for_chunks_and_every_time() -> None:
     )  # one of each
 
 
+def test_links_come_before_titles_whatever_else_their_documents_have() -> None:
+    linked = empty()
+    put(
+        linked,
+        ("a.md", "See [the way to the station](b.md)", {"title": "Getting around"}, {}),
+        ("b.md", "# Trains and buses\n\nThey leave every ten minutes.", {"title": "Timetables of spring"}, {}),
+    )
+    for seed in range(4):
+        made = make_questions(linked, max_overlap=1, seed=seed)
+        assert [(each.kind, each.document) for each in made.kept[:2]] == [("link", "b.md"), ("title", "a.md")]
+        assert [each.kind for each in made.kept[2:]] == ["title", "heading", "first sentence"]
+
+
 def test_what_fits_several_documents_is_left_out() -> None:
     ambiguous = store()
     title = {"title": "Release notes of spring"}

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -123,48 +123,56 @@ def make_questions(
     documents = _documents(store)
     order = sorted(documents)
     np.random.default_rng(seed).shuffle(order)
-    made = _by_model(documents, order, n, model) if model is not None else _by_rule(documents)
-    kept, dropped = _filtered(list(made), documents, max_overlap)
+    made = _by_model(documents, order[:n], model) if model is not None else _by_rule(documents)
+    kept, dropped = _filtered(made, documents, max_overlap)
     places = {document: place for place, document in enumerate(order)}
     kept.sort(key=lambda each: (KINDS.index(each.kind) if each.kind in KINDS else 0, places[each.document]))
-    chosen = list({each.document: each for each in reversed(kept)}.values())[::-1]
-    chosen += [each for each in kept if each not in chosen]
-    return MadeQuestions(chosen[:n], dropped)
+    first: dict[str, MadeQuestion] = {}
+    more = [each for each in kept if first.setdefault(each.document, each) is not each]
+    return MadeQuestions([*first.values(), *more][:n], dropped)
 
 
-def _documents(store: HybridStore) -> dict[str, list[Record]]:
-    """Return the records of each document, in the order of their text."""
+class _Document(NamedTuple):
+    """A document's text, and the title in its metadata."""
+
+    text: str
+    title: object
+
+
+def _documents(store: HybridStore) -> dict[str, _Document]:
+    """Return the documents by their ids; chunks are put together."""
     documents: dict[str, list[Record]] = defaultdict(list)
     for page in store.scroll_all():
         for record in page:
             documents[str(record.provenance.get("document", record.id))].append(record)
     for records in documents.values():
         records.sort(key=lambda record: int(record.provenance.get("chunk", 0)))
-    return dict(documents)
+    return {
+        id: _Document("\n".join(record.text for record in records), records[0].metadata.get("title"))
+        for id, records in documents.items()
+    }
 
 
 def _by_model(
-    documents: Mapping[str, list[Record]], order: Sequence[str], n: int, model: ChatModel
+    documents: Mapping[str, _Document], chosen: Sequence[str], model: ChatModel
 ) -> Iterator[tuple[str, str, str]]:
-    for document in order[:n]:
-        content = model.invoke(_PROMPT + _text(documents[document])[:_LONGEST]).content
+    for document in chosen:
+        content = model.invoke(_PROMPT + documents[document].text[:_LONGEST]).content
         if not isinstance(content, str):
             raise ConfigurationError(f"the language model answers with {type(content).__name__}, not with text")
         yield content.strip().strip("\"'«»“”"), document, "model"
 
 
-def _by_rule(documents: Mapping[str, list[Record]]) -> Iterator[tuple[str, str, str]]:
+def _by_rule(documents: Mapping[str, _Document]) -> Iterator[tuple[str, str, str]]:
     """Yield (question, document, kind)."""
     names: dict[str, set[str]] = defaultdict(set)  # last part of an id, as in links -> documents
     for document in documents:
         names[document.rsplit("/", 1)[-1]].add(document)
-    for document, records in documents.items():
-        text = _text(records)
+    for document, (text, title) in documents.items():
         for words, target in _LINK.findall(text):
             aimed = names[target.rstrip("/").rsplit("/", 1)[-1]] - {document}
             if len(aimed) == 1:
                 yield words, *aimed, "link"
-        title = records[0].metadata.get("title")
         if isinstance(title, str):
             yield title, document, "title"
         found = headings(text)
@@ -176,17 +184,18 @@ def _by_rule(documents: Mapping[str, list[Record]]) -> Iterator[tuple[str, str, 
 
 
 def _filtered(
-    made: Iterable[tuple[str, str, str]], documents: Mapping[str, list[Record]], max_overlap: float
+    made: Iterable[tuple[str, str, str]], documents: Mapping[str, _Document], max_overlap: float
 ) -> tuple[list[MadeQuestion], dict[str, int]]:
     made = [(" ".join(text.split()), document, kind) for text, document, kind in made]
     answers: dict[str, set[str]] = defaultdict(set)
     for text, document, _ in made:
         answers[text.casefold()].add(document)
+    stems = {document: _stems(documents[document].text) for document in {document for _, document, _ in made}}
     kept: dict[tuple[str, str], MadeQuestion] = {}
     dropped: Counter[str] = Counter()
     for text, document, kind in made:
-        words, body = _stems(text), _text(documents[document])
-        overlap = len(words & _stems(body)) / max(len(words), 1)
+        words = _stems(text)
+        overlap = len(words & stems[document]) / max(len(words), 1)
         if len(words) < _FEWEST_WORDS:
             dropped["too short"] += 1
         elif kind == "model" and _POINTING.search(text):
@@ -196,13 +205,10 @@ def _filtered(
         elif overlap > max_overlap:
             dropped["has the document's own words"] += 1
         else:
-            question = MadeQuestion(text, document, kind, overlap, " ".join(body[: 2 * _EXCERPT].split())[:_EXCERPT])
+            excerpt = " ".join(documents[document].text[: 2 * _EXCERPT].split())[:_EXCERPT]
+            question = MadeQuestion(text, document, kind, overlap, excerpt)
             kept.setdefault((text.casefold(), document), question)
     return list(kept.values()), dict(dropped)
-
-
-def _text(records: Sequence[Record]) -> str:
-    return "\n".join(record.text for record in records)
 
 
 def _stems(text: str) -> set[str]:
