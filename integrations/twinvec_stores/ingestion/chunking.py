@@ -19,9 +19,7 @@ from twinvec_stores.ingestion.spans import Span, Window
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
-_SECTION = (
-    100_000  # characters tokenised together: a token's record takes a hundred bytes, and sections run in parallel
-)
+_SECTION = 100_000  # characters tokenised together: a token takes a hundred bytes, and sections run in parallel
 _CHECKED = 64  # chunks checked together
 _LOOK = 16  # characters examined around a position
 _GAP = re.compile(r"\s+|[。！？]+[」』”’）]*")
@@ -90,20 +88,16 @@ class Chunker:
 
         They cover the text, except for parts that are only white space.
         """
+        return [self._chunks(cuts) for cuts in self._cuts(texts)]
+
+    def divide(self, texts: Sequence[str]) -> list[tuple[list[Span], list[Window]]]:
+        """Return the chunks of each text, and for late chunking the parts that go through the model at once."""
         found = []
         for cuts in self._cuts(texts):
-            whole = cuts.tokens[-1] <= self._limit and len(cuts.text) <= _SECTION and not self._prompt
-            found.append([Span(0, len(cuts.text))] if whole else self._split(cuts))
+            chunks = self._chunks(cuts)
+            late = self._context == "late"
+            found.append((chunks, windows(cuts, chunks, self._room, self._excess) if late else []))
         return found
-
-    def windows(self, texts: Sequence[str], chunks: Sequence[Sequence[Span]]) -> list[list[Window]]:
-        """Return what of each text goes through the model at once, for late chunking; nothing where it is not."""
-        if self._context != "late":
-            return [[] for _ in texts]
-        return [
-            windows(cuts, spans, self._room, self._excess)
-            for cuts, spans in zip(self._cuts(texts), chunks, strict=True)
-        ]
 
     def contexts(self, text: str, metadata: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
         """Return the text put before each chunk of a document when it is embedded; empty strings if there is none.
@@ -130,6 +124,10 @@ class Chunker:
             Cuts(text, np.concatenate([next(offsets) + span.start for span in spans]))
             for text, spans in zip(texts, sections, strict=True)
         ]
+
+    def _chunks(self, cuts: Cuts) -> list[Span]:
+        whole = cuts.tokens[-1] <= self._limit and len(cuts.text) <= _SECTION and not self._prompt
+        return [Span(0, len(cuts.text))] if whole else self._split(cuts)
 
     def _split(self, cuts: Cuts) -> list[Span]:
         """Propose chunks, and keep those that have no more tokens on their own than within the text.

@@ -107,11 +107,9 @@ class Reader:
             for item in items:
                 item.spans = [Span(0, len(item.text))]
             return
-        texts = [item.text for item in items]
-        chunks = self._chunker.split(texts)
-        for item, spans, windows in zip(items, chunks, self._chunker.windows(texts, chunks), strict=True):
-            item.spans, item.windows = spans, windows
-            item.contexts = self._chunker.contexts(item.text, item.metadata, spans)
+        divided = self._chunker.divide([item.text for item in items])
+        for item, (item.spans, item.windows) in zip(items, divided, strict=True):
+            item.contexts = self._chunker.contexts(item.text, item.metadata, item.spans)
 
     def _compare(self, items: list[Item]) -> None:
         """Look up what the store has of each document: the head of its records, which is written last, tells."""
