@@ -299,6 +299,22 @@ def test_specials_of_a_sequence_of_processors_are_found(tmp_path: Path) -> None:
     assert cut.ids.tolist() == [*whole[:6], 2, 2]
 
 
+@pytest.mark.parametrize("place", ["head", "tail"])
+def test_a_post_processor_that_adds_ids_beyond_the_vocabulary_is_refused(bpe: Path, place: str) -> None:
+    tokenizer = by_hand(bpe)
+    beyond = max(tokenizer.get_vocab().values()) + 1
+    template = {"head": "</s> $A", "tail": "$A </s>"}[place]
+    for id, refused in ((beyond - 1, False), (beyond, True), (10**9, True)):
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("</s>", id)])
+        tokenizer.save(str(bpe / "tokenizer.json"))
+        if refused:
+            with pytest.raises(CheckpointError, match=r"tokenizer\.json.*ids that its vocabulary does not have"):
+                make(bpe)
+        else:
+            [encoded] = make(bpe).encode(["a"])
+            assert id in encoded.ids.tolist()
+
+
 def test_a_missing_tokenizer_file_says_how_to_make_one(bpe: Path) -> None:
     (bpe / "tokenizer.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"no tokenizer\.json.*AutoTokenizer"):

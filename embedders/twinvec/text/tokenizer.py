@@ -171,7 +171,7 @@ class TextTokenizer:
         """Return how many special tokens and prompt tokens are added to each text."""
         return len(self._head) + len(self._tail) + (len(self._ids([prompt])[0]) if prompt else 0)
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """Return the highest token id plus one."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
