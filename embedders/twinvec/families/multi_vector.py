@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twinvec.checkpoints.fields import TEXT, whole
@@ -36,7 +37,7 @@ class MultiVectorEncoder(Family):
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration and the modules; what would change a vector and is not computed is refused."""
-        from twinvec.families.sentence_transformers import padding_idx, read_sizes
+        from twinvec.families.sentence_transformers import describe_encoder
 
         modules = read_modules(checkpoint)
         kinds = [module.kind for module in checkpoint.modules]
@@ -45,22 +46,9 @@ class MultiVectorEncoder(Family):
                 f"{checkpoint.name}: modules.json lists {', '.join(kinds)}; a MultiVectorEncoder is computed as "
                 f"Transformer, any number of Dense, {_MASK}, Normalize"
             )
-        hidden, limit = read_sizes(checkpoint)
-        output_dim(hidden, modules, ("tokens",))
-        return Description(
-            family=self.name,
-            hidden=hidden,
-            vocabulary=checkpoint.config["vocab_size"],
-            dim=None,
-            max_length=min(modules.max_length or limit, limit),
-            position_limit=limit,
-            padding_idx=padding_idx(checkpoint),
-            prompts=modules.prompts,
-            pooling=(),
-            dense_layers=modules.dense,
-            multi=_read_rules(checkpoint),
-            lower_case=modules.lower_case,
-        )
+        known = describe_encoder(self.name, checkpoint, modules)
+        output_dim(known.hidden, modules, ("tokens",))
+        return replace(known, dense_layers=modules.dense, multi=_read_rules(checkpoint))
 
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device

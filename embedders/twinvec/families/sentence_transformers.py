@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from twinvec.checkpoints.fields import only, whole
@@ -92,24 +92,17 @@ class SentenceTransformers(Family):
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration and the sentence-transformers files."""
         modules = read_modules(checkpoint)
-        hidden, limit = read_sizes(checkpoint)
-        dim = output_dim(hidden, modules, modules.pooling)
-        return Description(
-            family=self.name,
-            hidden=hidden,
-            vocabulary=checkpoint.config["vocab_size"],
+        known = describe_encoder(self.name, checkpoint, modules)
+        dim = output_dim(known.hidden, modules, modules.pooling)
+        return replace(
+            known,
             dim=min(modules.truncate_dim or dim, dim),
-            max_length=min(modules.max_length or limit, limit),
-            position_limit=limit,
-            padding_idx=padding_idx(checkpoint),
-            prompts=modules.prompts,
             pooling=modules.pooling,
             include_prompt=modules.include_prompt,
             dense_layers=modules.dense,
             min_dim=_min_dim(checkpoint, modules),
             sparse="token_weights" if _has_bge_head(checkpoint) else None,
             multi=_BGE_MULTI if (checkpoint.root / BGE_MULTI_HEAD).is_file() else None,
-            lower_case=modules.lower_case,
         )
 
     def build(
@@ -151,21 +144,7 @@ class Splade(Family):
 
     def describe(self, checkpoint: Checkpoint) -> Description:
         """Read the configuration."""
-        modules = read_modules(checkpoint)
-        hidden, limit = read_sizes(checkpoint)
-        return Description(
-            family=self.name,
-            hidden=hidden,
-            vocabulary=checkpoint.config["vocab_size"],
-            dim=None,
-            max_length=min(modules.max_length or limit, limit),
-            position_limit=limit,
-            padding_idx=padding_idx(checkpoint),
-            prompts=modules.prompts,
-            pooling=(),
-            sparse="masked_lm",
-            lower_case=modules.lower_case,
-        )
+        return replace(describe_encoder(self.name, checkpoint, read_modules(checkpoint)), sparse="masked_lm")
 
     def build(
         self, checkpoint: Checkpoint, description: Description, dtype: torch.dtype, device: torch.device
@@ -181,6 +160,23 @@ class Splade(Family):
         if not type(model)._supports_attention_backend:
             return PaddedMaskedLM(model, config.pad_token_id or 0)
         return PackedMaskedLM(model, padding_idx=padding_idx(checkpoint))
+
+
+def describe_encoder(family: str, checkpoint: Checkpoint, modules: SentenceModules) -> Description:
+    """Describe a checkpoint of a known model type, as yet without any output."""
+    hidden, limit = read_sizes(checkpoint)
+    return Description(
+        family=family,
+        hidden=hidden,
+        vocabulary=checkpoint.config["vocab_size"],
+        dim=None,
+        max_length=min(modules.max_length or limit, limit),
+        position_limit=limit,
+        padding_idx=padding_idx(checkpoint),
+        prompts=modules.prompts,
+        pooling=(),
+        lower_case=modules.lower_case,
+    )
 
 
 def build_backbone(
