@@ -122,8 +122,7 @@ class Encoder:
         try:
             batch = TokenBatch.pack(texts)
             outputs, ready = self._launch(batch)
-            pooled, of = (texts, batch) if batch.spans is None else (batch.spans.texts, batch.spans.batch)
-            return functools.partial(self._finish, texts, pooled, of, outputs, ready, started)
+            return functools.partial(self._finish, texts, batch, outputs, ready, started)
         except BaseException:
             self._count_time(started)
             raise
@@ -131,7 +130,6 @@ class Encoder:
     def _finish(
         self,
         texts: Sequence[TokenizedText],
-        pooled: Sequence[TokenizedText],
         batch: TokenBatch,
         outputs: Outputs,
         ready: torch.cuda.Event | None,
@@ -142,6 +140,7 @@ class Encoder:
                 ready.synchronize()
         finally:
             self._count_time(started)
+        pooled, batch = (texts, batch) if batch.spans is None else (batch.spans.texts, batch.spans.batch)
         dense, sparse, finite = self._read(outputs, batch)
         multi = self._token_vectors(pooled, batch, outputs[2] if len(outputs) > 2 else None, finite)
         # copies: a stored row would keep the rows of the whole batch alive
