@@ -127,33 +127,7 @@ class Embedder(LocalModel, BaseEmbedder):
         return {key: texts[key] for key in keys}
 
     def _call(self, asked: CheckedCall, wanted: CallOptions) -> Call:
-        dim = self.dim
-        if wanted.dim is not None:
-            from twinvec.engine.opening import check_dim
-
-            dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
-        fail_on_overflow = wanted.fail_on_overflow
-        if fail_on_overflow is None:
-            fail_on_overflow = self.options.on_overflow == "error"
-        urgent = asked.role is Role.QUERY and len(asked.texts) <= _INTERACTIVE
-        keys = self.spec.sparse_keys if asked.sparse else None
-        length = self.max_length
-        if asked.multi and self.multi_vectors is not None:
-            length = min(length, self.multi_vectors.lengths.get(asked.role.value, length))
-        both = self._bm25 is None and len(self._leases) == 1
-        request = Request(
-            max_length=length,
-            prompt=asked.prompt,
-            dim=dim if asked.dense else None,
-            keys=keys if both else None,
-            normalize=wanted.normalize,
-            urgent=urgent,
-            fail_on_overflow=fail_on_overflow,
-            fail_on_overload=self.options.on_overload == "error",
-            memo=self.options.memo_bytes > 0 and not asked.multi,
-            cache=None if asked.multi else self.options.cache,
-            multi=asked.role.value if asked.multi else "",
-        )
+        request, both = self._request(asked, wanted), self._both
         parts: list[Part] = []
         if (both or asked.dense) and asked.spans is not None:
             alone = replace(request, memo=False, cache=None)  # rows of spans are of no use to other calls
@@ -162,7 +136,7 @@ class Embedder(LocalModel, BaseEmbedder):
             parts.append(Job(asked.texts, request, self._core))
         # BM25 and SPLADE models know no prompts, and the dense model's limit does not apply to them
         if asked.sparse and self._bm25 is not None:
-            parts.append(Bm25Job(self._bm25, asked.role, asked.parts, urgent=urgent))
+            parts.append(Bm25Job(self._bm25, asked.role, asked.parts, urgent=request.urgent))
         elif asked.sparse and not both:
             lease = self._leases[1]
             own = replace(
@@ -171,11 +145,43 @@ class Embedder(LocalModel, BaseEmbedder):
                 multi="",
                 prompt="",
                 dim=None,
-                keys=keys,
+                keys=self.spec.sparse_keys,
                 fail_on_overflow=False,
             )
             parts.append(Job(asked.parts, own, lease.core))
         return Call(parts, wanted.timeout)
+
+    def _request(self, asked: CheckedCall, wanted: CallOptions) -> Request:
+        """Return what is asked of the dense model."""
+        dim = self.dim
+        if wanted.dim is not None:
+            from twinvec.engine.opening import check_dim
+
+            dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
+        fail_on_overflow = wanted.fail_on_overflow
+        if fail_on_overflow is None:
+            fail_on_overflow = self.options.on_overflow == "error"
+        length = self.max_length
+        if asked.multi and self.multi_vectors is not None:
+            length = min(length, self.multi_vectors.lengths.get(asked.role.value, length))
+        return Request(
+            max_length=length,
+            prompt=asked.prompt,
+            dim=dim if asked.dense else None,
+            keys=self.spec.sparse_keys if asked.sparse and self._both else None,
+            normalize=wanted.normalize,
+            urgent=asked.role is Role.QUERY and len(asked.texts) <= _INTERACTIVE,
+            fail_on_overflow=fail_on_overflow,
+            fail_on_overload=self.options.on_overload == "error",
+            memo=self.options.memo_bytes > 0 and not asked.multi,
+            cache=None if asked.multi else self.options.cache,
+            multi=asked.role.value if asked.multi else "",
+        )
+
+    @property
+    def _both(self) -> bool:
+        """Return whether one pass of one model has both halves."""
+        return self._bm25 is None and len(self._leases) == 1
 
     def _resolved(self) -> ModelSpec:
         spec = self._leases[0].spec
