@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.rerank_systems import GRAPH_INT8
 from benchmarks.speed_models import REPOSITORY
+from benchmarks.speed_peers import GRAPH_INT8
 from benchmarks.speed_sections import noting
 from benchmarks.speed_work import Contestant, processor, running
 

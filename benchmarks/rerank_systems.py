@@ -5,12 +5,13 @@ Each has what ``speed_work`` asks of a contestant: ``embed`` gives the logits of
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.speed_peers import GRAPH, GRAPH_INT8, onnx_session, openvino_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     Inputs = dict[str, NDArray[np.int64]]
 
 Pairs = Sequence[tuple[str, str]]
-GRAPH, GRAPH_INT8 = "model.onnx", "model-int8.onnx"
 LONGEST = 512
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -108,12 +108,8 @@ class OnnxRuntimePairs(GraphPairs):
     """ONNX Runtime, all its graph optimisations on (its default)."""
 
     def __init__(self, folder: str, device: str, *, file: str = GRAPH) -> None:
-        import onnxruntime
-
         super().__init__(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
-        self.session = onnxruntime.InferenceSession(Path(folder) / file, options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(Path(folder) / file)
 
     def run(self, inputs: Inputs) -> Logits:
         logits: Logits = self.session.run(None, inputs)[0]
@@ -124,14 +120,8 @@ class OpenVinoPairs(GraphPairs):
     """OpenVINO on all cores; a request for each caller."""
 
     def __init__(self, folder: str, device: str, *, precision: str) -> None:
-        import openvino
-
         super().__init__(folder)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": os.cpu_count() or 1,
-        }  # fmt: skip
-        self.model = openvino.Core().compile_model(Path(folder) / GRAPH, "CPU", settings)
+        self.model = openvino_model(Path(folder) / GRAPH, precision)
 
     def run(self, inputs: Inputs) -> Logits:
         logits: Logits = self.model.create_infer_request().infer(inputs)[0]

@@ -81,18 +81,34 @@ class Graph:
         return {"batch_size": self.batch_size}
 
 
+def onnx_session(file: Path) -> Any:
+    """Return a graph in ONNX Runtime, on all cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def openvino_model(file: Path, precision: str) -> Any:
+    """Return a graph in OpenVINO, on all cores."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": os.cpu_count() or 1,
+    }  # fmt: skip
+    return openvino.Core().compile_model(file, "CPU", settings)
+
+
 class OnnxRuntime(Graph):
     """ONNX Runtime, all its graph optimisations on (its default)."""
 
     def __init__(self, folder: str, device: str, *, file: str = GRAPH, in_order: bool = False) -> None:
-        import onnxruntime
-
         super().__init__(folder, in_order=in_order)
         if in_order:
             self.batch_size = 256  # fastembed's default
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
-        self.session = onnxruntime.InferenceSession(Path(folder) / file, options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(Path(folder) / file)
 
     def run(self, ids: Ids, mask: Ids) -> Vectors:
         states: Vectors = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
@@ -103,14 +119,8 @@ class OpenVino(Graph):
     """OpenVINO on all cores, one request at a time."""
 
     def __init__(self, folder: str, device: str, *, precision: str) -> None:
-        import openvino
-
         super().__init__(folder)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": os.cpu_count() or 1,
-        }  # fmt: skip
-        self.model = openvino.Core().compile_model(Path(folder) / GRAPH, "CPU", settings)
+        self.model = openvino_model(Path(folder) / GRAPH, precision)
 
     def run(self, ids: Ids, mask: Ids) -> Vectors:
         states: Vectors = self.model([ids, mask])[0]
