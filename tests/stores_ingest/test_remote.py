@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from stores_ingest.holding import assert_equal, texts
 from twinvec import Embedder
@@ -95,20 +96,23 @@ def test_prune_follows_what_was_listed(embedder: Embedder, memory: MemoryStore, 
     assert (report.unchanged, report.deleted, sorted(texts(memory))) == (2, 1, ["c.txt.gz", "deep/b.md"])
 
 
+def fail_at(monkeypatch: pytest.MonkeyPatch, method: str, ending: str, error: Exception) -> None:
+    """Let a method of S3's file system fail for paths that end so."""
+    original = getattr(S3FileSystem, method)
+
+    async def failing(self: Any, path: str, *args: Any, **options: Any) -> Any:
+        if path.rstrip("/").endswith(ending):
+            raise error
+        return await original(self, path, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, method, failing)
+
+
 def test_a_listing_that_fails_deletes_nothing(
     embedder: Embedder, memory: MemoryStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
     ingest("s3://texts/docs", embedder, memory)
-    listed = s3fs.S3FileSystem._lsdir
-
-    async def denied(self: Any, path: str, *args: Any, **options: Any) -> Any:
-        if path.rstrip("/").endswith("deep"):
-            raise PermissionError("Access Denied")
-        return await listed(self, path, *args, **options)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", denied)
+    fail_at(monkeypatch, "_lsdir", "deep", PermissionError("Access Denied"))
     with pytest.raises(IngestError, match="s3://texts/docs: PermissionError: Access Denied"):
         ingest("s3://texts/docs", embedder, memory, prune=True)
     assert memory.count() == 3
@@ -117,18 +121,9 @@ def test_a_listing_that_fails_deletes_nothing(
 def test_a_file_that_cannot_be_read_is_a_bad_row_and_stays(
     embedder: Embedder, memory: MemoryStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
     ingest("s3://texts/docs", embedder, memory)
-    copied = s3fs.S3FileSystem._get_file
-
-    async def broken(self: Any, path: str, *args: Any, **options: Any) -> Any:
-        if path.endswith("a.txt"):
-            raise OSError("connection reset")
-        return await copied(self, path, *args, **options)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", broken)
-    s3fs.S3FileSystem.clear_instance_cache()
+    fail_at(monkeypatch, "_get_file", "a.txt", OSError("connection reset"))
+    S3FileSystem.clear_instance_cache()
     report = ingest("s3://texts/docs", embedder, memory, prune=True)
     assert (report.unchanged, report.failed, report.deleted, memory.count()) == (2, 1, 0, 3)
     [failure] = report.failures
