@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, cast
@@ -14,10 +13,9 @@ from hypothesis import strategies as st
 
 from stores.conftest import Make
 from stores.oracle import Driver, Oracle, Row, batch, dense_query, row, sparse_query
-from twinvec.errors import ConfigurationError, FilterError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
-from twinvec_stores.records import Record, StoreQuery
+from twinvec_stores.records import StoreQuery
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 
@@ -308,24 +306,6 @@ def test_a_store_without_dense_vectors(make: Make, **questions: Any) -> None:
     check_story(make(SPARSE), **questions)
 
 
-def test_ties_go_by_id_however_many_there_are(make: Make) -> None:
-    driver = make(BOTH)
-    ids = [f"{i:03}" for i in range(300)]
-    np.random.default_rng(0).shuffle(ids)
-    rows = [Row(id, metadata={"half": int(id) % 2}, sparse={7: 1.0}) for id in ids]
-    rows += [Row("better", sparse={7: 2.0}), Row("worse", dense=(0.5, 0.5, 0.5, 0.5), sparse={7: 0.5})]
-    for start in range(0, len(rows), 50):
-        driver.call("upsert", batch(rows[start : start + 50], BOTH))
-    queries = [dense_query(1, 0, 0, 0), sparse_query({7: 1.0})]
-    dense, sparse = driver.call("search", queries, limit=5)
-    assert [hit.id for hit in dense] == ["000", "001", "002", "003", "004"]
-    assert [hit.id for hit in sparse] == ["better", "000", "001", "002", "003"]
-    dense, sparse = driver.call("search", queries, limit=30, filter=Eq("half", 1))
-    assert [hit.id for hit in dense] == [hit.id for hit in sparse] == [f"{i:03}" for i in range(1, 60, 2)]
-    dense, _ = driver.call("search", queries, limit=302)
-    assert [hit.id for hit in dense] == [*sorted(ids), "better", "worse"]
-
-
 def test_random_vectors_rank_by_their_products(make: Make) -> None:
     config = StoreConfig(fingerprint="f", dim=24)
     generator = np.random.default_rng(1)
@@ -347,126 +327,3 @@ def test_random_vectors_rank_by_their_products(make: Make) -> None:
         for hit, score in zip(hits, best, strict=True):  # the ids are right but for near ties
             assert hit.score == pytest.approx(score, abs=1e-5)
             assert scores[int(hit.id[1:])] == pytest.approx(score, abs=1e-5)
-
-
-def test_dense_vectors_and_queries_are_brought_to_length_one(make: Make) -> None:
-    driver = make(DENSE)
-    driver.call("upsert", batch([Row("a", dense=(3.0, 0.0, 4.0, 0.0)), Row("b", dense=(0.0, 1e-30, 0.0, 0.0))], DENSE))
-    a, b = driver.call("get", ["a", "b"], with_vectors=True)
-    assert a.dense.tolist() == pytest.approx([0.6, 0, 0.8, 0])
-    assert b.dense.tolist() == [0, 1, 0, 0]
-    assert [str(a.dense.dtype), a.sparse] == ["float32", None]
-    [hits] = driver.call("search", [dense_query(1e10, 0, 0, 0)], limit=2)
-    assert [hit.id for hit in hits] == ["a", "b"]
-    assert [type(hit.score) for hit in hits] == [float, float]
-    assert [hit.score for hit in hits] == pytest.approx([0.6, 0])
-
-
-def test_of_equal_ids_in_one_batch_the_last_is_kept(make: Make) -> None:
-    driver = make(BOTH)
-    driver.call("upsert", batch([Row("a", "1"), Row("b", "2", sparse={1: 1.0}), Row("a", "3", sparse={2: 1.0})], BOTH))
-    assert driver.call("count") == 2
-    assert [r.text for r in driver.call("get", ["a", "b"])] == ["3", "2"]
-    assert driver.call("document_frequencies", np.array([1, 2], np.int32)).tolist() == [1, 1]
-
-
-def test_a_replaced_record_keeps_nothing_of_the_old_one(make: Make) -> None:
-    driver = make(BOTH)
-    driver.call("upsert", batch([Row("a", "old", {"kw": "x", "n": 1}, {"p": 1}, sparse={5: 1.0})], BOTH))
-    new = Row("a", "", {"other": 1}, {}, (0.0, 0.0, 0.0, -1.0), {})
-    driver.call("upsert", batch([new], BOTH))
-    assert [row(r) for r in driver.call("get", ["a"], with_vectors=True)] == [new]
-    assert driver.call("count", Eq("kw", "x")) == 0
-    assert driver.call("search", [sparse_query({5: 1.0})], limit=5) == [[]]
-
-
-def test_nothing_is_shared_with_the_caller(make: Make) -> None:
-    driver = make(BOTH)
-    given = batch([Row("a", metadata={"list": [1, {"x": 2}]}, sparse={5: 1.0})], BOTH)
-    driver.call("upsert", given)
-    assert given.metadata is not None
-    assert given.dense is not None
-    assert given.sparse is not None
-    for _ in range(2):
-        given.metadata[0]["list"][1]["x"] = 3
-        given.dense[:] = 9
-        given.sparse.values[:] = 9
-        [given_back] = driver.call("get", ["a"], with_vectors=True)
-        assert row(given_back) == Row("a", metadata={"list": [1, {"x": 2}]}, sparse={5: 1.0})
-        given_back.metadata["list"].append(4)
-        given_back.dense[:] = 9
-        given_back.sparse.values[:] = 9
-
-
-def test_nothing_to_do_is_no_error(make: Make) -> None:
-    driver = make(BOTH)
-    driver.call("upsert", batch([], BOTH))
-    driver.call("delete", [])
-    driver.call("delete", ["nobody"])
-    driver.call("delete", filter=HasId([]))
-    assert driver.call("get", []) == []
-    assert driver.call("search", [], limit=3) == []
-    assert driver.call("search", [dense_query(1, 0, 0, 0), sparse_query({1: 1.0})], limit=3) == [[], []]
-    assert driver.call("scroll") == ([], None)
-    assert driver.call("document_frequencies", np.zeros(0, np.int32)).tolist() == []
-    driver.call("flush")
-    driver.call("optimize")
-    assert driver.call("info").records == 0
-
-
-def test_a_scroll_sees_what_stays_once_while_others_come_and_go(make: Make) -> None:
-    driver = make(BOTH)
-    staying = [f"stays {i}" for i in range(40)]
-    driver.call("upsert", batch([Row(id) for id in [*staying, *(f"goes {i}" for i in range(40))]], BOTH))
-    seen: list[str] = []
-    cursor, step = None, 0
-    while True:
-        page, cursor = driver.call("scroll", cursor, limit=7)
-        seen += [r.id for r in page]
-        driver.call("delete", [f"goes {i}" for i in range(3 * step, 3 * step + 3)])
-        driver.call("upsert", batch([Row(f"comes {i}") for i in range(3 * step, 3 * step + 3)], BOTH))
-        step += 1
-        if cursor is None:
-            break
-    assert sorted(id for id in seen if id.startswith("stays")) == sorted(staying)
-    assert len(seen) == len(set(seen))
-
-
-def test_scroll_all_gives_every_page(make: Make) -> None:
-    store = make(BOTH).store
-    store.upsert(batch([Row(f"r{i}", metadata={"i": i}) for i in range(23)], BOTH))
-
-    async def through_async() -> list[list[Record]]:
-        return [page async for page in store.ascroll_all(limit=5, filter=Range("i", gte=3), with_vectors=True)]
-
-    for pages in (store.scroll_all(limit=5, filter=Range("i", gte=3), with_vectors=True), asyncio.run(through_async())):
-        given = list(pages)
-        assert [len(page) for page in given] == [5, 5, 5, 5]
-        assert {r.id for page in given for r in page} == {f"r{i}" for i in range(3, 23)}
-        assert all(r.dense is not None for page in given for r in page)
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "3", None])
-def test_limits_are_whole_and_positive(make: Make, limit: Any) -> None:
-    driver = make(BOTH)
-    with pytest.raises(ConfigurationError, match="an integer"):
-        driver.call("search", [dense_query(1, 0, 0, 0)], limit=limit)
-    with pytest.raises(ConfigurationError, match="an integer"):
-        driver.call("scroll", limit=limit)
-
-
-def test_misuse_is_refused(make: Make) -> None:
-    driver = make(DENSE)
-    with pytest.raises(ConfigurationError, match="10000"):
-        driver.call("scroll", limit=10_001)
-    with pytest.raises(ConfigurationError, match="either ids or filter="):
-        driver.call("delete")
-    with pytest.raises(ConfigurationError, match="either ids or filter="):
-        driver.call("delete", ["a"], filter=And())
-    with pytest.raises(ConfigurationError, match="idf"):
-        driver.call("document_frequencies", np.array([1], np.int32))
-    for method in ("count", "scroll", "delete"):
-        with pytest.raises(FilterError, match="expected a filter"):
-            driver.call(method, filter={"a": 1})
-    with pytest.raises(FilterError, match="expected a filter"):
-        driver.call("search", [], limit=1, filter="a = 1")

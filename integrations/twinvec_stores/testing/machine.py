@@ -1,16 +1,12 @@
-"""The contract of an engine as a state machine: subclass it, and pytest runs it against your own store.
-
-Examples:
-    >>> class MyStoreContract(StoreContract):
-    ...     def make_store(self):
-    ...         return MyStore(self.config)
-    >>> TestMyStore = MyStoreContract.TestCase
-"""
+"""The contract of an engine as a state machine, compared with dictionaries after every step."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import asyncio
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +19,7 @@ from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In
 from twinvec_stores.filters.matching import matches
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, Record, RecordBatch, SparseQuery, StoreQuery
+from twinvec_stores.testing.engine import EngineUnderTest
 
 _ALL_IDS = [*"abcdefgh", "a#0", "é", "1"]
 _IDS = st.sampled_from(_ALL_IDS)
@@ -73,72 +70,73 @@ def _row(weights: Mapping[int, float]) -> SparseVector:
     return SparseBatch.from_dicts([weights])[0]
 
 
-class StoreContract(RuleBasedStateMachine):
-    """The required behaviour of every store, compared with dictionaries after every step.
+class StoreStateMachine(RuleBasedStateMachine, EngineUnderTest):
+    """Random writes, deletions, searches and pages, through the methods of the store or their async twins.
 
     Attributes:
-        config: configuration of the store that ``make_store`` creates.
-        persistent: whether records survive closing and reopening the store.
+        config: configuration of the store; the tests write these dimensions and fields.
     """
 
     config: ClassVar[StoreConfig] = StoreConfig(
         fingerprint="contract", dim=2, idf=True, fields={"n": "integer", "kw": "keyword"}
     )
-    persistent: ClassVar[bool] = True
     store: HybridStore
 
-    @abstractmethod
-    def make_store(self) -> HybridStore:
-        """Open the store, which is empty the first time."""
-
-    @initialize()
-    def open(self) -> None:
-        """Begin."""
-        self.store = self.make_store()
+    @initialize(through_async=st.booleans())
+    def begin(self, through_async: bool) -> None:
+        """Open an empty store."""
+        self._folder = Path(tempfile.mkdtemp())
+        self._loop = asyncio.new_event_loop() if through_async else None
+        self.store = self.open_store(self.config, self._folder / "store")
         self.records: dict[str, Record] = {}
 
     @rule(records=st.lists(_RECORDS, max_size=4))
     def upsert(self, records: list[Record]) -> None:
         """Write; of equal ids the last wins."""
         if records:
-            self.store.upsert(RecordBatch.of(records))
+            self._call("upsert", RecordBatch.of(records))
         self.records |= {record.id: record for record in records}
 
     @rule(ids=st.lists(_IDS, max_size=3))
     def delete(self, ids: list[str]) -> None:
         """Delete by ids, some of which are missing."""
-        self.store.delete(ids)
+        self._call("delete", ids)
         for id in ids:
             self.records.pop(id, None)
 
     @rule(condition=_FILTERS)
     def delete_where(self, condition: Filter) -> None:
         """Delete by a filter."""
-        self.store.delete(filter=condition)
+        self._call("delete", filter=condition)
         for id in self._matching(condition):
             del self.records[id]
 
     @rule()
     def flush(self) -> None:
         """Flush, which changes nothing."""
-        self.store.flush()
+        self._call("flush")
 
     @rule()
     def reopen(self) -> None:
         """Close twice, and open again."""
         if self.persistent:
-            self.store.close()
-            self.store.close()
-            self.store = self.make_store()
+            self._call("close")
+            self._call("close")
+            self.store = self.open_store(self.config, self._folder / "store")
 
     @rule(condition=_FILTERS, limit=st.integers(1, 4))
     def count_and_scroll(self, condition: Filter, limit: int) -> None:
         """Count the matches, and read them in pages."""
         expected = self._matching(condition)
-        assert self.store.count(condition) == len(expected)
-        pages = list(self.store.scroll_all(limit=limit, filter=condition))
-        assert all(len(page) <= limit for page in pages)
-        assert sorted(record.id for page in pages for record in page) == sorted(expected)
+        assert self._call("count", condition) == len(expected)
+        found: list[str] = []
+        cursor, done = None, False
+        while not done:
+            page, cursor = self._call("scroll", cursor, limit=limit, filter=condition)
+            assert len(page) <= limit
+            found += [record.id for record in page]
+            done = cursor is None
+        assert sorted(found) == sorted(expected)
 
     @rule(dense=st.sampled_from(_UNITS), condition=_FILTERS, limit=st.integers(1, 5), exact=st.booleans())
     def search_dense(self, dense: tuple[float, float], condition: Filter, limit: int, exact: bool) -> None:
@@ -160,7 +158,7 @@ class StoreContract(RuleBasedStateMachine):
     @rule(condition=_FILTERS)
     def frequencies(self, condition: Filter) -> None:
         """Count the records with each sparse key."""
-        found = self.store.document_frequencies(np.arange(7, dtype=np.int32), filter=condition).tolist()
+        found = self._call("document_frequencies", np.arange(7, dtype=np.int32), filter=condition).tolist()
         rows = [self._sparse(id) for id in self._matching(condition)]
         assert found == [sum(key in row for row in rows) for key in range(7)]
 
@@ -169,9 +167,9 @@ class StoreContract(RuleBasedStateMachine):
         """Compare every record with what was written, vectors bit for bit."""
         if not hasattr(self, "records"):
             return
-        found = self.store.get(_ALL_IDS, with_vectors=True)
+        found = self._call("get", _ALL_IDS, with_vectors=True)
         assert [record.id for record in found] == [id for id in _ALL_IDS if id in self.records]
-        assert self.store.count() == len(self.records)
+        assert self._call("count") == len(self.records)
         for record in found:
             written = self.records[record.id]
             assert (record.text, record.metadata) == (written.text, written.metadata)
@@ -182,16 +180,22 @@ class StoreContract(RuleBasedStateMachine):
             assert record.sparse.to_dict() == self._sparse(record.id)
 
     def teardown(self) -> None:
-        """Close what is open, and let ``make_store`` start with an empty store."""
-        if hasattr(self, "store"):
-            if self.persistent:
-                self.store.delete(filter=And())
-            self.store.close()
+        """Close the store, and remove the folder."""
+        if hasattr(self, "records"):
+            self._call("close")
+            shutil.rmtree(self._folder)
+            if self._loop is not None:
+                self._loop.close()
+
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        if self._loop is None:
+            return getattr(self.store, method)(*args, **options)
+        return self._loop.run_until_complete(getattr(self.store, f"a{method}")(*args, **options))
 
     def _check_ranking(
         self, query: StoreQuery, scores: Mapping[str, float], condition: Filter, limit: int, exact: bool
     ) -> None:
-        (hits,) = self.store.search([query], limit=limit, filter=condition, exact=exact)
+        (hits,) = self._call("search", [query], limit=limit, filter=condition, exact=exact)
         expected = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
         assert [(hit.id, hit.score) for hit in hits] == expected
 
