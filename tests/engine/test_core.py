@@ -564,7 +564,7 @@ def test_a_device_that_is_lost_takes_the_batch_behind_with_it(folder: Path, monk
 
 
 def test_a_lowered_token_budget_is_won_back(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twinvec.engine.dispatcher.CALM", 4)
+    monkeypatch.setattr("twinvec.compute.out_of_memory.CALM", 4)
     full = embedder.stats()["token_budget"]
     attempts = iter([True, True])
 

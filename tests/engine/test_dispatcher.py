@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from engine.texts import CACHE, LIAR, TEXTS, request
 from engine.world import LIMITS, SMALL, World
+from twinvec.compute import out_of_memory
 from twinvec.engine import dispatcher, lanes
 from twinvec.engine.job import Request
 from twinvec.engine.work import Batch
@@ -46,8 +47,10 @@ def limits() -> Iterator[None]:
     """Small limits, so that 50 steps meet them all."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LIMITS.items():
-            patch.setattr(lanes if hasattr(lanes, name) else dispatcher, name, value)
+            module = next(module for module in (lanes, out_of_memory, dispatcher) if hasattr(module, name))
+            patch.setattr(module, name, value)
         patch.setattr(dispatcher.logger, "disabled", True)
+        patch.setattr(out_of_memory.logger, "disabled", True)
         patch.setattr(dispatcher.logger, "exception", _raise_again)
         yield
 
@@ -215,7 +218,7 @@ def test_two_batches_of_one_budget_that_run_out_of_memory_halve_it_once() -> Non
     assert [batch.n_tokens for batch in both] == [12, 12]
     for batch in both:
         world.run(batch, out_of_memory=True)
-    assert device.budget == 6
+    assert device.budget.tokens == 6
     world.end()
 
 

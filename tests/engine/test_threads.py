@@ -75,7 +75,7 @@ def test_a_device_that_goes_loses_nobody_and_later_callers_of_its_texts_get_thei
             return lost() if how == "lost" else full()
 
         monkeypatch.setattr(first, "start", fail)
-        monkeypatch.setattr(first, "free_memory", broken)  # its thread ends in the middle of what it does
+        monkeypatch.setattr("twinvec.engine.core.free_memory", broken)  # its thread ends in the middle of what it does
         with ThreadPoolExecutor(len(SHORT) + 1) as pool:
             calls = [pool.submit(embedder.embed_documents, [text]) for text in SHORT]
             assert entered.wait(60)

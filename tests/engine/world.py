@@ -28,6 +28,7 @@ from engine.texts import (
     tokenized,
 )
 from twinvec.cache.rows import Row
+from twinvec.compute.out_of_memory import Budget
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job, Request
 from twinvec.engine.work import Answer, Batch, Command, Device, Entry, Event, Keep, Run, Stop, Tokenise, Wake
@@ -139,7 +140,7 @@ class World:
             device = cast(Device, batch.device)
             self.calm[device] = self.calm.get(device, 0) + 1
             if self.calm[device] % LIMITS["CALM"] == 0:
-                self.budgets[device] = min(2 * self.budgets[device], device.full_budget)
+                self.budgets[device] = min(2 * self.budgets[device], device.budget.full)
                 self.floors[device] = self.budgets[device]
             self._step(partial(self.dispatcher.ran, batch, rows), dict.fromkeys(blamed, NonFiniteError), blamed)
 
@@ -208,12 +209,12 @@ class World:
                 self._step(partial(self.dispatcher.woken, device))
 
     def restart(self, devices: int = 2) -> None:
-        new = [Device(str(i), BUDGETS[i], SMALL, self.ahead) for i in range(devices)]
+        new = [Device(str(i), Budget(BUDGETS[i]), SMALL, self.ahead) for i in range(devices)]
         wanted = self.lost_all and not self.closed
         if wanted:
             self.lost_all = False
             self.alive = list(new)
-            self.budgets.update((device, device.full_budget) for device in new)
+            self.budgets.update((device, device.budget.full) for device in new)
             self.floors.update(self.budgets)
         commands = self._step(partial(self.dispatcher.restarted, new))
         if not wanted:
@@ -293,8 +294,9 @@ class World:
         for device in self.alive:
             runs = sum(batch.device is device and batch in self.given for batch in self.work)
             assert runs <= 1 + device.ahead
-            assert device.budget >= self.floors[device], "less than half of the smallest batch that ran out of memory"
-            assert device.budget == self.budgets[device], "running out of memory once halves once"
+            tokens = device.budget.tokens
+            assert tokens >= self.floors[device], "less than half of the smallest batch that ran out of memory"
+            assert tokens == self.budgets[device], "running out of memory once halves once"
         assert not self.waiting or self.work or self.wakes, "somebody waits, and nobody does anything"
         assert self.stopped == (self.closed and not self.waiting)
         self.sound = True

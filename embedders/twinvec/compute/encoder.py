@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from twinvec.compute.graphs import Graphs, Outputs
 from twinvec.compute.heads import TokenVectorHead, TokenWeightHead
 from twinvec.compute.kernels import use_triton
 from twinvec.compute.linear import linear_in_use
+from twinvec.compute.out_of_memory import free_memory, is_out_of_memory
 from twinvec.compute.packing import TokenBatch
 from twinvec.compute.pooling import pool
 from twinvec.compute.quantization import Int8Linear
@@ -45,7 +45,6 @@ _CUDA_FLOPS = 2e13  # per batch: about 40 ms on an H100; larger models get fewer
 _PROBE = 2048  # tokens of the batch that measures memory per token
 _PROBE_TEXT = 256
 _LOGIT_BYTES = 2**28  # a masked language model outputs a row of the whole vocabulary per token
-_CPU_OOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 Finish: TypeAlias = Callable[[], "list[Row | None]"]
@@ -157,12 +156,6 @@ class Encoder:
             for i, tokens in enumerate(batch.lengths)
         )
         return [_row_of(text, list(islice(rows, len(text.spans) or 1))) for text in texts]
-
-    def free_memory(self) -> None:
-        """Free memory after it ran out."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def release(self) -> None:
         """Drop the weights, even if someone still holds this for its counters; nothing can be started any more."""
@@ -291,7 +284,7 @@ class Encoder:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            torch.cuda.empty_cache()
+            free_memory(self.device)
             self.token_budget = token_budget or _PROBE // 4
             logger.warning("%s has hardly any memory left besides the model; token budget %d", self.device, _PROBE // 4)
             return
@@ -369,10 +362,3 @@ def is_device_lost(error: BaseException) -> bool:
     if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
         return not is_out_of_memory(error)
     return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that a smaller batch might fit."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(sign in str(error) for sign in _CPU_OOM)

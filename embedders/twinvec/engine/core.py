@@ -20,7 +20,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from twinvec.cache.rows import Key, Namespaces, Row, find_rows, keep_rows
-from twinvec.compute.encoder import Encoder, Finish, is_device_lost, is_out_of_memory
+from twinvec.compute.encoder import Encoder, Finish, is_device_lost
+from twinvec.compute.out_of_memory import Budget, free_memory, is_out_of_memory
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
 from twinvec.engine.loading import Model
@@ -62,7 +63,7 @@ class InferenceCore:
     @property
     def token_budget(self) -> int:
         """Return the current token limit of a batch."""
-        return next((device.budget for device in self.state.devices), self.model.encoder.token_budget)
+        return next((device.budget.tokens for device in self.state.devices), self.model.encoder.token_budget)
 
     def submit(self, job: Job) -> None:
         """Queue a job; its future reports the outcome. Never blocks.
@@ -119,8 +120,7 @@ class InferenceCore:
 
     def _start_devices(self, model: Model) -> None:
         devices = {
-            Device(str(encoder.device), encoder.token_budget, encoder.small_budget, encoder.asynchronous): encoder
-            for encoder in model.encoders
+            Device(str(e.device), Budget(e.token_budget), e.small_budget, e.asynchronous): e for e in model.encoders
         }
         self._inboxes.update((device, SimpleQueue()) for device in devices)
         self._threads = [
@@ -275,7 +275,7 @@ class InferenceCore:
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0]
             error.__traceback__ = None  # it keeps the tensors of the pass alive
-            encoder.free_memory()
+            free_memory(encoder.device)
             self._step(partial(self.state.ran_out, batch, reason))
         else:
             self._step(partial(self.state.failed, batch, error))

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING = 65536  # texts of admitted jobs; more callers wait or are refused
 WINDOW = 1024  # texts of a job that are tokenised together; up to two windows are ahead of the device
-CALM = 256  # passes without running out of memory after which a lowered budget is doubled
 _PATIENCE = 0.005  # seconds that an idle device waits for more callers, if one has recently come while it was busy
 
 
@@ -142,9 +141,7 @@ class Dispatcher:
         """A device delivers the row of each entry; None for rows that are not finite."""
         if (device := batch.device) is None or not self._take_back(batch):
             return
-        device.calm += 1
-        if device.calm % CALM == 0:  # whatever used the memory may be gone
-            device.budget = min(2 * device.budget, device.full_budget)
+        device.budget.passed()
         self.failures += None in rows
         keep: dict[int, Keep] = {}
         for entry, row in zip(batch.entries, rows, strict=True):
@@ -162,23 +159,20 @@ class Dispatcher:
         self._commands[:0] = keep.values()  # a caller may close as soon as it has its answer
 
     def ran_out(self, batch: Batch, reason: str) -> None:
-        """A batch ran out of memory: halve the budget, unless another batch of the same budget already did."""
+        """A batch ran out of memory: its texts are planned again for a lower budget (``out_of_memory``)."""
         if (device := batch.device) is None or not self._take_back(batch):
             return
         self.out_of_memory += 1
-        device.calm = 0
-        tokens = batch.n_tokens
+        device.budget.calm = 0
         if len(batch.entries) == 1:
             self.failures += 1
             self._forget(batch.entries[0])
-            message = f"({tokens} tokens) does not fit into the memory of {device.name} even by itself: lower "
+            message = f"({batch.n_tokens} tokens) does not fit into the memory of {device.name} even by itself: lower "
             message += f"max_length, split the text, or use a device with more memory. ({reason})"
             self._reject_each(batch.entries[0], OutOfMemoryError, message)
             return
-        if batch.budget <= device.budget:
-            device.budget = max(min(device.budget, tokens) // 2, 1)
-            logger.warning("out of memory at %d tokens on %s; budget now %d", tokens, device.name, device.budget)
-        self.lanes.again(batch.entries, alone=batch.alone, budget=device.budget)
+        device.budget.halve(batch.n_tokens, batch.budget, device.name)
+        self.lanes.again(batch.entries, alone=batch.alone, budget=device.budget.tokens)
 
     def failed(self, batch: Batch, error: BaseException) -> None:
         """A batch could not be tokenised or run; to find the culprit, retry each caller's texts separately, once."""
@@ -350,18 +344,18 @@ class Dispatcher:
             rooms.append(free)
         for device in rooms:
             if len(device.running) < 2 and self._ready(device) and (batch := self._next(device)):
-                batch.device, batch.budget, device.wake = device, device.budget, None
+                batch.device, batch.budget, device.wake = device, device.budget.tokens, None
                 self.queue_seconds += sum(self._now - entry.queued for entry in batch.entries)
                 for job in {job for entry in batch.entries for job, _ in entry.waiters}:
                     job.began = self._now if job.began is None else job.began
                 self.filled += batch.n_tokens
-                self.offered += max(device.budget, batch.n_tokens)
+                self.offered += max(device.budget.tokens, batch.n_tokens)
                 device.running.append(batch)
                 self._commands.append(Run(batch))
 
     def _ready(self, device: Device) -> bool:
         """Return whether to start a batch now; a partial batch waits briefly for callers arriving one after another."""
-        full = self.lanes.fill(device.budget)
+        full = self.lanes.fill(device.budget.tokens)
         if device.running:
             return full or bool(self.lanes.urgent)
         if full or not (self.lanes.urgent or self.lanes.bulk) or self._now >= self._crowded + _PATIENCE:
@@ -374,7 +368,8 @@ class Dispatcher:
 
     def _next(self, device: Device) -> Batch | None:
         """Return the next batch with entries that someone is waiting for."""
-        while (batch := self.lanes.pop(device.budget, min(device.small, device.budget))) is not None:
+        budget = device.budget.tokens
+        while (batch := self.lanes.pop(budget, min(device.small, budget))) is not None:
             for entry in batch.entries:
                 if not entry.live:
                     self._forget(entry)

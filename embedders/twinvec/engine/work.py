@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from twinvec.cache.rows import Cache, Key, Row
+from twinvec.compute.out_of_memory import Budget
 
 if TYPE_CHECKING:
     from twinvec.engine.job import Job
@@ -67,25 +68,19 @@ class Device:
 
     Attributes:
         name: name used in messages.
-        full_budget, budget: tokens per batch, initially and now.
+        budget: tokens per batch, fewer after memory has run out.
         small: tokens per bulk batch while queries are arriving.
         ahead: whether it takes a batch while it is working on another.
         running: the batches its thread has; reports about any other batch come too late.
-        calm: passes since it last ran out of memory.
         wake: when its thread checks again whether a partial batch has waited long enough.
     """
 
     name: str
-    full_budget: int
+    budget: Budget
     small: int
     ahead: bool = False
     running: list[Batch] = field(default_factory=list)
-    calm: int = 0
     wake: float | None = None
-    budget: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.budget = self.full_budget
 
 
 class Tokenise(NamedTuple):
