@@ -71,7 +71,7 @@ OTHER_MODELS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("model_max_length", "max_position_embeddings", "sliding_window", "local_attention"), (3, 7, 513)),
     **dict.fromkeys(("position_buckets", "max_relative_positions", "relative_attention_num_buckets"), (-1, 3, 7, 513)),
     **dict.fromkeys(("num_experts_per_tok", "topk_group", "n_group", "num_cross_heads"), (3, 7)),
-    **dict.fromkeys(("rope_scaling", "latent_attention_config"), ({},)),
+    **dict.fromkeys(("rope_scaling", "latent_attention_config", "prompts"), ({},)),
     **dict.fromkeys(("is_causal", "use_bidirectional_attention", "do_lower_case", "add_bos_token"), (True,)),
     **dict.fromkeys(("add_eos_token", "rope_interleave", "norm_topk_prob", "legacy"), (True,)),
     "pos_att_type": ([],),
