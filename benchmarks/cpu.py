@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,17 @@ def measure(model: str, shape: Shape, folder: Path, texts: list[str], options: a
             with noting(errors, name):
                 if handle.contestant.tune:
                     handle.ask(None, "tune", texts[:: max(len(texts) // 16, 1)], BATCH_SIZES)
-                handle.ask(None, "queries", queries[:10])
                 rows[name] = {"precision": handle.contestant.dtype, "seconds": [], "queries": []}
-        for repeat in range(options.repeats):
-            for name, handle in list(handles.items())[:: 1 if repeat % 2 == 0 else -1]:
-                with noting(errors, name):
-                    rows[name]["seconds"].append(handle.ask(None, "timed", texts))
-                    block = queries[10 + repeat * BLOCK % QUERIES :][:BLOCK]
-                    rows[name]["queries"] += handle.ask(None, "queries", block)
+        # all bulk work first: after queries our batches are smaller for a while
+        for name, handle, _ in interleaved(handles, options.repeats):
+            with noting(errors, name):
+                rows[name]["seconds"].append(handle.ask(None, "timed", texts))
+        for name, handle, repeat in interleaved(handles, options.repeats):
+            with noting(errors, name):
+                if repeat == 0:
+                    handle.ask(None, "queries", queries[:10])
+                block = queries[10 + repeat * BLOCK % QUERIES :][:BLOCK]
+                rows[name]["queries"] += handle.ask(None, "queries", block)
         _finish(rows, handles, errors, texts)
     for row in rows.values():
         took = statistics.median(row["seconds"])
@@ -115,6 +119,13 @@ def measure(model: str, shape: Shape, folder: Path, texts: list[str], options: a
         row |= {"tokens_per_s": sum(lengths) / took, "share": shape.flops(lengths) / took / limit}
         row["p50"] = statistics.median(row.pop("queries"))
     return {"texts": len(texts), "tokens": sum(lengths), "rates": rates, "rows": rows, "errors": errors}
+
+
+def interleaved(handles: dict[str, Handle], repeats: int) -> Iterator[tuple[str, Handle, int]]:
+    """Give every contestant its turn in each repeat, in both orders."""
+    for repeat in range(repeats):
+        for name, handle in list(handles.items())[:: 1 if repeat % 2 == 0 else -1]:
+            yield name, handle, repeat
 
 
 def _finish(
