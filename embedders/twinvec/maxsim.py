@@ -110,7 +110,8 @@ class MaxSim(BaseReranker):
         rows = np.array([(queries[query], texts[text]) for query, text in pairs])
         values = self._scores(rows, *both)
         truncated = both[0].truncated[rows[:, 0]] | both[1].truncated[rows[:, 1]]
-        return Scores(values if options.activation != "sigmoid" else sigmoid(values), truncated)
+        tokens = sum(int(batch.token_counts.sum()) for batch in both)
+        return Scores(values if options.activation != "sigmoid" else sigmoid(values), truncated, tokens)
 
     def _scores(self, rows: Any, queries: EmbeddingBatch, texts: EmbeddingBatch) -> Float32:
         assert queries.multi is not None

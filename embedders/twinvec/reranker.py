@@ -19,6 +19,7 @@ from twinvec.scoring import BaseReranker, ScoreOptions, Scores, sigmoid
 from twinvec.spec import ModelSpec
 from twinvec.text.pairs import join_pair
 from twinvec.text.prompts import Role
+from twinvec.tracing import trace_work
 from twinvec.vectors import EmbeddingBatch, Float32
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class Reranker(LocalModel, BaseReranker):
         starts, pairs = self._windows(pairs, options)
         work = self._call(pairs, options)
         title = "Scoring pairs" if options.show_progress else None
-        return self._scores(await call(work.wait, work.wait_async, title), starts, options)
+        batch = await call(work.wait, work.wait_async, title)
+        trace_work(work.figures)
+        return self._scores(batch, starts, options)
 
     def _call(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Call:
         from twinvec.engine.job import Job, Request
@@ -123,7 +126,7 @@ class Reranker(LocalModel, BaseReranker):
             return Scores(np.zeros(0, np.float32), np.zeros(0, np.bool_))
         best = np.maximum.reduceat(batch.dense[:, 0], starts)
         last = np.array([*starts[1:], len(batch)]) - 1  # whatever an earlier window cuts off is in the next one
-        return Scores(self._activated(best, options), batch.truncated[last])
+        return Scores(self._activated(best, options), batch.truncated[last], int(batch.token_counts.sum()))
 
     def _activated(self, logits: Float32, options: ScoreOptions) -> Float32:
         if options.activation is None:

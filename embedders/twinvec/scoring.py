@@ -18,6 +18,7 @@ from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Task
 from twinvec.text.unicode import check_texts
+from twinvec.tracing import traced_scores
 from twinvec.vectors import Bool, Float32
 
 _Self = TypeVar("_Self", bound="BaseReranker")
@@ -48,10 +49,17 @@ class ScoreOptions:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of pairs: ``values`` float32 [n]; ``truncated`` bool [n], whether the pair's text was cut."""
+    """Scores of pairs.
+
+    Attributes:
+        values: float32 [n].
+        truncated: bool [n], whether the pair's text was cut.
+        tokens: how many the model read; 0: unknown.
+    """
 
     values: Float32
     truncated: Bool
+    tokens: int = 0
 
 
 class BaseReranker(ABC):
@@ -209,10 +217,14 @@ class BaseReranker(ABC):
             raise ConfigurationError(f"top_n={top_n!r} must be an integer of at least 1, or None")
         return rank(await self._checked([(query, text) for text in check_texts(texts)], options))[:top_n]
 
+    async def _traced(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
+        with traced_scores(self.spec, pairs) as answered:
+            return answered(await self._compute(pairs, options))
+
     async def _checked(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Float32:
         if self._closed:
             raise ConfigurationError(f"this {type(self).__name__} is closed; create a new one")
-        found = await self._compute(pairs, options)
+        found = await self._traced(pairs, options)
         if len(cut := np.flatnonzero(found.truncated)):
             warnings.warn(
                 f"the texts of {len(cut)} of {len(pairs)} pairs were cut to fit the pair into {self.max_length} tokens "

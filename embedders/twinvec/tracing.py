@@ -1,11 +1,11 @@
-"""Traces: OpenTelemetry spans of embedding and retrieval, following OpenInference's conventions.
+"""Traces: OpenTelemetry spans of embedding, retrieval and reranking, following OpenInference's conventions.
 
 Off until the program sets a tracer provider; until then a call costs a few microseconds. Vectors are not recorded, and
 of many texts or documents only the first 24, since a span holds 128 attributes. Names:
 https://arize-ai.github.io/openinference/spec/.
 
-OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide embedded texts (the first two also the
-queries of a search); OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT hide the documents found.
+OPENINFERENCE_HIDE_INPUTS, _HIDE_INPUT_TEXT and _HIDE_EMBEDDINGS_TEXT hide embedded texts (the first two also queries,
+and the texts that a reranker reads); OPENINFERENCE_HIDE_OUTPUTS and _HIDE_OUTPUT_TEXT hide the documents found.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from twinvec.base import CheckedCall
+    from twinvec.scoring import Scores
     from twinvec.spec import ModelSpec
     from twinvec.vectors import EmbeddingBatch
 
@@ -52,16 +53,33 @@ def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[It
     return _search(queries) if _on() else nullcontext(_unseen)
 
 
+def traced_scores(
+    spec: ModelSpec, pairs: Sequence[tuple[str, str]]
+) -> AbstractContextManager[Callable[[Scores], Scores]]:
+    """Trace the scoring of (query, text) pairs; yields a function that records the scores and returns them."""
+    return _scoring(spec, pairs) if _on() else nullcontext(_unchanged)
+
+
 @contextmanager
 def _embedding(spec: ModelSpec, asked: CheckedCall) -> Iterator[Callable[[EmbeddingBatch], EmbeddingBatch]]:
     with _span("CreateEmbeddings", "EMBEDDING", lambda: _asked(spec, asked)) as span:
 
         def answered(batch: EmbeddingBatch) -> EmbeddingBatch:
             if span is not None and (tokens := int(batch.token_counts.sum())):  # 0: someone else's model, count unknown
-                span.set_attribute("llm.token_count.prompt", tokens)
-                span.set_attribute("llm.token_count.total", tokens)
-                span.set_attribute("twinvec.truncated", int(batch.truncated.sum()))
+                span.set_attributes({**_tokens(tokens), "twinvec.truncated": int(batch.truncated.sum())})
             return batch
+
+        yield answered
+
+
+@contextmanager
+def _scoring(spec: ModelSpec, pairs: Sequence[tuple[str, str]]) -> Iterator[Callable[[Scores], Scores]]:
+    with _span("Rerank", "RERANKER", lambda: _compared(spec, pairs)) as span:
+
+        def answered(scores: Scores) -> Scores:
+            if span is not None:
+                span.set_attributes(_ranking(pairs, scores))
+            return scores
 
         yield answered
 
@@ -142,6 +160,10 @@ def _as_it_is(batch: EmbeddingBatch) -> EmbeddingBatch:
     return batch
 
 
+def _unchanged(scores: Scores) -> Scores:
+    return scores
+
+
 def _unseen(documents: Iterable[FoundDocument]) -> None: ...
 
 
@@ -182,6 +204,32 @@ def _wanted(queries: Sequence[str]) -> Attributes:
         "input.mime_type": "text/plain" if one else "application/json",
         "twinvec.queries": len(queries),
     }
+
+
+def _compared(spec: ModelSpec, pairs: Sequence[tuple[str, str]]) -> Attributes:
+    asked = _wanted(list(dict.fromkeys(query for query, _ in pairs)))
+    one = {"reranker.query": asked["input.value"]} if asked.get("twinvec.queries") == 1 else {}
+    hidden = _hides("INPUTS", "INPUT_TEXT")
+    given = {
+        f"reranker.input_documents.{i}.document.content": _HIDDEN if hidden else text
+        for i, (_, text) in enumerate(pairs[:_MOST])
+    }
+    return {"reranker.model_name": spec.model, "twinvec.pairs": len(pairs), **asked, **one, **given}
+
+
+def _ranking(pairs: Sequence[tuple[str, str]], scores: Scores) -> Attributes:
+    """Return the first texts in the order of their scores."""
+    hidden, values = _hides("OUTPUTS", "OUTPUT_TEXT"), scores.values.tolist()
+    made: Attributes = {"twinvec.truncated": int(scores.truncated.sum())}
+    made |= _tokens(scores.tokens) if scores.tokens else {}
+    for i, best in enumerate(sorted(range(len(pairs)), key=lambda pair: -values[pair])[:_MOST]):
+        name = f"reranker.output_documents.{i}.document"
+        made |= {f"{name}.content": _HIDDEN if hidden else pairs[best][1], f"{name}.score": values[best]}
+    return made
+
+
+def _tokens(n: int) -> Attributes:
+    return {"llm.token_count.prompt": n, "llm.token_count.total": n}
 
 
 def _document(name: str, id: str, score: float, text: str, metadata: Mapping[str, Any]) -> Attributes:

@@ -11,6 +11,7 @@ from twinvec.errors import ConfigurationError
 from twinvec.joined import DenseSource, JoinedEmbedder
 from twinvec.overriding import overridden
 
+_METHODS = ("embed_documents", "embed_query", "aembed_documents", "aembed_query")
 _NAMES = ("model", "model_name", "model_id", "deployment", "repo_id")
 
 
@@ -57,15 +58,30 @@ def embedder_of(embeddings: Embeddings, sparse: TwinVecSparseModel | str | None)
     if isinstance(embeddings, TwinVecEmbeddings):
         if sparse is not None:
             raise ConfigurationError("sparse= is determined by the TwinVecEmbeddings: pass it to them")
-        names = ("embed_documents", "embed_query", "aembed_documents", "aembed_query")
-        if not overridden(embeddings, TwinVecEmbeddings, *names):
+        if not overridden(embeddings, TwinVecEmbeddings, *_METHODS):
             return embeddings.embedder
         half = embeddings.embedder if embeddings.embedder.has_sparse else None
         return JoinedEmbedder(LangChainSource(embeddings), half, task=embeddings.task)
     if sparse is not None and not isinstance(sparse, str | TwinVecSparseModel):
         raise ConfigurationError(f'sparse must be "bm25" or TwinVecSparseEmbeddings, not {type(sparse).__name__}')
-    other = sparse.embedder if isinstance(sparse, TwinVecSparseModel) else sparse
-    return JoinedEmbedder(LangChainSource(embeddings), other)
+    return JoinedEmbedder(
+        LangChainSource(embeddings), _half(sparse) if isinstance(sparse, TwinVecSparseModel) else sparse
+    )
+
+
+def _half(sparse: TwinVecSparseModel) -> BaseEmbedder:
+    """Return the embedder of a sparse half, which a store calls itself.
+
+    Raises:
+        ConfigurationError: it is a subclass whose methods would not be heard.
+    """
+    own = next(each for each in type(sparse).__mro__ if each.__module__.startswith("langchain_twinvec."))
+    if overridden(sparse, own, *_METHODS):
+        raise ConfigurationError(
+            f"sparse=: {type(sparse).__name__} overrides how texts are embedded, which a store would not hear: it "
+            "takes keys and weights from the Embedder itself"
+        )
+    return sparse.embedder
 
 
 def model_name(embeddings: Embeddings) -> str:

@@ -68,5 +68,19 @@ def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str |
         return JoinedEmbedder(LlamaIndexSource(embedding), half, task=embedding.task)
     if sparse is not None and not isinstance(sparse, str | TwinVecSparseEmbedding):
         raise ConfigurationError(f'sparse must be "bm25" or a TwinVecSparseEmbedding, not {type(sparse).__name__}')
-    other = sparse.embedder if isinstance(sparse, TwinVecSparseEmbedding) else sparse
-    return JoinedEmbedder(LlamaIndexSource(embedding), other)
+    half = _half(sparse) if isinstance(sparse, TwinVecSparseEmbedding) else sparse
+    return JoinedEmbedder(LlamaIndexSource(embedding), half)
+
+
+def _half(sparse: TwinVecSparseEmbedding) -> BaseEmbedder:
+    """Return the embedder of a sparse half, which a store calls itself.
+
+    Raises:
+        ConfigurationError: it is a subclass whose methods would not be heard.
+    """
+    if overridden(sparse, TwinVecSparseEmbedding, *_METHODS):
+        raise ConfigurationError(
+            f"sparse=: {type(sparse).__name__} overrides how texts are embedded, which a store would not hear: it "
+            "takes keys and weights from the Embedder itself"
+        )
+    return sparse.embedder

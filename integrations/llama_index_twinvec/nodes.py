@@ -25,6 +25,7 @@ from twinvec_stores.metadata import plain_metadata
 from twinvec_stores.records import check_rows
 
 REF_DOC_ID = "ref_doc_id"
+_REFERENCES = {"doc_id", "document_id", REF_DOC_ID}  # of a node to its document
 _AT_ONCE = 1024  # nodes per write
 CONTENT, _TYPE = "_node_content", "_node_type"
 _DOCUMENT = "document"  # the key by which twinvec_stores groups
@@ -109,9 +110,19 @@ def to_node(record: Record) -> BaseNode:
         node.metadata = metadata
     else:
         node = node_of(provenance)
+        _add_metadata(node, record.metadata)
     if record.dense is not None:
         node.embedding = record.dense.tolist()
     return node
+
+
+def _add_metadata(node: BaseNode, metadata: Mapping[str, Any]) -> None:
+    """Add what a record has beyond its node: a scope's fields, and changes made since; new fields stay out of texts."""
+    for key in metadata.keys() - _REFERENCES:
+        if key not in node.metadata:
+            node.excluded_embed_metadata_keys.append(key)
+            node.excluded_llm_metadata_keys.append(key)
+        node.metadata[key] = metadata[key]
 
 
 def node_of(written: Mapping[str, Any]) -> BaseNode:

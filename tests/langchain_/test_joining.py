@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import pickle
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_what_cannot_be_is_said(gte: TwinVecEmbeddings) -> None:
         TwinVecVectorStore(ApiEmbeddings(), sparse=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="not trained with instructions"):
         TwinVecVectorStore.from_texts(TEXTS, ApiEmbeddings()).similarity_search("a", task="Find")
+
+
+@pytest.mark.parametrize("name", ["embed_documents", "embed_query", "aembed_documents", "aembed_query"])
+def test_a_subclass_of_the_sparse_class_is_refused_not_passed_over(gte: TwinVecEmbeddings, name: str) -> None:
+    kind = type(gte.sparse())
+    changed = type("Changed", (kind,), {name: functools.partialmethod(getattr(kind, name)), "__module__": "mine"})
+    with pytest.raises(ConfigurationError, match="Changed overrides how texts are embedded"):
+        TwinVecVectorStore(ApiEmbeddings(), sparse=changed(embedder=gte.embedder))
+    plain = type("Plain", (kind,), {"more": 1, "__module__": "mine", "__annotations__": {"more": int}})
+    assert TwinVecVectorStore(ApiEmbeddings(), sparse=plain(embedder=gte.embedder)).index.store.config.sparse
 
 
 def test_a_subclass_of_ours_keeps_its_sparse_half_and_its_task(giga: TwinVecEmbeddings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_half_a_model_is_refused_beside_our_own(gte: Embedder) -> None:
             TwinVecVectorStore(TwinVecEmbedding(embedder=gte), sparse=given)
     with pytest.raises(ConfigurationError, match="not Embedder"):
         TwinVecVectorStore(Letters(), sparse=gte)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["_get_query_embedding", "_aget_text_embedding", "_get_text_embeddings"])
+def test_a_subclass_of_the_sparse_class_is_refused_not_passed_over(gte: Embedder, name: str) -> None:
+    override = functools.partialmethod(getattr(TwinVecSparseEmbedding, name))
+    changed: Any = type("Changed", (TwinVecSparseEmbedding,), {name: override})
+    with pytest.raises(ConfigurationError, match="Changed overrides how texts are embedded"):
+        TwinVecVectorStore(Letters(), sparse=changed(embedder=gte))
+    plain: Any = type("Plain", (TwinVecSparseEmbedding,), {})
+    assert TwinVecVectorStore(Letters(), sparse=plain(embedder=gte)).client.config.sparse
 
 
 # --- what add refuses

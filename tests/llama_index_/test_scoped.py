@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQuery
 from llama_index.core.vector_stores.types import VectorStoreQueryMode as Mode
 
@@ -147,3 +147,15 @@ def test_copies_of_a_view_are_views_and_subclasses_stay_what_they_are(embedding:
             view.add([TextNode(text="x", metadata={"tenant": "b"})])
         view.close()
         assert len(store.get_nodes()) == 5
+
+
+def test_what_a_view_fills_in_is_in_the_node_and_in_no_text(shared: TwinVecVectorStore) -> None:
+    view = shared.scoped({"tenant": "a"})
+    view.add([TextNode(id_="new", text="a new one", metadata={"doc_id": "own", "n": 1})])
+    shared.index.update_metadata(["new"], {"n": 2})
+    for found in (view.get_nodes(["new"])[0], HybridRetriever(view, node_ids=["new"]).retrieve(QUERY)[0].node):
+        assert found.metadata == {"doc_id": "own", "n": 2, "tenant": "a"}
+        for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+            assert found.get_content(mode) == "doc_id: own\nn: 2\n\na new one"
+    (kept,) = shared.get_nodes(["a0"])
+    assert (kept.metadata, kept.excluded_embed_metadata_keys) == ({"tenant": "a"}, [])

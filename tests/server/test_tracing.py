@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +15,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from reference.rerankers import build_cross_encoder
 from server.conftest import Hosts, client_of
-from twinvec import Embedder, RemoteEmbedder
+from twinvec import Embedder, RemoteEmbedder, Reranker
 from twinvec.errors import TextTooLongError, TruncationWarning
 from twinvec.server import create_app
+from twinvec.text.pairs import join_pair
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 
 TEXT = "embedding.embeddings.{}.embedding.text"
@@ -127,6 +129,55 @@ def test_a_search_and_its_embedding_are_one_trace(giga: Embedder, spans: InMemor
     seen = attributes(only(spans, "Retrieve"))
     assert (seen["openinference.span.kind"], "input.value" in seen) == ("RETRIEVER", False)
     assert seen["retrieval.documents.0.document.id"] == results[0].record.id
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reranker]:
+    folder = build_cross_encoder(tmp_path_factory.mktemp("reranker"), "bert")
+    with Reranker(folder, dtype="float32", max_length=24) as made:
+        yield made
+
+
+@pytest.mark.parametrize("through_async", [False, True])
+@pytest.mark.filterwarnings("ignore::twinvec.TruncationWarning")
+def test_a_ranking_is_recorded_with_its_order(
+    reranker: Reranker, spans: InMemorySpanExporter, through_async: bool
+) -> None:
+    texts = ["Paris", "Rome is the capital of Italy", "gravity " * 30]
+    ranked = asyncio.run(reranker.arerank("capital?", texts)) if through_async else reranker.rerank("capital?", texts)
+    seen = attributes(only(spans, "Rerank"))
+    assert (seen["openinference.span.kind"], seen["reranker.query"]) == ("RERANKER", "capital?")
+    assert seen["reranker.model_name"] == reranker.spec.model
+    for i, (text, best) in enumerate(zip(texts, ranked, strict=True)):
+        assert seen[f"reranker.input_documents.{i}.document.content"] == text
+        assert seen[f"reranker.output_documents.{i}.document.content"] == texts[best.index]
+        assert seen[f"reranker.output_documents.{i}.document.score"] == best.score
+    encode = reranker._core.model.tokenizer.encode
+    assert seen["llm.token_count.prompt"] == sum(
+        len(encode([join_pair("capital?", text)], "", 24)[0].ids) for text in texts
+    )
+    assert (seen["twinvec.truncated"], seen["twinvec.pairs"]) == (1, 3)
+    assert {"twinvec.wait_seconds", "twinvec.compute_seconds", "twinvec.memo_hits"} <= seen.keys()
+
+
+def test_a_ranking_of_many_is_in_its_search(
+    giga: Embedder, reranker: Reranker, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = HybridIndex(giga, MemoryStore(StoreConfig.for_embedder(giga)))
+    index.add([f"the private document {i}" for i in range(40)])
+    spans.clear()
+    index.search_many(["a secret", "b"], k=2, rerank=reranker, rerank_k=40)
+    span = only(spans, "Rerank")
+    assert span.parent is not None
+    assert span.parent.span_id == only(spans, "Retrieve").context.span_id
+    assert span.dropped_attributes == 0
+    assert (attributes(span)["twinvec.pairs"], "reranker.query" in attributes(span)) == (80, False)
+    monkeypatch.setenv("OPENINFERENCE_HIDE_INPUT_TEXT", "true")
+    monkeypatch.setenv("OPENINFERENCE_HIDE_OUTPUT_TEXT", "true")
+    spans.clear()
+    assert len(reranker.score([("a secret", "private"), ("another secret", "private too")])) == 2
+    assert "secret" not in only(spans, "Rerank").to_json()
+    assert "private" not in only(spans, "Rerank").to_json()
 
 
 def test_many_texts_do_not_push_the_rest_out(e5: Embedder, spans: InMemorySpanExporter) -> None:

@@ -200,7 +200,7 @@ async def _scored(reranker: Reranker, pairs: Sequence[tuple[str, str]], field: s
     """
     try:
         # not the public methods: their warnings about cut texts would end up on the server
-        return await wait(reranker._compute(check_pairs(pairs), options))
+        return await wait(reranker._traced(check_pairs(pairs), options))
     except TwinVecError as error:
         refusal = RefusedError.of(error, field)
         refusal.message = refusal.message.replace(reranker.spec.model, public_name(reranker.spec.model))
