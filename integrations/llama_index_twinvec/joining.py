@@ -68,8 +68,8 @@ def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str |
         return JoinedEmbedder(LlamaIndexSource(embedding), half, task=embedding.task)
     if sparse is not None and not isinstance(sparse, str | TwinVecSparseEmbedding):
         raise ConfigurationError(f'sparse must be "bm25" or a TwinVecSparseEmbedding, not {type(sparse).__name__}')
-    half = _half(sparse) if isinstance(sparse, TwinVecSparseEmbedding) else sparse
-    return JoinedEmbedder(LlamaIndexSource(embedding), half)
+    other = _half(sparse) if isinstance(sparse, TwinVecSparseEmbedding) else sparse
+    return JoinedEmbedder(LlamaIndexSource(embedding), other)
 
 
 def _half(sparse: TwinVecSparseEmbedding) -> BaseEmbedder:

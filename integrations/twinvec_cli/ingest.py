@@ -39,7 +39,7 @@ class Context(str, Enum):
     LATE = "late"
 
 
-_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz), folders of texts, or URLs of both."
+_SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz), folders of them, or URLs of both."
 _MODEL = "Folder or hub id; only needed for a new store."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""

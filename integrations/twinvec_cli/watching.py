@@ -12,8 +12,8 @@ import typer
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_cli.console import note
-from twinvec_stores.ingestion.readers import is_url, suffix_of
-from twinvec_stores.ingestion.texts import TEXT_SUFFIXES
+from twinvec_stores.ingestion.files import is_readable
+from twinvec_stores.ingestion.readers import is_url
 
 _LOOK = 500  # milliseconds between two looks
 
@@ -41,7 +41,7 @@ def rounds(sources: Sequence[str], location: str) -> Iterator[None]:
     def concerns(change: object, name: str) -> bool:
         path = Path(name)
         # what has no suffix may be a folder that was renamed
-        return (not path.suffix or suffix_of(path) in TEXT_SUFFIXES) and not path.resolve().is_relative_to(store)
+        return (not path.suffix or is_readable(path)) and not path.resolve().is_relative_to(store)
 
     looks = watchfiles.watch(*folders, watch_filter=concerns, rust_timeout=_LOOK, yield_on_timeout=True)
     first = True

@@ -9,6 +9,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_folder_of_all_sorts(embedder: Embedder, memory: MemoryStore, tmp_path
     assert report.files == 5
     assert "skipped    4 of 5 files: 2 .png" in str(report)
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(IngestError, match=r"none of its files is a text .*2 \.png"):
+    with pytest.raises(IngestError, match=r"none of its files can be read .*2 \.png"):
         ingest(tmp_path, embedder, memory)
     with pytest.raises(IngestError, match="not a regular file"):
         ingest(tmp_path / "b.txt", embedder, memory)
@@ -257,9 +258,8 @@ def test_a_newcomers_folder_with_one_command(gte_folder: Path, tmp_path: Path) -
     (folder / "empty.md").write_text("\n")
     (folder / "f.png").write_bytes(b"x")
     os.mkfifo(folder / "g.txt")
-    table = folder / "h.csv"
-    table.write_text("id;text;price\n1;plum;1,5\n2;lime;2\n3;too;many;cells\n")
-    arguments = ["ingest", str(folder), str(table), "-s", str(tmp_path / "s"), "-m", str(gte_folder), "--json"]
+    (folder / "h.csv").write_text("id;text;price\n1;plum;1,5\n2;lime;2\n3;too;many;cells\n")
+    arguments = ["ingest", str(folder), "-s", str(tmp_path / "s"), "-m", str(gte_folder), "--json"]
     ended = CliRunner().invoke(app, [*arguments, "--chunk-tokens", "50", "--chunk-context", "headings"])
     assert ended.exit_code == 1, ended.stderr
     report = json.loads(ended.stdout)
@@ -270,7 +270,8 @@ def test_a_newcomers_folder_with_one_command(gte_folder: Path, tmp_path: Path) -
         "h.csv",
     }
     assert report["failed"] == 3
-    assert report["passed_over"] == {".png": 1, "not a regular file": 1, ".csv": 1}
+    assert report["passed_over"] == {".png": 1, "not a regular file": 1}
+    assert report["files"] == 9
     with EmbeddedStore(tmp_path / "s") as store:
         records = [record for page in store.scroll_all() for record in page]
     assert {record.provenance["document"] for record in records} == {
@@ -278,10 +279,70 @@ def test_a_newcomers_folder_with_one_command(gte_folder: Path, tmp_path: Path) -
         "b.md",
         "more/c.pdf",
         "more/d.html",
-        "1",
-        "2",
+        "h.csv/1",
+        "h.csv/2",
     }
     assert len(records) == report["records"]
+
+
+def test_rows_of_the_tables_in_a_folder(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    pyarrow: Any = pytest.importorskip("pyarrow")
+    parquet: Any = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "a.csv").write_text("id;text;source\n1;apple;own\n2;fig;\n")
+    (tmp_path / "more" / "a.csv").write_text("id,text\n1,plum\n")
+    (tmp_path / "more" / "b.csv").write_text("text\nlime\n")
+    (tmp_path / "b.jsonl").write_text('{"_id": 1, "text": "pear", "metadata": {"n": 5}}\n{"text": "pear"}\n')
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\tkiwi\n"))
+    parquet.write_table(pyarrow.table({"id": [1], "text": ["date"]}), tmp_path / "d.parquet")
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    report = ingest(tmp_path, embedder, memory)
+    assert (report.new, report.failed) == (8, 0)
+    assert report.passed_over == {".tsv without a column 'text'": 1}
+    found = stored(memory)
+    assert found["a.csv/1"] == ("apple", {"source": "own"})
+    assert found["a.csv/2"] == ("fig", {"source": ""})
+    assert found["more/a.csv/1"] == ("plum", {"source": "more/a.csv"})
+    assert found["b.jsonl/1"] == ("pear", {"source": "b.jsonl", "n": 5})
+    assert {found["c.tsv.gz/1"][0], found["d.parquet/1"][0]} == {"kiwi", "date"}
+    hashed = {id.rpartition("/")[0]: text for id, (text, _) in found.items() if len(id.rpartition("/")[2]) == 32}
+    assert hashed == {"more/b.csv": "lime", "b.jsonl": "pear"}
+    (tmp_path / "a.csv").write_text("id;text;source\n2;a fig;\n")
+    again = ingest(tmp_path, embedder, memory, prune=True, document_field="document")
+    assert (again.changed, again.deleted) == (7, 1)
+    assert {id: metadata["document"] for id, (_, metadata) in stored(memory).items()} == {
+        id: id for id in found.keys() - {"a.csv/1"}
+    }
+
+
+def test_a_bad_table_in_a_folder_is_one_bad_row(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    bad = {
+        "cut.csv.gz": gzip.compress(b"id,text\n")[:-9],
+        "empty.csv": b"",
+        "no.parquet": b"PAR1 no",
+        "wide.csv": "id,text\n".encode("utf-16"),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.csv").write_text(f"id,text\n1,\n{'x' * 1000},apple\n2,fig\n")
+    report = ingest(tmp_path, embedder, memory, prune=True)
+    assert list(stored(memory)) == ["z.csv/2"]
+    assert {Path(f.where.split(",")[0]).name: f.id for f in report.failures if f.id != "z.csv/1"} == {
+        **dict.fromkeys(bad),
+        "z.csv": None,
+    }
+    assert report.failed == len(bad) + 2
+    assert "rows could not be read" in report.not_pruned
+    assert [f.reason for f in report.failures if f.id == "z.csv/1"] == ["the text is empty"]
+    assert all(str(tmp_path) not in failure.reason for failure in report.failures)
+    (tmp_path / "z.csv").unlink()
+    for name in bad:
+        (tmp_path / name).unlink()
+    (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(IngestError, match=r"none of its files can be read \(1 \.csv without a column 'text'\)"):
+        ingest(tmp_path, embedder, memory)
+    with pytest.raises(IngestError, match=r"no column 'text' \(its columns: a, b\); see text_field"):
+        ingest(tmp_path / "numbers.csv", embedder, memory)
 
 
 def test_rows_of_a_data_frame(embedder: Embedder, memory: MemoryStore) -> None:

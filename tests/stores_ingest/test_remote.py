@@ -27,6 +27,8 @@ FILES = {
     "docs/c.txt.gz": gzip.compress(b"plum"),
     "docs/.hidden/d.txt": b"hidden",
     "docs/logo.png": b"\x89PNG",
+    "docs/deep/rows.csv": b"id;text\n1;quince\n",
+    "docs/numbers.tsv": b"a\tb\n1\t2\n",
     "rows.jsonl": b'{"id": "1", "text": "one"}\nno json\n{"id": "2", "text": "two"}\n',
     "rows.csv": "id;text\n1;äpfel\n".encode(),
     "other/x.txt": b"other",
@@ -72,11 +74,17 @@ def test_a_folder_of_s3_is_what_the_same_folder_is_here(
     there, here = MemoryStore(store.config), MemoryStore(store.config)
     report = ingest("s3://texts/docs", embedder, there)
     expected = ingest(tmp_path / "docs", embedder, here)
-    assert texts(there) == {"a.txt": "apple", "deep/b.md": "# Figs\n\nThey are sweet.\n", "c.txt.gz": "plum"}
+    assert texts(there) == {
+        "a.txt": "apple",
+        "deep/b.md": "# Figs\n\nThey are sweet.\n",
+        "c.txt.gz": "plum",
+        "deep/rows.csv/1": "quince",
+    }
     assert_equal(there, here)
-    assert (report.new, report.files, report.passed_over) == (3, 4, {".png": 1})
-    assert (expected.new, expected.files, expected.passed_over) == (3, 4, {".png": 1})
-    assert ingest("s3://texts/docs/", embedder, there).unchanged == 3
+    for each in (report, expected):
+        assert (each.new, each.failed, each.files) == (4, 0, 6)
+        assert each.passed_over == {".png": 1, ".tsv without a column 'text'": 1}
+    assert ingest("s3://texts/docs/", embedder, there).unchanged == 4
 
 
 def test_files_of_s3(embedder: Embedder, memory: MemoryStore, bucket: Any) -> None:
@@ -93,7 +101,8 @@ def test_prune_follows_what_was_listed(embedder: Embedder, memory: MemoryStore, 
     ingest("s3://texts/docs", embedder, memory)
     bucket.Object("docs/a.txt").delete()
     report = ingest("s3://texts/docs", embedder, memory, prune=True)
-    assert (report.unchanged, report.deleted, sorted(texts(memory))) == (2, 1, ["c.txt.gz", "deep/b.md"])
+    assert (report.unchanged, report.deleted) == (3, 1)
+    assert sorted(texts(memory)) == ["c.txt.gz", "deep/b.md", "deep/rows.csv/1"]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, method: str, ending: str, error: Exception) -> None:
@@ -115,19 +124,20 @@ def test_a_listing_that_fails_deletes_nothing(
     fail_at(monkeypatch, "_lsdir", "deep", PermissionError("Access Denied"))
     with pytest.raises(IngestError, match="s3://texts/docs: PermissionError: Access Denied"):
         ingest("s3://texts/docs", embedder, memory, prune=True)
-    assert memory.count() == 3
+    assert memory.count() == 4
 
 
+@pytest.mark.parametrize(("file", "id"), [("a.txt", "a.txt"), ("deep/rows.csv", None)])
 def test_a_file_that_cannot_be_read_is_a_bad_row_and_stays(
-    embedder: Embedder, memory: MemoryStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    embedder: Embedder, memory: MemoryStore, bucket: Any, monkeypatch: pytest.MonkeyPatch, file: str, id: str | None
 ) -> None:
     ingest("s3://texts/docs", embedder, memory)
-    fail_at(monkeypatch, "_get_file", "a.txt", OSError("connection reset"))
+    fail_at(monkeypatch, "_get_file", file, OSError("connection reset"))
     S3FileSystem.clear_instance_cache()
     report = ingest("s3://texts/docs", embedder, memory, prune=True)
-    assert (report.unchanged, report.failed, report.deleted, memory.count()) == (2, 1, 0, 3)
+    assert (report.unchanged, report.failed, report.deleted, memory.count()) == (3, 1, 0, 4)
     [failure] = report.failures
-    assert (failure.where, failure.id) == ("s3://texts/docs/a.txt", "a.txt")
+    assert (failure.where, failure.id) == (f"s3://texts/docs/{file}", id)
     assert "connection reset" in failure.reason
 
 

@@ -45,9 +45,10 @@ def ingest(
 
     Args:
         source: a file (.jsonl, .ndjson, .csv, .tsv with a header, .parquet, .txt, .md, .markdown, .rst, .html, .htm,
-            .pdf; all except .parquet may be compressed as .gz); a folder, in which every text file (all formats from
-            .txt on, in all subfolders that are not hidden, without following links to folders) has its relative path as
-            id; the URL of either (``s3://``, ``gs://``, ``https://`` and anything else fsspec supports,
+            .pdf; all except .parquet may be compressed as .gz); a folder, in which each of these files is read (in all
+            subfolders that are not hidden, without following links to folders): a text has its relative path as id, a
+            row of a table its own id after that path, as in "prices.csv/17", and tables without the text column are
+            passed over; the URL of either (``s3://``, ``gs://``, ``https://`` and anything else fsspec supports,
             ``twinvec[remote]``); a list of Path objects and URLs; or any iterable of Documents (including those of
             LangChain and LlamaIndex, as returned by their loaders), dicts and strings. YAML front matter in Markdown
             and the titles of pages become metadata; HTML is converted to Markdown (``twinvec[html]``), PDF to text

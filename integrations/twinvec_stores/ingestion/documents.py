@@ -65,14 +65,29 @@ class Parser:
         self._wanted = None if metadata_fields is None else frozenset(metadata_fields)
         self._config = config
 
-    def parse(self, row: Any) -> Document:
+    def parse(self, row: Any, table: str = "") -> Document:
         """Return the document of a row, in the form in which the store will take it.
+
+        Args:
+            row: a string, a Document or a mapping.
+            table: the table within a folder that it is a row of: two may have the same ids, so that its path comes
+                before the row's id; it is also the metadata "source", if the row has no such column.
 
         Raises:
             BadRowError: says what is wrong with the row.
         """
+        try:
+            document = self._read(row, table)
+        except BadRowError as error:
+            error.id = error.id and _within(table, error.id)
+            raise
+        name = _within(table, document.id or content_hash(document.text, document.metadata))
+        own = {} if self._document is None else {self._document: name}
+        return Document(name, document.text, {**document.metadata, **own})
+
+    def _read(self, row: Any, table: str) -> Document:
         document = Document(None, row) if isinstance(row, str) else row
-        document = self._of_mapping(row) if isinstance(row, Mapping) else _of_framework(document)
+        document = self._of_mapping(row, table) if isinstance(row, Mapping) else _of_framework(document)
         if not isinstance(document, Document):
             raise BadRowError(f"a {type(row).__name__} is not a document: pass strings, dicts or Documents")
         id = _check_id(document.id)
@@ -80,12 +95,11 @@ class Parser:
             raise BadRowError(f"the text must be a string, not {type(document.text).__name__}", id)
         if not document.text.strip():
             raise BadRowError("the text is empty", id)
-        metadata = self._checked(id, document.text, document.metadata)
-        name = id or content_hash(document.text, metadata)
-        own = {} if self._document is None else {self._document: name}
-        return Document(name, document.text, {**metadata, **own})
+        if id is not None:
+            _check_id(_within(table, id))
+        return Document(id, document.text, self._checked(id, document.text, document.metadata))
 
-    def _of_mapping(self, row: Mapping[str, Any]) -> Document:
+    def _of_mapping(self, row: Mapping[str, Any], table: str) -> Document:
         rest = dict(row)
         id = rest.pop(self._id, None)
         if id is None:
@@ -98,7 +112,7 @@ class Parser:
         if isinstance(nested := rest.get("metadata"), Mapping):
             del rest["metadata"]
             rest = {**nested, **rest}
-        return Document(id, text, rest)
+        return Document(id, text, {"source": table, **rest} if table else rest)
 
     def _checked(self, id: str | None, text: str, metadata: Any) -> Mapping[str, Any]:
         """Return metadata in plain JSON types."""
@@ -125,6 +139,10 @@ def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
     """Return 32 hex digits identifying a text, its metadata, and whatever else determines its records."""
     content = json.dumps([text, metadata, *recipe], sort_keys=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _within(table: str, id: str) -> str:
+    return f"{table}/{id}" if table else id
 
 
 def _check_id(id: Any) -> str | None:

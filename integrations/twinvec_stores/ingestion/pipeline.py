@@ -110,7 +110,7 @@ class Run:
         )
         columns = (options.text_field, options.id_field, options.metadata_fields, options.document_field)
         self._parser = Parser(*columns, store.config)
-        self._source = open_source(source, Reading(store.config.fields, options.delimiter))
+        self._source = open_source(source, Reading(store.config.fields, options.delimiter, options.text_field))
         self._embedding = EmbeddingThread(embedder)
         self._cancelled = False
         self._tally = Tally()

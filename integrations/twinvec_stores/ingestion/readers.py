@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, TypeAlias
 
@@ -30,10 +30,27 @@ class Reading(NamedTuple):
     Attributes:
         kinds: types of columns.
         delimiter: character between cells; None: detected from the file.
+        text_field: the column with the text.
     """
 
     kinds: Kinds
     delimiter: str | None = None
+    text_field: str = "text"
+
+    def check_columns(self, path: Path, names: Sequence[str]) -> None:
+        """Check that a table has texts.
+
+        Raises:
+            NoTextColumnError: none of its rows can be a document.
+        """
+        if self.text_field not in names:
+            raise NoTextColumnError(
+                f"{path}: no column {self.text_field!r} (its columns: {', '.join(names)}); see text_field"
+            )
+
+
+class NoTextColumnError(IngestError):
+    """A table without the column that is embedded."""
 
 
 class Row(NamedTuple):
@@ -43,11 +60,13 @@ class Row(NamedTuple):
         where: its name for people: "corpus.jsonl, line 17".
         load: returns what ``Parser.parse`` takes, or raises BadRowError.
         end: how much of the source has been read with this row, in its unit.
+        table: the table within a folder that it is a row of.
     """
 
     where: str
     load: Callable[[], Any]
     end: int
+    table: str = ""
 
 
 def is_url(source: object) -> bool:

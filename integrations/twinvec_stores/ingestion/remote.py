@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from twinvec.errors import ConfigurationError, IngestError, TwinVecError
-from twinvec_stores.ingestion.readers import Row, fail, suffix_of
-from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, text_row
-
-Read = Callable[[Path], Iterator[Row]]
+from twinvec_stores.ingestion.files import id_within, is_readable, reader_of, rows_within
+from twinvec_stores.ingestion.folders import Walked, without_text
+from twinvec_stores.ingestion.readers import NoTextColumnError, Reading, Row, fail, suffix_of
 
 
 class Remote(NamedTuple):
@@ -30,18 +29,18 @@ class Remote(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """Bytes of the texts by their paths, and what else is there by kind."""
+    """Bytes of the files that can be read by their paths, and what else is there by kind."""
 
-    texts: dict[str, int]
+    files: dict[str, int]
     passed_over: Counter[str]
 
 
-def open_url(url: str, reader_of: Callable[[Path], Read], walked: Walked) -> Remote:
+def open_url(url: str, reading: Reading, walked: Walked) -> Remote:
     """Look at what a URL names, and list it where it is a folder.
 
     Args:
         url: of a file or folder.
-        reader_of: gives what reads a file of this name, or raises.
+        reading: how tables are read.
         walked: counts what folders have.
 
     Raises:
@@ -55,10 +54,11 @@ def open_url(url: str, reader_of: Callable[[Path], Read], walked: Walked) -> Rem
         info: dict[str, Any] = {"type": "file"} if web else fs.info(root)
         if info["type"] == "directory":
             folder = _list(fs, root)
-            return Remote(functools.partial(_read_folder, fs, root, name, folder, walked), sum(folder.texts.values()))
+            read_folder = functools.partial(_read_folder, fs, root, name, folder, reading, walked)
+            return Remote(read_folder, sum(folder.files.values()))
     file = PurePosixPath(urlsplit(url).path if web else root).name
     try:
-        read = reader_of(Path(file))
+        read = reader_of(Path(file), reading)
     except IngestError as error:  # it says the file's name first
         raise IngestError(f"{name.removesuffix(file)}{error}") from None
     return Remote(functools.partial(_read_file, fs, root, file, name, read), info.get("size"))
@@ -86,43 +86,49 @@ def _list(fs: Any, root: str) -> _Folder:
                 continue
             if info["type"] == "directory":
                 left.append(info["name"])
-            elif (suffix := suffix_of(Path(path))) in TEXT_SUFFIXES:
-                folder.texts[path] = info["size"] or 0
+            elif is_readable(Path(path)):
+                folder.files[path] = info["size"] or 0
             else:
-                folder.passed_over[suffix or "without a suffix"] += 1
+                folder.passed_over[suffix_of(Path(path)) or "without a suffix"] += 1
     return folder
 
 
-def _read_folder(fs: Any, root: str, name: str, folder: _Folder, walked: Walked) -> Iterator[Row]:
-    end = 0
-    for path, size in sorted(folder.texts.items()):
-        end += size
-        where = f"{name.rstrip('/')}/{path}"
+def _read_folder(fs: Any, root: str, name: str, folder: _Folder, reading: Reading, walked: Walked) -> Iterator[Row]:
+    end, read, passed_over = 0, 0, Counter(folder.passed_over)
+    for path, size in sorted(folder.files.items()):
+        source, where = f"{root.rstrip('/')}/{path}", f"{name.rstrip('/')}/{path}"
         with tempfile.TemporaryDirectory(prefix="twinvec-") as temporary:
+            copy = Path(temporary, PurePosixPath(path).name)
             try:
-                copy = _copy(fs, f"{root.rstrip('/')}/{path}", temporary, PurePosixPath(path).name)
-            except Exception as error:  # each kind of storage raises its own
-                yield Row(where, functools.partial(fail, f"cannot be read: {error}", path), end)
-            else:
-                yield text_row(copy, path, end)._replace(where=where)
-    walked.add(name, len(folder.texts), folder.passed_over)
+                for row in _rows_within(fs, source, path, copy, reading, size):
+                    yield row._replace(where=row.where.replace(str(copy), where), end=end + row.end)
+                read += 1
+            except NoTextColumnError:
+                passed_over[without_text(copy, reading)] += 1
+        end += size
+    walked.add(name, read, passed_over)
 
 
-def _read_file(fs: Any, root: str, file: str, name: str, read: Read) -> Iterator[Row]:
+def _rows_within(fs: Any, source: str, path: str, copy: Path, reading: Reading, size: int) -> Iterator[Row]:
+    try:
+        fs.get_file(source, str(copy))
+    except Exception as error:  # each kind of storage raises its own
+        reason = f"cannot be read: {error}"
+        yield Row(str(copy), functools.partial(fail, reason, id_within(path)), size)
+    else:
+        yield from rows_within(copy, path, reading, size)
+
+
+def _read_file(fs: Any, root: str, file: str, name: str, read: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="twinvec-") as temporary:
+        copy = Path(temporary, file)
         with _told(root):
-            copy = _copy(fs, root, temporary, file)
+            fs.get_file(root, str(copy))
         try:
             for row in read(copy):
                 yield row._replace(where=row.where.replace(str(copy), name))
         except IngestError as error:
             raise IngestError(str(error).replace(str(copy), name)) from error
-
-
-def _copy(fs: Any, path: str, folder: str, name: str) -> Path:
-    copy = Path(folder, name)
-    fs.get_file(path, str(copy))
-    return copy
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from typing import Literal
 
 Outcome = Literal["new", "changed", "unchanged", "failed"]
 _SHOWN = 10
-_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class IngestReport:
         pruned: whether ``prune`` was carried out: not if rows could not be read, since their documents are unknown, not
             for a source without rows, and not if more than ``prune_share`` would be deleted.
         not_pruned: why it was not, if it was requested.
-        passed_over: files in folders that are not texts, by kind: {".png": 12}.
+        passed_over: files in folders that were not read, by kind: {".png": 12}.
         files: number of files in folders, whether read or skipped.
     """
 
@@ -78,8 +77,6 @@ class IngestReport:
         if self.passed_over:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.passed_over.items(), key=lambda k: -k[1]))
             lines.append(f"skipped    {sum(self.passed_over.values()):,} of {self.files:,} files: {kinds}")
-            if not _TABLES.isdisjoint(self.passed_over):
-                lines.append("           tables, whose rows are documents, are read if they are named as sources")
         lines += [f"failed     {f.where}: {f.reason}" for f in self.failures[:_SHOWN]]
         if self.failed > _SHOWN:
             lines.append(f"           and {self.failed - _SHOWN:,} more")

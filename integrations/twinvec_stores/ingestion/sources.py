@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections import Counter
@@ -13,18 +12,9 @@ from typing import Any, NamedTuple
 
 from twinvec.errors import ConfigurationError, IngestError
 from twinvec_stores.ingestion.documents import Document
-from twinvec_stores.ingestion.readers import Reading, Row, is_url, json_lines, suffix_of
-from twinvec_stores.ingestion.tables import parquet, require_pyarrow, table
-from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, Walked, read_folder, text_file, walk
-
-READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
-    ".jsonl": json_lines,
-    ".ndjson": json_lines,
-    ".csv": table,
-    ".tsv": table,
-    ".parquet": parquet,
-    **dict.fromkeys(TEXT_SUFFIXES, text_file),
-}
+from twinvec_stores.ingestion.files import READERS, reader_of
+from twinvec_stores.ingestion.folders import Walked, read_folder, size_of, walk
+from twinvec_stores.ingestion.readers import Reading, Row, is_url, suffix_of
 
 
 @dataclass(frozen=True)
@@ -130,33 +120,18 @@ def _open(path: Path | str, reading: Reading, walked: Walked) -> _File:
     if isinstance(path, str):
         from twinvec_stores.ingestion.remote import open_url
 
-        return _File(*open_url(path, functools.partial(_reader, reading=reading), walked))
+        return _File(*open_url(path, reading, walked))
     path = path.expanduser()
     if not path.exists():
         raise IngestError(f"there is no file or folder {path}")
     if path.is_dir():
-        return _open_folder(path, walked)
-    read = _reader(path, reading)
+        return _open_folder(path, reading, walked)
+    read = reader_of(path, reading)
     if not path.is_file():
         raise IngestError(f"{path} is not a regular file but a pipe, a socket or a device: read it yourself")
     return _File(functools.partial(read, path), path.stat().st_size)
 
 
-def _reader(path: Path, reading: Reading) -> Callable[[Path], Iterator[Row]]:
-    """Return what reads a file of this name."""
-    suffix = suffix_of(path)
-    if suffix not in READERS or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
-        raise IngestError(
-            f"{path}: unknown kind of file; supported are folders and {', '.join(READERS)}, also with .gz"
-        )
-    if suffix == ".parquet":
-        require_pyarrow()
-    return lambda file: READERS[suffix](file, reading)
-
-
-def _open_folder(folder: Path, walked: Walked) -> _File:
-    size = 0
-    for path in walk(folder):
-        with contextlib.suppress(OSError):  # loading it reports that
-            size += path.stat().st_size
-    return _File(functools.partial(read_folder, folder, walked), size)
+def _open_folder(folder: Path, reading: Reading, walked: Walked) -> _File:
+    size = sum(size_of(path) for path in walk(folder))
+    return _File(functools.partial(read_folder, folder, reading, walked), size)

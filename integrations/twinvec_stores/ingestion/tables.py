@@ -63,6 +63,7 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
             f"{path}: the first line must name the columns, each with a distinct name, in UTF-8 (delimiter "
             f"{delimiter!r})"
         )
+    reading.check_columns(path, named)
     while True:
         first = reader.line_num + 1
         load: Callable[[], Any]
@@ -125,6 +126,7 @@ def parquet(path: Path, reading: Reading) -> Iterator[Row]:
     size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            reading.check_columns(path, file.schema_arrow.names)
             name, total, number = readable(path), file.metadata.num_rows, 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
                 rows = functools.cache(batch.to_pylist)

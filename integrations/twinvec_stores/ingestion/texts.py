@@ -1,19 +1,16 @@
-"""Texts: files that are one document each, and folders of them."""
+"""Texts: files that are one document each."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinvec.errors import ConfigurationError, IngestError
+from twinvec.errors import ConfigurationError
 from twinvec.text.unicode import lone_surrogate
 from twinvec_stores.ingestion.documents import BadRowError, Document
 from twinvec_stores.ingestion.readers import (
@@ -32,75 +29,6 @@ from twinvec_stores.ingestion.reports import readable
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".pdf")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _BLANK = re.compile(r"[ \t]*\n\s*\n")
-
-
-@dataclass
-class Walked:
-    """What the folders contained, once they are read.
-
-    Attributes:
-        read: number of text files.
-        passed_over: all other files, by kind.
-    """
-
-    read: int = 0
-    passed_over: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def files(self) -> int:
-        """Return the number of files."""
-        return self.read + self.passed_over.total()
-
-    def add(self, folder: object, read: int, passed_over: Counter[str]) -> None:
-        """Count what a folder had.
-
-        Raises:
-            IngestError: there are files, but no text.
-        """
-        self.read += read
-        self.passed_over += passed_over
-        if passed_over and not read:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
-            raise IngestError(
-                f"{folder}: none of its files is a text ({kinds}); supported are {', '.join(TEXT_SUFFIXES)}"
-            )
-
-
-def read_folder(folder: Path, walked: Walked) -> Iterator[Row]:
-    """Yield the texts of a folder, counting them and all other files.
-
-    Raises:
-        IngestError: there are files, but no texts.
-    """
-    end, passed_over = 0, Counter[str]()
-    read = 0
-    for path in walk(folder, passed_over):
-        with contextlib.suppress(OSError):  # loading it reports that
-            end += path.stat().st_size
-        read += 1
-        yield text_row(path, path.relative_to(folder).as_posix(), end)
-    walked.add(folder, read, passed_over)
-
-
-def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """Yield text files by name, depth first; links to folders are not followed, which rules out cycles.
-
-    Pipes, sockets and devices, which would block, and files of other kinds are counted in ``passed_over``.
-    """
-    levels = [iter([folder])]
-    while levels:
-        for path in levels[-1]:
-            if path is not folder and path.name.startswith("."):
-                continue
-            if path.is_dir() and (path is folder or not path.is_symlink()):
-                levels.append(iter(sorted(path.iterdir())))
-                break
-            if suffix_of(path) in TEXT_SUFFIXES and not path.is_dir() and (path.is_file() or not path.exists()):
-                yield path
-            elif passed_over is not None and not path.is_dir():
-                passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "not a regular file"] += 1
-        else:
-            levels.pop()
 
 
 def text_file(path: Path, reading: Reading) -> Iterator[Row]:

@@ -72,7 +72,7 @@ class Reader:
     def _load(self, number: int, row: Row) -> Item:
         item = Item(number, row.where, row.end, chunked=self._chunker is not None)
         try:
-            document = self._parser.parse(row.load())
+            document = self._parser.parse(row.load(), row.table)
         except BadRowError as error:
             item.id = error.id
             if error.id is not None:
