@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.test_core import Gate, NoCache, core_of, lose_device, replace_forward, until
+from engine.fakes import Gate, NoCache, core_of, lose_device, replace_forward, until
 from reference.gte import build_gte
 from reference.sentence_layouts import build_splade
 from support import dense_of, sparse_of
