@@ -45,6 +45,7 @@ with Embedder(gte) as embedder:
     missing("langchain", lambda: __import__("langchain_twinvec"))
     missing("llama-index", lambda: __import__("llama_index_twinvec"))
     config = StoreConfig.for_embedder(embedder)
+    missing("postgres", lambda: twinvec_stores.open_store("postgresql://localhost/x", config))
     missing("qdrant", lambda: twinvec_stores.QdrantStore("http://localhost:6333", "kb", config))
     missing("serve", lambda: __import__("twinvec.server").server.create_app(embedder))
     missing("metrics", lambda: __import__("twinvec.server.metrics"))
@@ -101,6 +102,23 @@ with Embedder(gte) as embedder:
     index = HybridIndex(embedder, store)
     index.add(TEXTS, ids=["a", "b"])
     assert index.search(TEXTS[0], k=1)[0].record.id == "a"
+print("done")
+"""
+)
+
+_POSTGRES = (
+    _START
+    + """
+from twinvec import Embedder
+from twinvec.errors import StoreEngineError
+from twinvec_stores import PostgresStore, StoreConfig, open_store
+
+with Embedder(gte) as embedder:
+    try:
+        open_store("postgresql://reader:secret@localhost:1/none", StoreConfig.for_embedder(embedder))
+    except StoreEngineError as error:  # as nothing listens there
+        assert "localhost:1/none" in str(error) and "secret" not in str(error), error
+assert PostgresStore.__name__ == "PostgresStore"
 print("done")
 """
 )
@@ -252,6 +270,7 @@ SCRIPTS = {
     "none": _NONE,
     "bm25": _BM25,
     "embedded": _EMBEDDED,
+    "postgres": _POSTGRES,
     "qdrant": _QDRANT,
     "parquet": _PARQUET,
     "eval": _EVAL,

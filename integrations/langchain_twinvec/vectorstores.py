@@ -38,6 +38,7 @@ from twinvec_stores import (
     open_store,
 )
 from twinvec_stores.config import FieldType, Quantization
+from twinvec_stores.opening import check_server
 from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
 
@@ -89,14 +90,15 @@ class TwinVecVectorStore(ManagedStore):
                 half. A subclass that overrides ``embed_documents`` or ``embed_query`` is called through these.
             sparse: the sparse half for other Embeddings: "bm25", or TwinVecSparseEmbeddings. None: dense only.
             path: a folder, for the embedded engine.
-            url: a Qdrant server or cluster.
+            url: a Qdrant server or cluster, http:// or https://; or a PostgreSQL database, postgresql://.
             store: an open store. With none of the three: in memory.
             collection: collection on the server; default "twinvec".
             fields: metadata fields to index, with their types ("keyword", "integer", "float", "bool").
             quantization: "int8" keeps a compressed copy of the dense vectors for the first pass.
             mode: default mode of searches: "hybrid", "dense" or "sparse"; None: hybrid if the model has both halves.
             fusion: default fusion of searches: a Fusion, or the name of a method; None: ``Fusion()``.
-            options: with ``url``, further arguments of ``QdrantStore``: api_key, prefer_grpc, collection_options ...
+            options: with ``url``, further arguments of ``QdrantStore`` (api_key, prefer_grpc, collection_options ...)
+                or ``PostgresStore`` (pool_size, timeout).
 
         Raises:
             ConfigurationError: the arguments contradict each other, or these are not embeddings.
@@ -358,9 +360,7 @@ def _open(
 ) -> HybridStore:
     if path is not None and url is not None:
         raise ConfigurationError("pass path= or url=, not both")
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"url={url!r} must begin with http:// or https://; for a folder use path=")
-    where = path if path is not None else url if url is not None else ":memory:"
+    where = path if path is not None else check_server(url) if url is not None else ":memory:"
     return open_store(where, config, collection=collection, **options)
 
 

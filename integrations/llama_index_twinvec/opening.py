@@ -12,6 +12,7 @@ from twinvec import BaseEmbedder, Task
 from twinvec.errors import ConfigurationError, StoreMismatchError, StoreNotFoundError
 from twinvec_stores import HybridStore, QdrantStore, StoreConfig, open_store
 from twinvec_stores.config import FieldType, Quantization
+from twinvec_stores.opening import check_server
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
@@ -67,8 +68,8 @@ def place_of(
         raise ConfigurationError("pass only one of path=, url=, client= and store=")
     if aclient is not None and client is None:
         raise ConfigurationError("aclient= goes with client=, a QdrantClient of the same server")
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"url={url!r} must start with http:// or https://; for a folder use path=")
+    if url is not None:
+        check_server(url)
     if client is not None:
         named = {"collection": "twinvec", **options}
         return lambda config: QdrantStore(config=config, client=client, async_client=aclient, **named)

@@ -109,7 +109,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             sparse: the sparse half for another kind of embedding: "bm25", or a TwinVecSparseEmbedding. None: dense
                 only.
             path: a folder, for the embedded engine.
-            url: a Qdrant server or cluster, http:// or https://.
+            url: a Qdrant server or cluster, http:// or https://; or a PostgreSQL database, postgresql://.
             client: your own QdrantClient, which stays open; ``aclient`` is its async twin, without which threads are
                 used.
             aclient: see ``client``.
@@ -120,7 +120,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             quantization: when the store is created: "int8" keeps compressed vectors in memory.
             fusion: how HYBRID merges both halves: a method's name or a ``Fusion``. None: the store's own.
             options: further options for a server: api_key, prefer_grpc, timeout, collection_options ...; see
-                ``QdrantStore``.
+                ``QdrantStore`` and ``PostgresStore``.
 
         Raises:
             FingerprintMismatchError: the store contains another model's vectors.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from twinvec_stores.evaluation import Comparison, Evaluation, Loss
 
-_STORES = "A store, or several to compare: folders, or URLs of Qdrant servers."
+_STORES = "A store, or several to compare: folders, or URLs of Qdrant servers and PostgreSQL databases."
 _MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; the first one is used for comparisons."
 _SHOWN = 10  # questions with the largest losses
 
@@ -63,6 +63,7 @@ def evaluate(
     from twinvec_stores.evaluation import evaluate as evaluated
     from twinvec_stores.evaluation import losses, read_questions, to_html
     from twinvec_stores.evaluation.measures import DEFAULT
+    from twinvec_stores.opening import without_password
 
     questions = read_questions(queries, qrels)
     evaluations: dict[str, Evaluation] = {}
@@ -82,10 +83,11 @@ def evaluate(
                 allow_missing=allow_missing,
                 show_progress=sys.stderr.isatty(),
             )
-            evaluations[location] = found
+            name = without_password(location)
+            evaluations[name] = found
             if by is not None:
                 found.by(by)
-            lost[location] = losses(index, found, _default(found), n=_SHOWN, task=task)
+            lost[name] = losses(index, found, _default(found), n=_SHOWN, task=task)
     if run is not None:
         _write_runs(run, evaluations)
     if html is not None:

@@ -56,7 +56,11 @@ def ingest(
     location: Annotated[
         str,
         typer.Option(
-            "--store", "-s", metavar="STORE", help="A folder, or the URL of a Qdrant server.", show_default=False
+            "--store",
+            "-s",
+            metavar="STORE",
+            help="A folder, or the URL of a Qdrant server or of a PostgreSQL database.",
+            show_default=False,
         ),
     ],
     model: Annotated[

@@ -54,7 +54,11 @@ TrustRemoteCode = Annotated[bool, _option("trust_remote_code", None, "--trust-re
 
 Store = Annotated[
     str,
-    typer.Argument(metavar="STORE", help="A folder, or the URL of a Qdrant server (http...).", show_default=False),
+    typer.Argument(
+        metavar="STORE",
+        help="A folder, or the URL of a Qdrant server (http...) or of a PostgreSQL database.",
+        show_default=False,
+    ),
 ]
 Collection = Annotated[
     str | None,

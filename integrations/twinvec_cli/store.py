@@ -67,10 +67,11 @@ def optimize(location: Store, collection: Collection = None) -> None:
 def reset_search(location: Store, collection: Collection = None) -> None:
     """Undo what `twinvec tune` has set: search with TwinVec's defaults."""
     from twinvec_stores import open_store
+    from twinvec_stores.opening import without_password
 
     with open_store(location, collection=collection) as opened:
         opened.set_search({})
-    typer.echo(f"{location}: now searched with the defaults")
+    typer.echo(f"{without_password(location)}: now searched with the defaults")
 
 
 @store.command()
@@ -139,6 +140,7 @@ def import_(
     from dataclasses import replace
 
     from twinvec_stores import import_store, open_store, read_export
+    from twinvec_stores.opening import without_password
 
     config, _ = read_export(file)
     if quantization is not None:
@@ -147,9 +149,10 @@ def import_(
         with progress_line() as show:
             n = import_store(file, opened, lambda done: show(f"Importing: {done}"))
         total = opened.count()
-    typer.echo(f"{n} records read from {file}; {location} has {total}")
+    place = without_password(location)
+    typer.echo(f"{n} records read from {file}; {place} has {total}")
     if config.dim is not None and total > 20_000:
-        note(f"To make dense search faster, run: twinvec store optimize {location}")
+        note(f"To make dense search faster, run: twinvec store optimize {place}")
     if total < n:
         warn(f"{n - total} duplicate ids were replaced")
 

@@ -1,5 +1,7 @@
 """Hybrid stores: dense and sparse vectors with text and metadata, from a folder on a laptop to a cluster."""
 
+from typing import TYPE_CHECKING, Any
+
 from twinvec_stores.checking import Damage, Verification, verify_store
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
@@ -34,6 +36,9 @@ from twinvec_stores.search.index import HybridIndex
 from twinvec_stores.search.options import SearchOptions
 from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
+if TYPE_CHECKING:
+    from twinvec_stores.engines.postgres.store import PostgresStore
+
 __all__ = [
     "And",
     "Contains",
@@ -58,6 +63,7 @@ __all__ = [
     "Ne",
     "Not",
     "Or",
+    "PostgresStore",
     "QdrantStore",
     "Range",
     "Record",
@@ -85,3 +91,11 @@ __all__ = [
     "read_export",
     "verify_store",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PostgresStore":  # its package needs the extra
+        from twinvec_stores.engines.postgres.store import PostgresStore
+
+        return PostgresStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,44 @@ from twinvec_stores.engines.memory import MemoryStore
 from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.protocol import HybridStore
 
+_QDRANT = ("http://", "https://")
+_SERVERS = (*_QDRANT, "postgresql://", "postgres://")
+_FORMS = f"a server's must begin with {', '.join(_SERVERS)}"
+
+
+def is_server(location: str) -> bool:
+    """Return whether a location is the address of a server.
+
+    Raises:
+        ConfigurationError: it is an address that no store has; the message does not repeat it.
+    """
+    if "://" in location and not location.startswith(_SERVERS):
+        raise ConfigurationError(f"no store has an address such as {location.partition('://')[0]}://...: {_FORMS}")
+    return location.startswith(_SERVERS)
+
+
+def check_server(url: str) -> str:
+    """Return the address of a server.
+
+    Raises:
+        ConfigurationError: it is not one.
+    """
+    if not is_server(url):
+        raise ConfigurationError(f"url: {_FORMS}; for a folder use path=")
+    return url
+
+
+def without_password(location: str) -> str:
+    """Return a location as it may be shown: the address of a server without its password."""
+    if not is_server(location):
+        return location
+    start, separator, rest = location.partition("://")
+    rest, question, query = rest.partition("?")
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    given = [given for given in query.split("&") if "password" not in given.partition("=")[0].lower()]
+    return f"{start}{separator}{user.partition(':')[0]}{at}{host}{slash}{path}{question}{'&'.join(given)}".rstrip("?")
+
 
 def open_store(
     location: str | os.PathLike[str],
@@ -26,27 +64,31 @@ def open_store(
     """Open a store, or create it.
 
     Args:
-        location: a folder; the URL of a Qdrant server (http:// or https://); or ":memory:".
+        location: a folder; the URL of a Qdrant server (http:// or https://) or of a PostgreSQL database
+            (postgresql://); or ":memory:".
         config: what the store contains; see ``EmbeddedStore``. Required for ":memory:".
-        collection: collection on the server; default "twinvec".
+        collection: collection on the server, in PostgreSQL a schema; default "twinvec".
         read_only: for a folder: read a snapshot, even while others have it open; see ``EmbeddedStore``.
         options: further arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
-            collection_options ...
+            collection_options ...; or of ``PostgresStore``: pool_size, timeout.
 
     Raises:
         ConfigurationError: the options do not suit the location.
-        StoreError: see ``EmbeddedStore`` and ``QdrantStore``.
+        StoreError: see ``EmbeddedStore``, ``QdrantStore`` and ``PostgresStore``.
     """
     where = os.fspath(location)
-    is_server = where.startswith(("http://", "https://"))
-    if read_only and (is_server or where == ":memory:"):
+    if read_only and (is_server(where) or where == ":memory:"):
         raise ConfigurationError("read_only is for a folder: a server accepts several clients, memory has only one")
-    if is_server:
+    if where.startswith(_QDRANT):
         options.setdefault("api_key", Settings.from_env().qdrant_api_key)
         return QdrantStore(where, collection or "twinvec", config, **options)
+    if is_server(where):
+        from twinvec_stores.engines.postgres.store import PostgresStore
+
+        return PostgresStore(where, collection or "twinvec", config, **options)
     given = [*(["collection"] if collection is not None else []), *options]
     if given:
-        raise ConfigurationError(f"{', '.join(given)}: only for a Qdrant server (http://... or https://...)")
+        raise ConfigurationError(f"{', '.join(given)}: only for a server")
     if where == ":memory:":
         if config is None:
             raise ConfigurationError('":memory:" is always a new store: it needs a StoreConfig')

@@ -41,7 +41,7 @@ class StoreInfo:
     """The result of ``HybridStore.info``.
 
     Attributes:
-        engine: "memory", "embedded" or "qdrant".
+        engine: "memory", "embedded", "qdrant" or "postgres".
         location: folder, or URL and collection.
         records: number of records.
         has_graph: whether dense search may use an HNSW graph; None if the engine does not say.

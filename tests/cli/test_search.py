@@ -131,7 +131,7 @@ class TestSearch:
             (["--filter", '{"year": {"$near": 1}}'], "$near"),
             (["--mmr", "2"], "mmr=2.0"),
             (["--dense-weight", "0", "--sparse-weight", "0"], "must not both be 0"),
-            (["--collection", "x"], "only for a Qdrant server"),
+            (["--collection", "x"], "only for a server"),
         ],
     )
     def test_wrong_options(self, run: Run, folder: Path, options: list[str], message: str) -> None:

@@ -272,8 +272,8 @@ def test_arguments_that_do_not_fit_fail(gte: TwinVecEmbeddings, tmp_path: Path) 
         ({"store": memory, "path": tmp_path}, ConfigurationError, "path: already determined by store="),
         ({"store": memory, "fields": {"year": "integer"}}, StoreMismatchError, "fields"),
         ({"url": "localhost:6333"}, ConfigurationError, "must begin with http"),
-        ({"collection": "x"}, ConfigurationError, "only for a Qdrant server"),
-        ({"paths": tmp_path}, ConfigurationError, "paths: only for a Qdrant server"),
+        ({"collection": "x"}, ConfigurationError, "only for a server"),
+        ({"paths": tmp_path}, ConfigurationError, "paths: only for a server"),
         ({"mode": "both"}, ConfigurationError, "mode='both'"),
         ({"fusion": "sum"}, ConfigurationError, "fusion 'sum'"),
     ]

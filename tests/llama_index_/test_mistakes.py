@@ -48,7 +48,7 @@ MISTAKES: dict[str, tuple[Act, type[Exception], str]] = {
     "a url without its scheme": (
         lambda s: TwinVecVectorStore(s.embedding, url="localhost:6333"),
         ConfigurationError,
-        "must start with http://",
+        "must begin with http://",
     ),
     "an Embedder for an embedding": (
         lambda s: TwinVecVectorStore(s.index.embedder),  # type: ignore[arg-type]

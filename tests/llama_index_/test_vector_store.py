@@ -252,8 +252,8 @@ def test_places_that_do_not_fit_are_refused(embedding: TwinVecEmbedding, gte: Em
     memory = MemoryStore(StoreConfig.for_embedder(gte))
     for options, message in (
         ({"path": tmp_path, "url": "http://localhost"}, "one of path="),
-        ({"url": "localhost:6333"}, "must start with http"),
-        ({"path": tmp_path, "collection": "kb"}, "collection: only for a Qdrant server"),
+        ({"url": "localhost:6333"}, "must begin with http"),
+        ({"path": tmp_path, "collection": "kb"}, "collection: only for a server"),
         (
             {"store": memory, "fields": {"n": "integer"}, "api_key": "k"},
             "fields, api_key: already determined by the store",

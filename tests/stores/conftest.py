@@ -9,15 +9,17 @@ from typing import Any, cast
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
+from stores import postgres
 from stores.oracle import Driver
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.postgres.store import PostgresStore
 from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.protocol import HybridStore
 
 Make = Callable[[StoreConfig], Driver]
-ENGINES = ["memory", "embedded", "qdrant"]
+ENGINES = ["memory", "embedded", "qdrant", "postgres"]
 
 
 def local_clients() -> tuple[QdrantClient, AsyncQdrantClient]:
@@ -33,6 +35,9 @@ def make_driver(engine: str, config: StoreConfig, folder: Path, *, through_async
         return _Kept(lambda: store, through_async=through_async)
     if engine == "embedded":
         return Driver(lambda: EmbeddedStore(folder, config), through_async=through_async)
+    if engine == "postgres":
+        collection = postgres.new_name()
+        return Driver(lambda: PostgresStore(postgres.url(), collection, config), through_async=through_async)
     client, async_client = local_clients()
 
     def make() -> HybridStore:
@@ -71,7 +76,7 @@ def makers(engine: str, folders: pytest.TempPathFactory, *, through_async: bool)
 
     yield make
     for driver in made.values():
-        driver.call("close")
+        driver.end()
 
 
 @pytest.fixture(params=ENGINES)

@@ -221,7 +221,7 @@ class Driver:
 
     def __init__(self, make: Callable[[], HybridStore], *, through_async: bool = False) -> None:
         self._make = make
-        self._through_async = through_async
+        self._loop = asyncio.new_event_loop() if through_async else None
         self.store = make()
 
     @property
@@ -229,13 +229,9 @@ class Driver:
         return self.store.config
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
-        if not self._through_async:
+        if self._loop is None:
             return getattr(self.store, method)(*args, **options)
-
-        async def run() -> Any:
-            return await getattr(self.store, f"a{method}")(*args, **options)
-
-        return asyncio.run(run())
+        return self._loop.run_until_complete(getattr(self.store, f"a{method}")(*args, **options))
 
     def reopen(self) -> None:
         self.call("close")
@@ -243,3 +239,8 @@ class Driver:
 
     def clear(self) -> None:
         self.call("delete", filter=And())
+
+    def end(self) -> None:
+        self.call("close")
+        if self._loop is not None:
+            self._loop.close()

