@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,10 @@ def evaluate(
     if html is not None:
         html.write_text(to_html(evaluations, lost, by=by), encoding="utf-8")
     if as_json:
-        facts = {name: found.to_dict() for name, found in evaluations.items()}
+        facts = {
+            name: {**found.to_dict(by), "losses": [asdict(loss) for loss in lost[name]]}
+            for name, found in evaluations.items()
+        }
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     _print(evaluations, lost, by)
@@ -171,7 +175,7 @@ def _against(found: Evaluation) -> Table:
 
 def _cells(c: Comparison) -> tuple[str, ...]:
     interval = f"{c.low:+.3f} to {c.high:+.3f}"
-    return f"{c.difference:+.3f}", interval, f"{c.p:.3f}", str(c.wins), str(c.losses), str(c.ties)
+    return f"{c.difference:+.3f}", interval, c.p_value.removeprefix("p "), str(c.wins), str(c.losses), str(c.ties)
 
 
 def _verdict(found: Evaluation) -> str:

@@ -127,7 +127,7 @@ def _verdict(location: str, found: Tuning, *, kept: bool) -> list[str]:
     c, (before, after) = found.held_back, found.means
     lines = [
         f"On the other {found.parts[1]} questions: {before:.3f} as it is, {after:.3f} with {_words(found.chosen)} "
-        f"({c.difference:+.3f}, 95% interval {c.low:+.3f} to {c.high:+.3f}, p {c.p:.3f})."
+        f"({c.difference:+.3f}, 95% interval {c.low:+.3f} to {c.high:+.3f}, {c.p_value})."
     ]
     if not found.better:
         return [*lines, "Not significant: the search stays as it is."]

@@ -56,11 +56,13 @@ def test_stores_side_by_side(run: Run, stores: list[Path], queries: Path) -> Non
 
 
 def test_json(run: Run, stores: list[Path], queries: Path) -> None:
-    result = run("eval", stores[0], "--queries", queries, "--measure", "RR@10", "--json")
+    result = run("eval", stores[0], "--queries", queries, "--measure", "RR@10", "--by", "kind", "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)[str(stores[0])]
     assert facts["questions"] == 5
     assert facts["ways"]["dense"]["means"]["RR@10"] > 0.5
+    assert {value: of["questions"] for value, of in facts["by"]["kind"].items()} == {"even": 2, "odd": 3}
+    assert all(loss["difference"] < 0 for loss in facts["losses"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import mteb
@@ -16,12 +17,16 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.models_protocols import EncoderProtocol, SearchProtocol
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
 from reference.giga import build_giga_0826
 from reference.gte import build_gte
+from reference.rerankers import build_cross_encoder
 from reference.tokenizers_ import WORDS_EN, WORDS_RU
 from twinvec import Embedder, Task
 from twinvec.errors import ConfigurationError
+from twinvec_cli import verify
+from twinvec_cli.main import app
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 from twinvec_stores.evaluation import MtebEncoder, Questions, evaluate
 from twinvec_stores.search.options import SearchKeywords
@@ -156,3 +161,18 @@ def test_refusals(gte: Embedder) -> None:
         MtebEncoder(gte).search([], top_k=3)
     with pytest.raises(ConfigurationError, match="a list in place of a text"):
         MtebEncoder(gte).encode([{"text": [["a turn"]]}], task_metadata=Lists.metadata)
+
+
+def test_verify_compares_the_score_of_a_task(gte: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = Lists(), gte.spec.model
+    score = scores(MtebEncoder(gte, mode="dense"), task)["ndcg_at_10"]
+    monkeypatch.setattr(mteb, "get_task", {"Lists": task}.__getitem__)
+    published = {("own/right", "Lists"): score + 0.004, ("own/wrong", "Lists"): score + 0.006}
+    monkeypatch.setattr(verify, "_TASK_SCORES", published)
+    for name, status in (("own/right", 0), ("own/wrong", 1), ("own/unknown", 0)):
+        result = CliRunner().invoke(app, ["verify", model, "--mteb", "Lists", "--as", name])
+        assert (result.exit_code, f"Lists: {score:.5f}" in result.stdout) == (status, True)
+        assert ("is published" in result.stdout) == (name == "own/unknown")
+    reranker = build_cross_encoder(tmp_path, "bert")
+    refused = CliRunner().invoke(app, ["verify", str(reranker), "--mteb", "Lists"])
+    assert (refused.exit_code, "--mteb is for embedding models" in refused.stderr) == (2, True)

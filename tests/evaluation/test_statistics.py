@@ -75,6 +75,11 @@ def test_equal_ways_do_not_differ() -> None:
     assert not found.significant
 
 
+def test_p_is_never_said_to_be_nought() -> None:
+    assert compare(np.ones(30), np.zeros(30)).p_value == "p < 0.001"
+    assert compare(np.ones(30), np.ones(30)).p_value == "p 1.000"
+
+
 def test_a_difference_of_every_question_is_significant() -> None:
     baseline = np.linspace(0, 0.5, 40)
     assert compare(baseline + 0.1, baseline).significant

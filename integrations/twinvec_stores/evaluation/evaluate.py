@@ -107,9 +107,14 @@ class Evaluation:
         order = np.argsort(differences, kind="stable")
         return [(self.asked[i], float(differences[i])) for i in order.tolist()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything except the rankings as JSON types."""
-        return {
+    def to_dict(self, by: str | None = None) -> dict[str, Any]:
+        """Return everything except the rankings as JSON types, also for each value of a field of the questions.
+
+        Raises:
+            ConfigurationError: no question has the field.
+        """
+        groups: dict[str, Any] = {} if by is None else {"by": {by: self._groups(by)}}
+        return groups | {
             "store": self.store,
             "model": self.model,
             "records": self.records,
@@ -126,6 +131,18 @@ class Evaluation:
                 }
                 for name, way in self.ways.items()
             },
+        }
+
+    def _groups(self, by: str) -> dict[str, Any]:
+        return {
+            value: {
+                "questions": len(rows),
+                "means": {
+                    name: {measure: float(way.scores[measure][rows].mean()) for measure in self.measures}
+                    for name, way in self.ways.items()
+                },
+            }
+            for value, rows in self.by(by).items()
         }
 
     def write_run(self, path: str | os.PathLike[str], way: str) -> None:

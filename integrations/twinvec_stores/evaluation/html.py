@@ -23,10 +23,13 @@ p, li { max-width: 46rem; } .soft { color: var(--soft); } .good { color: var(--g
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } .best { font-weight: 700; }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg { display: block; width: 100%; overflow: visible; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .2rem 1rem; align-items: center;
+  font-variant-numeric: tabular-nums; }
 details { border: 1px solid var(--line); border-radius: .4rem; margin: .5rem 0; padding: .5rem .8rem; }
 summary { cursor: pointer; } .pair { display: grid; gap: 1rem; grid-template-columns: 1fr 1fr; }
-@media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
+@media (max-width: 40rem) { .pair, .bars { grid-template-columns: 1fr; } .bars span:nth-of-type(even) {
+  margin-bottom: .6rem; } th, td { padding: .3rem; font-size: .85rem; } }
 ol { padding-left: 1.4rem; margin: .3rem 0; } ol li { overflow-wrap: anywhere; margin-bottom: .5rem; }
 code { background: var(--tint); padding: 0 .25rem; border-radius: .2rem; overflow-wrap: anywhere; }
 """
@@ -100,41 +103,39 @@ def _means(evaluation: Evaluation) -> str:
 
 def _intervals(evaluation: Evaluation, ways: Sequence[str]) -> str:
     found = {way: evaluation.compare(way) for way in ways}
-    most = max(0.01, *(max(abs(c.low), abs(c.high)) for c in found.values()))
-    left, width, row = 190, 380, 30
+    most = 1.05 * max(0.01, *(max(abs(c.low), abs(c.high)) for c in found.values()))
 
-    def x(value: float) -> float:
-        return left + width / 2 * (1 + value / most)
+    def x(value: float) -> str:
+        return f"{50 * (1 + value / most):.2f}%"
 
-    bars = [f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="{row * len(ways)}" stroke="var(--line)"/>']
-    for i, (way, c) in enumerate(found.items()):
-        y = row * i + row / 2
+    rows = ""
+    for way, c in found.items():
         colour = "var(--soft)" if not c.significant else "var(--good)" if c.difference > 0 else "var(--bad)"
-        bars.append(
-            f'<text x="0" y="{y + 4}">{escape(way)}</text>'
-            f'<line x1="{x(c.low):.1f}" x2="{x(c.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
-            f'<circle cx="{x(c.difference):.1f}" cy="{y}" r="5" fill="{colour}"/>'
-            f'<text x="{left + width + 15}" y="{y + 4}">{c.difference:+.3f}  ({c.low:+.3f} to {c.high:+.3f}), '
-            f"p {c.p:.3f}</text>"
+        rows += (
+            f"<span>{escape(way)}</span>"
+            f'<svg height="24" role="img" aria-label="Difference of {escape(way)}">'
+            '<line x1="50%" x2="50%" y1="0" y2="24" stroke="var(--line)"/>'
+            f'<line x1="{x(c.low)}" x2="{x(c.high)}" y1="12" y2="12" stroke="{colour}" stroke-width="3"/>'
+            f'<circle cx="{x(c.difference)}" cy="12" r="5" fill="{colour}"/></svg>'
+            f"<span>{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f}), {c.p_value}</span>"
         )
-    return f'<svg viewBox="0 0 830 {row * len(ways)}" role="img" aria-label="Differences">{"".join(bars)}</svg>'
+    return f'<div class="bars">{rows}</div>'
 
 
 def _differences(evaluation: Evaluation, way: str) -> str:
     changes = [change for _, change in reversed(evaluation.changes(way))]
     c = evaluation.compare(way)
-    width, height = 830, 160
-    step = width / len(changes)
+    height, step = 160, 100 / len(changes)
     bars = "".join(
-        f'<rect x="{i * step:.2f}" y="{height / 2 * (1 - max(change, 0)):.1f}" width="{max(step, 0.5):.2f}" '
+        f'<rect x="{i * step:.3f}%" y="{height / 2 * (1 - max(change, 0)):.1f}" width="{step:.3f}%" '
         f'height="{height / 2 * abs(change):.1f}" fill="var(--{"good" if change > 0 else "bad"})"/>'
         for i, change in enumerate(changes)
         if change
     )
     return (
         f'<p class="soft">{c.wins} better, {c.losses} worse, {c.ties} tied.</p>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Differences of single questions">'
-        f'<line x1="0" x2="{width}" y1="{height / 2}" y2="{height / 2}" stroke="var(--line)"/>{bars}</svg>'
+        f'<svg height="{height}" role="img" aria-label="Differences of single questions">'
+        f'<line x1="0" x2="100%" y1="{height / 2}" y2="{height / 2}" stroke="var(--line)"/>{bars}</svg>'
     )
 
 

@@ -34,6 +34,11 @@ class Comparison:
     ties: int
 
     @property
+    def p_value(self) -> str:
+        """Return p as it is written: "p 0.012", "p < 0.001"."""
+        return f"p {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+
+    @property
     def significant(self) -> bool:
         """Return whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
