@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,7 @@ from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_embedding
-from twinvec.vectors import EmbeddingBatch, Float32, Int64, Spans, SparseBatch
-
-if TYPE_CHECKING:
-    from twinvec.families.base import MultiVectors
+from twinvec.vectors import EmbeddingBatch, Float32, Int64, MultiVectors, Spans, SparseBatch
 
 _Self = TypeVar("_Self", bound="BaseEmbedder")
 
@@ -357,7 +354,7 @@ class BaseEmbedder(ABC):
                 f'{self.spec.model} has no sparse half: create the Embedder with sparse="bm25", a head file or a '
                 "SPLADE checkpoint"
             )
-        if wanted.multi and self.multi_vectors is None:
+        if wanted.multi is True and self.multi_vectors is None:
             raise ConfigurationError(
                 f"{self.spec.model} gives no vectors of tokens here: multi=True needs an Embedder of bge-m3 with its "
                 "colbert_linear.pt, or of a sentence-transformers MultiVectorEncoder"
@@ -376,7 +373,7 @@ class BaseEmbedder(ABC):
             _check_spans(checked, wanted.spans)
             if wanted.multi:
                 raise ConfigurationError("pass multi= or spans=, not both")
-        return CheckedCall(role, checked, prompt, dense, sparse, wanted.multi, wanted.spans)
+        return CheckedCall(role, checked, prompt, dense, sparse, wanted.multi is not False, wanted.spans)
 
     def _warn_of_double_prompts(self, texts: list[str], prompt: str) -> None:
         double = [position for position, text in enumerate(texts) if self._prompts.begins(text, prompt)]

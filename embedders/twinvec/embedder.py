@@ -21,12 +21,11 @@ from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role, Task
 from twinvec.text.unicode import check_texts
 from twinvec.tracing import trace_work
-from twinvec.vectors import EmbeddingBatch, Int64
+from twinvec.vectors import EmbeddingBatch, Int64, MultiVectors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from twinvec.families.base import MultiVectors
     from twinvec.text.tokenizer import TextTokenizer
 
 _INTERACTIVE = 64  # calls with more queries count as bulk work
@@ -162,7 +161,7 @@ class Embedder(LocalModel, BaseEmbedder):
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"
         length = self.max_length
-        if asked.multi and self.multi_vectors is not None:
+        if wanted.multi is True and self.multi_vectors is not None:
             length = min(length, self.multi_vectors.lengths.get(asked.role.value, length))
         return Request(
             max_length=length,
@@ -175,7 +174,7 @@ class Embedder(LocalModel, BaseEmbedder):
             fail_on_overload=self.options.on_overload == "error",
             memo=self.options.memo_bytes > 0 and not asked.multi,
             cache=None if asked.multi else self.options.cache,
-            multi=asked.role.value if asked.multi else "",
+            multi=asked.role.value if wanted.multi is True else wanted.multi or "",
         )
 
     @property

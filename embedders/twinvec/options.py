@@ -232,7 +232,7 @@ class CallOptions:
 
     Attributes:
         task, prompt, dense, sparse, timeout, show_progress: see ``Embedder.embed_queries``.
-        multi: see there, as well.
+        multi: see there, as well; "states": the state of every token, neither pooled nor normalised.
         dim: number of dense dimensions, instead of the Embedder's.
         fail_on_overflow: overrides the Embedder's ``on_overflow``.
         spans: see ``Embedder.embed_documents``.
@@ -247,6 +247,6 @@ class CallOptions:
     show_progress: bool = False
     dim: int | None = None
     fail_on_overflow: bool | None = None
-    multi: bool = False
+    multi: bool | Literal["states"] = False
     spans: Sequence[Spans] | None = None
     normalize: bool = True

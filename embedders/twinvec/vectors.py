@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, overload
 
@@ -188,6 +188,23 @@ class SparseBatch:
         return needed if n_keys is None else n_keys
 
 
+@dataclass(frozen=True)
+class MultiVectors:
+    """How a checkpoint gives vectors of single tokens, for late interaction (MaxSim).
+
+    Attributes:
+        left_out: tokens at the beginning of every text that have none.
+        mean: whether a score is divided by the number of the query's vectors.
+        skipped: role -> ids of tokens that have none.
+        lengths: role -> tokens per text, if they are fewer than the model's.
+    """
+
+    left_out: int = 0
+    mean: bool = False
+    skipped: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class MultiBatch:
     """Vectors of single tokens, for late interaction: ``batch[i]`` are those of text i, float32 [vectors, dim].
@@ -199,6 +216,11 @@ class MultiBatch:
 
     indptr: Int64
     values: Float32
+
+    @property
+    def counts(self) -> Int64:
+        """Return the number of vectors of each text."""
+        return np.diff(self.indptr)
 
     @classmethod
     def stack(cls, rows: Sequence[Float32]) -> MultiBatch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from twinvec_cli.console import note
 from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
     from twinvec_stores import HybridIndex
 
 
+_RERANKER = "A reranker (folder or hub id), for searches that ask to be reranked."
+
+
 def mcp(
     location: Store,
+    reranker: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANKER, show_default=False)] = None,
     collection: Collection = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -24,10 +30,19 @@ def mcp(
     An agent's configuration: {"command": "twinvec", "args": ["mcp", "/path/of/store"]}. For MCP over HTTP see
     `twinvec serve --store STORE --mcp`.
     """
+    from twinvec import Reranker
     from twinvec_stores.agents import mcp_server
 
-    with searched(location, collection=collection, device=device, trust_remote_code=trust_remote_code) as index:
-        mcp_server(index).run("stdio")
+    with contextlib.ExitStack() as opened:
+        index = opened.enter_context(
+            searched(location, collection=collection, device=device, trust_remote_code=trust_remote_code)
+        )
+        reordering = None
+        if reranker is not None:
+            note(f"Loading {reranker} ...")
+            loaded = Reranker(reranker, device=device, on_overload="error", trust_remote_code=trust_remote_code)
+            reordering = opened.enter_context(loaded)
+        mcp_server(index, reordering).run("stdio")
 
 
 @contextlib.contextmanager

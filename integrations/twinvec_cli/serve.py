@@ -36,7 +36,7 @@ DEVICE_LOST = 75  # EX_TEMPFAIL: may work after a restart, which supervisors do
 
 _MODEL = "Folders, hub ids (owner/name) or modelscope:owner/name; the first is used when a request names none."
 _STORE = "Folder or URL of a store to search at /v1/search; without MODEL its model is served."
-_RERANKERS = "Reranker to serve at /rerank, /v1/rerank and /v2/rerank, and for searches; repeatable."
+_RERANKERS = "Reranker to serve at /rerank, /v1/rerank and /v2/rerank, and for searches; repeatable; needs no MODEL."
 _NAME = "Model name for clients; repeat for each model. Default: the hub id, or the folder's name."
 _HOST = "Address to listen on; 0.0.0.0 means all interfaces, and should have an API key."
 _PORT = "Port to listen on; 0 picks a free one."
@@ -126,11 +126,13 @@ def serve(
         unready_seconds=unready_seconds,
     )
     keys = None if api_key_file is None else KeysFile(api_key_file)
-    if not models and store is None:
-        raise ConfigurationError("nothing to serve: pass a MODEL, --store STORE, or both")
+    if not models and store is None and not reranker:
+        raise ConfigurationError("nothing to serve: pass a MODEL, --store STORE or --reranker MODEL")
     if mcp and store is None:
         raise ConfigurationError("--mcp serves searches: pass --store STORE, too")
-    names = _names(models or [], served_model_name)
+    names, reranker_names = _names(models or [], served_model_name), _names(reranker or [], None)
+    if twice := names.keys() & reranker_names.keys():
+        raise ConfigurationError(f"a model and a reranker are called {min(twice)!r}: pass --served-model-name")
     with contextlib.ExitStack() as opened:
         reserved = opened.enter_context(reserve(host, port))
         configure_logging(log_format.value, access_log=access_log)
@@ -147,7 +149,7 @@ def serve(
                 )
             )  # fmt: skip
         rerankers = {}
-        for name, model in _names(reranker or [], None).items():
+        for name, model in reranker_names.items():
             note(f"Loading {model} ...")
             from twinvec import Reranker
 

@@ -32,7 +32,10 @@ TESTS = {
     "/embed_sparse prompt_name": test_tei.test_a_prompt_goes_before_a_text_only_where_it_is_asked_for,
     "/embed_sparse truncate": test_tei.test_truncate,
     "/embed_sparse truncation_direction": test_tei.test_truncate,
-    "/embed_all": test_tei.test_vectors_of_tokens_are_refused,
+    "/embed_all inputs": test_tei.test_states_of_tokens,
+    "/embed_all prompt_name": test_tei.test_states_of_tokens,
+    "/embed_all truncate": test_tei.test_truncate,
+    "/embed_all truncation_direction": test_tei.test_truncate,
     "/similarity inputs": test_tei.test_similarity,
     "/similarity parameters": test_tei.test_similarity,
     "/tokenize inputs": test_tei.test_tokenize_and_decode,
@@ -49,6 +52,10 @@ TESTS = {
     "/rerank truncation_direction": test_rerank.test_tei_cuts_texts_where_it_may,
     "/rerank raw_scores": test_rerank.test_tei,
     "/rerank return_text": test_rerank.test_tei,
+    **{
+        f"/rerank {field}": test_rerank.test_documents_at_teis_path
+        for field in ("model", "documents", "top_n", "return_documents")
+    },
     **{
         f"{path} {field}": test
         for path in ("/v1/rerank", "/v2/rerank")
@@ -81,7 +88,7 @@ def test_each_row_has_a_test_and_each_test_a_row() -> None:
 def test_each_field_of_the_routes_has_a_row() -> None:
     documented = rows()
     for operation in (*OPERATIONS, *rerank_extension({}).operations):
-        if operation.path.startswith("/v1/twinvec/") or operation.path in ("/", "/embed_all", "/ready"):
+        if operation.path.startswith("/v1/twinvec/") or operation.path in ("/", "/ready"):
             continue
         route = operation.path.replace(":path", "")
         names = () if operation.body is None else operation.body.__struct_fields__

@@ -117,10 +117,22 @@ async def test_jina_and_cohere(
             assert found.get("document") == ({"text": text} if shown else None)
 
 
+async def test_documents_at_teis_path(client: httpx.AsyncClient) -> None:
+    """What litellm sends to servers of vLLM and Infinity."""
+    asked = {"model": "mine", "query": QUERY, "documents": TEXTS[:5], "top_n": 2}
+    for fields in ({}, {"return_documents": False}, {"return_documents": True}):
+        here, there = [(await client.post(path, json=asked | fields)).json() for path in ("/rerank", "/v1/rerank")]
+        assert here["results"] == there["results"]
+    for wrong, says in (({"texts": TEXTS[:2]}, "either texts or documents"), ({"model": "other"}, "only 'mine'")):
+        refused = await client.post("/rerank", json=asked | wrong)
+        assert (refused.status_code in (404, 422), says in refused.json()["error"]) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
         ("/rerank", {"query": "a", "texts": []}, 422, "texts cannot be empty"),
+        ("/rerank", {"query": "a"}, 422, "missing required field `texts`"),
         ("/rerank", {"query": "a", "texts": ["b"] * 17}, 413, "maximum allowed batch size 16"),
         ("/v1/rerank", {"query": "a", "documents": []}, 400, "documents cannot be empty"),
         ("/v1/rerank", {"query": "a", "documents": ["b"], "model": "other"}, 404, "only 'mine'"),
@@ -137,10 +149,39 @@ async def test_refusals(client: httpx.AsyncClient, path: str, body: Any, status:
     assert message in (told["message"] if path in ("/v1/rerank", "/v2/rerank") else str(told["error"]))
 
 
+async def test_rerankers_alone(reranker: Reranker, hosts: Hosts, logits: dict[str, float]) -> None:
+    app = create_app({}, extension=rerank_extension({"mine": reranker}))
+    hosts.answering["alone"] = httpx.ASGITransport(app=app)
+    with RemoteReranker("http://alone") as remote:
+        assert remote.rerank(QUERY, TEXTS) == reranker.rerank(QUERY, TEXTS)
+    async with client_of(app) as client:
+        ranks = (await client.post("/rerank", json={"query": QUERY, "texts": TEXTS})).json()
+        assert [rank["index"] for rank in ranks] == ranking(logits)
+        info = (await client.get("/info")).json()
+        assert (info["model_id"], info["max_input_length"]) == ("mine", 64)
+        assert info["model_type"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+        assert reranker.spec.model not in str(info)
+        for path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/mine", "/openapi.json", "/docs"):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("/embed", "/v1/embeddings", "/v1/twinvec/embed", "/tokenize"):
+            assert (await client.post(path, json={"inputs": "a"})).status_code == 404, path
+        assert "/embed" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+def test_nothing_to_serve_and_two_of_a_name(gte: Embedder, reranker: Reranker) -> None:
+    with pytest.raises(ConfigurationError, match="no model to serve"):
+        create_app({})
+    with pytest.raises(ConfigurationError, match="two models are called 'same'"):
+        create_app({"same": gte}, extension=rerank_extension({"same": reranker}))
+
+
 async def test_a_reranker_is_listed_measured_and_watched(
     app: Any, client: httpx.AsyncClient, reranker: Reranker
 ) -> None:
-    assert "mine" in [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert "mine" in listed
+    for name in listed:
+        assert (await client.get(f"/v1/models/{name}")).json()["id"] == name
     assert 'twinvec_forwards_total{device="cpu",model="mine"}' in (await client.get("/metrics")).text
     assert app.state.serving.held["mine"] is reranker
 

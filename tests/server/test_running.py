@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import pickle
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_.gate import Gate
+from reference.rerankers import build_cross_encoder
+from server.conftest import client_of
 from server.remote import assert_same
 from support import TEXTS
-from twinvec import Embedder, RemoteEmbedder
+from twinvec import Embedder, RemoteEmbedder, Reranker
 from twinvec.errors import ConfigurationError
-from twinvec.server import run
+from twinvec.server import create_app, run
 from twinvec.server.running import Server
 from twinvec_cli.main import app
+from twinvec_stores import EmbeddedStore, HybridIndex, StoreConfig
 
 KEY = "a-secret-key"
 COMMAND = [sys.executable, "-c", "from twinvec_cli.main import run; run()", "serve"]
@@ -201,6 +205,51 @@ def test_the_first_signal_is_heard(gte_folder: Path) -> None:
         assert process.wait(60) == 0
     finally:
         process.kill()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[httpx.Response]]]:
+    """Run the command with these arguments; while it would serve, send these (path, body) to its application."""
+
+    def serve(*arguments: str, asked: Sequence[tuple[str, Any]] = ()) -> tuple[Any, list[httpx.Response]]:
+        answers: list[httpx.Response] = []
+
+        async def ask(made: Any) -> None:
+            async with client_of(made) as client:
+                answers.extend([await client.post(path, json=body) for path, body in asked])
+
+        def run_here(embedders: Any, *, extension: Any, limits: Any, **_: Any) -> None:
+            asyncio.run(ask(create_app(embedders, extension=extension, limits=limits)))
+
+        monkeypatch.setattr("twinvec.server.running.run", run_here)
+        return CliRunner().invoke(app, ["serve", "--port", "0", "--dtype", "float32", *arguments]), answers
+
+    return serve
+
+
+def test_rerankers_beside_a_store_and_alone(command: Any, gte: Embedder, gte_folder: Path, tmp_path: Path) -> None:
+    folder = str(build_cross_encoder(tmp_path / "mine", "bert"))
+    with HybridIndex(gte, EmbeddedStore(tmp_path / "store", StoreConfig.for_embedder(gte))) as index:
+        index.add(TEXTS, ids=[str(i) for i in range(len(TEXTS))])
+    with Reranker(folder, dtype="float32") as reranker:
+        ranked = [each.index for each in reranker.rerank("hello", TEXTS[:5])]
+    asked = [("/rerank", {"query": "hello", "texts": TEXTS[:5]}), ("/embed", {"inputs": "a"})]
+    search = ("/v1/search", {"query": "hello", "k": 5, "rerank": True, "explain": True})
+    result, answers = command("--reranker", folder, asked=asked)
+    assert result.exit_code == 0, result.stderr
+    assert [answer.status_code for answer in answers] == [200, 404]
+    assert [found["index"] for found in answers[0].json()] == ranked
+    result, answers = command("--reranker", folder, "--store", str(tmp_path / "store"), asked=[*asked, search])
+    assert result.exit_code == 0, result.stderr
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [found["explanation"]["rerank_rank"] for found in answers[2].json()["results"][0]] == [1, 2, 3, 4, 5]
+    name = Path(folder).name
+    for wrong, says in (
+        ((), "nothing to serve"),
+        ((str(gte_folder), "--reranker", folder, "--served-model-name", name), f"a reranker are called {name!r}"),
+    ):
+        result, _ = command(*wrong)
+        assert (result.exit_code, says in " ".join(result.stderr.split())) == (2, True), result.stderr
 
 
 def test_an_empty_key_file_and_a_missing_extra(tmp_path: Path, gte_folder: Path) -> None:

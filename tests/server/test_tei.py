@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoModel
 
 from server.conftest import client_of
 from server.test_openai import reference_ids
 from support import TEXTS, dense_of, sparse_of
 from twinvec import Embedder, __version__
 from twinvec.compute.packing import TokenBatch
-from twinvec.server import create_app
+from twinvec.server import Limits, create_app
 
 
 @pytest.fixture
@@ -48,21 +50,41 @@ async def test_sparse(client: httpx.AsyncClient, gte: Embedder, giga: Embedder, 
     assert "no sparse half" in refused.json()["error"]
 
 
-async def test_vectors_of_tokens_are_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/embed_all", json={"inputs": "a"})
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "Validation")
-    assert "one vector for each text" in answer.json()["error"]
+async def test_states_of_tokens(client: httpx.AsyncClient, e5: Embedder, splade: Embedder) -> None:
+    """They are those of transformers' own model, alone, for a text with special tokens and a prompt."""
+    own = AutoModel.from_pretrained(e5.spec.model, dtype=torch.float64).eval()
+    texts = ["a text", "", "Столица России", "a text"]
+    async with client_of(create_app(e5, limits=Limits(max_texts=8))) as other:
+        for name, prompt in ((None, ""), ("query", "query: ")):
+            for given in (texts[:3], texts[2]):
+                answer = await other.post("/embed_all", json={"inputs": given, "prompt_name": name})
+                for states, text in zip(answer.json(), [given] if isinstance(given, str) else given, strict=True):
+                    ids = next(token.ids for token in e5.tokenizer.encode([text], prompt))
+                    with torch.inference_mode():
+                        wanted = own(torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state[0].numpy()
+                    np.testing.assert_allclose(states, wanted, atol=1e-4)
+        long = "word " * e5.max_length
+        assert len((await other.post("/embed_all", json={"inputs": long})).json()[0]) == e5.max_length
+        refused = await other.post("/embed_all", json={"inputs": [long, "a"]})
+        assert (refused.status_code, refused.json()["error_type"]) == (413, "Validation")
+        assert "send them in parts" in refused.json()["error"]
+    both = await asyncio.gather(*(client.post(path, json={"inputs": texts}) for path in ("/embed_all", "/embed")))
+    for states, row in zip(*(answer.json() for answer in both), strict=True):  # GTE pools the first token
+        np.testing.assert_allclose(np.array(states[0]) / np.linalg.norm(states[0]), row, atol=1e-6)
+    async with client_of(create_app(splade)) as other:
+        refused = await other.post("/embed_all", json={"inputs": "a"})
+    assert (refused.status_code, "no states of tokens" in refused.json()["error"]) == (422, True)
 
 
 async def test_truncate(client: httpx.AsyncClient, gte: Embedder, gte_folder: Path) -> None:
     long = ["a", "word " * 200]
     with Embedder(gte_folder, dtype="float32", max_length=128, on_overflow="error") as strict:
         async with client_of(create_app(strict)) as other:
-            for path in ("/embed", "/embed_sparse"):
+            for path in ("/embed", "/embed_sparse", "/embed_all"):
                 assert (await other.post(path, json={"inputs": long})).status_code == 413
                 assert (await other.post(path, json={"inputs": long, "truncate": True})).status_code == 200
             assert (await other.get("/info")).json()["auto_truncate"] is False
-    for path in ("/embed", "/embed_sparse"):
+    for path in ("/embed", "/embed_sparse", "/embed_all"):
         assert (await client.post(path, json={"inputs": long})).status_code == 200
         for direction in ("Left", "left"):
             fields = {"inputs": long, "truncate": True, "truncation_direction": direction}

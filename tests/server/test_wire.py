@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save
 
-from twinvec import EmbeddingBatch, SparseBatch, Task, errors
+from twinvec import EmbeddingBatch, MultiBatch, SparseBatch, Task, errors
 from twinvec.server import wire
 
 floats = st.floats(width=32, allow_nan=False)
@@ -28,13 +28,17 @@ def batches(draw: st.DrawFn) -> EmbeddingBatch:
     dense = draw(st.none() | hnp.arrays(np.float32, (n, dim), elements=floats))
     sparse = draw(st.none() | st.lists(rows, min_size=n, max_size=n).map(SparseBatch.from_dicts))
     counts = draw(hnp.arrays(np.int32, n, elements=st.integers(0, 2**31 - 1)))
-    return EmbeddingBatch(dense, sparse, counts, draw(hnp.arrays(np.bool_, n)))
+    vectors = hnp.arrays(np.float32, st.tuples(st.integers(0, 3), st.just(dim)), elements=floats)
+    multi = draw(st.none() | st.lists(vectors, min_size=n, max_size=n).map(MultiBatch.stack))
+    return EmbeddingBatch(dense, sparse, counts, draw(hnp.arrays(np.bool_, n)), multi)
 
 
 def bits(batch: EmbeddingBatch) -> list[object]:
     arrays: list[Any] = [batch.dense, batch.token_counts, batch.truncated]
     if batch.sparse is not None:
         arrays += [batch.sparse.indptr, batch.sparse.indices, batch.sparse.values]
+    if batch.multi is not None:
+        arrays += [batch.multi.indptr, batch.multi.values]
     return [None if array is None else (array.dtype.str, array.shape, array.tobytes()) for array in arrays]
 
 
@@ -60,7 +64,8 @@ def test_offsets_survive(offsets: list[np.ndarray]) -> None:
 def packed() -> bytes:
     sparse = SparseBatch.from_dicts([{1: 2.0}, {}])
     dense = np.zeros((2, 3), np.float32)
-    return wire.pack_batch(EmbeddingBatch(dense, sparse, np.ones(2, np.int32), np.zeros(2, np.bool_)))
+    multi = MultiBatch.stack([np.ones((1, 3), np.float32), np.ones((2, 3), np.float32)])
+    return wire.pack_batch(EmbeddingBatch(dense, sparse, np.ones(2, np.int32), np.zeros(2, np.bool_), multi))
 
 
 @settings(max_examples=200, deadline=None)
@@ -78,6 +83,8 @@ def test_damage_is_a_value_error_or_an_equal_shape(data: st.DataObject) -> None:
     [
         (lambda arrays: arrays.pop("token_counts"), "missing token_counts"),
         (lambda arrays: arrays.pop("sparse.values"), "the sparse half is incomplete"),
+        (lambda arrays: arrays.pop("multi.indptr"), "the multi half is incomplete"),
+        (lambda arrays: arrays.update({"multi.indptr": np.zeros((), np.int64)}), "must be rows of vectors"),
         (lambda arrays: arrays.update(dense=arrays["dense"].astype(np.float64)), "dense has the unexpected type"),
         (lambda arrays: arrays.update(more=np.zeros(1)), "more has the unexpected type"),
         (lambda arrays: arrays.update(dense=np.zeros((3, 3), np.float32)), "dense has shape"),

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 from twinvec.vectors import Float32, SparseVector
 
+STATES = "states"  # instead of a role: the state of every token, as the model has it
+
 
 class Key(NamedTuple):
     """Everything that decides a row of one model, or the rows of spans. The role matters only through the prompt."""
@@ -15,7 +17,7 @@ class Key(NamedTuple):
     prompt: str
     text: str
     max_length: int
-    multi: str = ""  # the role whose vectors of single tokens are wanted as well
+    multi: str = ""  # the role whose vectors of single tokens are wanted as well, or STATES
     spans: tuple[tuple[int, int], ...] = ()
 
 
@@ -28,7 +30,7 @@ class Row:
         sparse: by token id; None if the model has none, or it was not stored.
         tokens: number of tokens seen by the model.
         full_length: tokens before the cut at the maximum length.
-        multi: float32 [vectors, dim], of single tokens, normalised; None where the key does not want them.
+        multi: float32 [vectors, dim], of single tokens, as the key wants them; None where it does not.
         parts: if the key has spans, the row of each, instead of the two halves.
     """
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from twinvec.cache.rows import Row
+from twinvec.cache.rows import STATES, Row
 from twinvec.compute.attention import choose_attention
 from twinvec.compute.backbone import Backbone
 from twinvec.compute.graphs import Graphs, Outputs
@@ -59,6 +59,7 @@ class Encoder:
         attention: the packed attention in use, or "padded".
         kernels: "triton" or "torch": what runs between the matrix products.
         linear: how most matrix products run: "packed", "packed int8", "int8" or "torch" (``linear``).
+        multi_dim: width of the vectors of single tokens, if the model has them.
         predicted_memory: expected maximum of bytes held by torch, from a measured probe; 0 on a CPU.
     """
 
@@ -82,6 +83,7 @@ class Encoder:
         self._dense_layers = dense_layers.to(device).eval()
         self._head = head.to(device).eval() if head is not None else None
         self._multi = multi.to(device).eval() if multi is not None else None
+        self.multi_dim = multi.dim if multi is not None else None
         self.attention = choose_attention(device, dtype) if backbone.packed else "padded"
         if backbone.packed:
             backbone.use_attention(self.attention)
@@ -141,7 +143,7 @@ class Encoder:
             self._count_time(started)
         pooled, batch = (texts, batch) if batch.spans is None else (batch.spans.texts, batch.spans.batch)
         dense, sparse, finite = self._read(outputs, batch)
-        multi = self._token_vectors(pooled, batch, outputs[2] if len(outputs) > 2 else None, finite)
+        multi = self._token_vectors(pooled, batch, outputs[2:], finite)
         # copies: a stored row would keep the rows of the whole batch alive
         rows = (
             Row(
@@ -198,7 +200,7 @@ class Encoder:
 
     def _forward(self, batch: TokenBatch) -> Outputs:
         """Return dense rows [texts, dim], weights per token [tokens] or per vocabulary entry [texts, vocabulary], and
-        if ``batch.multi`` vectors of tokens [tokens, dim].
+        if ``batch.multi`` vectors and states of tokens [tokens, dim], each where it is requested.
 
         Of texts with spans, these are the texts.
 
@@ -209,7 +211,10 @@ class Encoder:
             output, batch = output[spans.places.to(self.device)], spans.batch.to(self.device)
         dense = self._dense(output, batch) if self.description.dim is not None else None
         outputs = (dense, self._weights(output, batch))
-        return (*outputs, self._multi(output)) if batch.multi and self._multi is not None else outputs
+        if not batch.multi:
+            return outputs
+        vectors = self._multi(output) if self._multi is not None and batch.multi - {STATES} else None
+        return (*outputs, vectors, output.float() if STATES in batch.multi else None)
 
     def _weights(self, output: torch.Tensor, batch: TokenBatch) -> torch.Tensor | None:
         if self._head is not None:
@@ -258,21 +263,29 @@ class Encoder:
         return rows, reduce_token_weights(values, ids, batch.lengths, keys), finite
 
     def _token_vectors(
-        self, texts: Sequence[TokenizedText], batch: TokenBatch, vectors: torch.Tensor | None, finite: Bool
+        self, texts: Sequence[TokenizedText], batch: TokenBatch, outputs: Outputs, finite: Bool
     ) -> list[Float32 | None]:
-        """Return the vectors of each text's tokens where requested; marks texts in which one is not finite."""
+        """Return each text's vectors or states of tokens where requested; marks texts with one that is not finite."""
         kept: list[Float32 | None] = [None] * len(texts)
-        rules = self.description.multi
-        if vectors is None or rules is None:
+        if not outputs:
             return kept
-        for i, (text, rows) in enumerate(zip(texts, vectors.split(list(batch.lengths)), strict=True)):
-            if text.multi:
-                mask = ~np.isin(text.ids, list(rules.skipped.get(text.multi, ())))
-                mask[: rules.left_out] = False
-                chosen: Float32 = rows.numpy()[mask]
+        vectors, states = outputs
+        starts = batch.cu_seqlens.tolist()
+        for i, text in enumerate(texts):
+            rows = states if text.multi == STATES else vectors
+            if text.multi and rows is not None:
+                chosen: Float32 = rows[starts[i] : starts[i + 1]].numpy()[self._has_vectors(text)]
                 kept[i] = chosen
                 finite[i] &= np.isfinite(chosen).all()
         return kept
+
+    def _has_vectors(self, text: TokenizedText) -> Bool:
+        """Return which tokens have the vectors that are requested of a text."""
+        mask, rules = np.ones(len(text.ids), dtype=np.bool_), self.description.multi
+        if text.multi != STATES and rules is not None:
+            mask = ~np.isin(text.ids, list(rules.skipped.get(text.multi, ())))
+            mask[: rules.left_out] = False
+        return mask
 
     # --- once, at the start, on CUDA
 

@@ -18,7 +18,7 @@ from twinvec.compute.packing import TokenBatch
 SIZES = (16, 32, 64, 128, 256, 512)  # tokens
 TEXTS = 16
 
-Outputs = tuple[torch.Tensor | None, ...]  # dense rows, weights; and of a batch with ``multi`` vectors of tokens
+Outputs = tuple[torch.Tensor | None, ...]  # dense rows, weights; of a batch with ``multi`` vectors and states of tokens
 
 
 @dataclass(frozen=True, eq=False)

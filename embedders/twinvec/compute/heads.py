@@ -13,10 +13,10 @@ from twinvec.checkpoints.tensors import load_strict
 class TokenVectorHead(torch.nn.Module):
     """A unit vector per token, in fp32, for late interaction (MaxSim)."""
 
-    def __init__(self, layers: torch.nn.Module) -> None:
-        """Take the layers between a token's state and its vector."""
+    def __init__(self, layers: torch.nn.Module, dim: int) -> None:
+        """Take the layers between a token's state and its vector of ``dim`` numbers."""
         super().__init__()
-        self.layers = layers
+        self.layers, self.dim = layers, dim
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 [tokens, dim] from states [tokens, hidden]."""

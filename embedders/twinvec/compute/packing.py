@@ -48,7 +48,7 @@ class TokenBatch:
         cu_seqlens: int32 [texts + 1]; text i is ``input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]``.
         lengths: tokens per text, on the host.
         prompt_lengths: how many leading tokens of each text belong to the prompt and the special tokens before it.
-        multi: whether vectors of single tokens are requested for any text.
+        multi: what vectors of single tokens are requested for any text; see ``Key``.
         spans: what is pooled if texts have spans; None if none has any.
     """
 
@@ -57,7 +57,7 @@ class TokenBatch:
     cu_seqlens: torch.Tensor
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
-    multi: bool = False
+    multi: frozenset[str] = frozenset()
     spans: Spanned | None = None
 
     @classmethod
@@ -72,7 +72,7 @@ class TokenBatch:
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
             lengths=lengths,
             prompt_lengths=tuple(t.prompt_length for t in texts),
-            multi=any(t.multi for t in texts),
+            multi=frozenset(t.multi for t in texts if t.multi),
             spans=cls._pack_spans(texts) if any(t.spans for t in texts) else None,
         )
 

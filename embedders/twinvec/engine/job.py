@@ -29,7 +29,7 @@ class Request:
         dim: dense dimensions to slice and normalise; None: no dense half.
         keys: how to name sparse columns; None: no sparse half.
         normalize: whether to normalise dense rows; False for the scores of pairs.
-        multi: the role, if vectors of its single tokens are requested as well.
+        multi: what vectors of single tokens are requested as well, if any; see ``Key``.
         urgent: queries go before bulk work.
         memo: whether recent rows may be used and kept.
         cache: cache of persistent rows, if any.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.text.prompts import PromptTemplate
+from twinvec.vectors import MultiVectors
 
 if TYPE_CHECKING:
     import torch
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
     from twinvec.text.tokenizer import TextTokenizer
 
 SparseKind = Literal["token_weights", "masked_lm"]
-
-
-@dataclass(frozen=True)
-class MultiVectors:
-    """How a checkpoint gives vectors of single tokens, for late interaction (MaxSim).
-
-    Attributes:
-        left_out: tokens at the beginning of every text that have none.
-        mean: whether a score is divided by the number of the query's vectors.
-        skipped: role -> ids of tokens that have none.
-        lengths: role -> tokens per text, if they are fewer than the model's.
-    """
-
-    left_out: int = 0
-    mean: bool = False
-    skipped: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from twinvec.checkpoints.fields import TEXT, whole
 from twinvec.checkpoints.files import Checkpoint
 from twinvec.errors import UnsupportedCheckpointError
-from twinvec.families.base import Description, Family, MultiVectors, Supported
+from twinvec.families.base import Description, Family, Supported
 from twinvec.families.modules import build_dense_layers, output_dim, read_modules
+from twinvec.vectors import MultiVectors
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,8 @@ class MultiVectorEncoder(Family):
         """Load the Dense modules."""
         from twinvec.compute.heads import TokenVectorHead
 
-        return TokenVectorHead(build_dense_layers(description.dense_layers))
+        dim = output_dim(description.hidden, read_modules(checkpoint), ("tokens",))
+        return TokenVectorHead(build_dense_layers(description.dense_layers), dim)
 
 
 def _read_rules(checkpoint: Checkpoint) -> MultiVectors:

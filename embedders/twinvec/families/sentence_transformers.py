@@ -11,8 +11,9 @@ from twinvec.checkpoints.fields import only, whole
 from twinvec.checkpoints.files import BGE_HEAD, BGE_MULTI_HEAD, Checkpoint
 from twinvec.checkpoints.tensors import load_strict, load_tensors
 from twinvec.errors import CheckpointFieldError, CheckpointNotFoundError, UnsupportedCheckpointError
-from twinvec.families.base import Description, Family, MultiVectors, Published, Supported
+from twinvec.families.base import Description, Family, Published, Supported
 from twinvec.families.modules import SentenceModules, output_dim, read_modules
+from twinvec.vectors import MultiVectors
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,7 @@ class SentenceTransformers(Family):
         tensors = load_tensors(checkpoint.root / BGE_MULTI_HEAD)
         linear = torch.nn.Linear(description.hidden, len(tensors.get("bias", ())))
         load_strict(linear, tensors, f"{checkpoint.name}, {BGE_MULTI_HEAD}")
-        return TokenVectorHead(linear)
+        return TokenVectorHead(linear, linear.out_features)
 
 
 class Splade(Family):

@@ -25,12 +25,17 @@ class Json(Response):
 
 async def rows_of_json(rows: Iterable[Any], before: bytes = b"[", after: bytes = b"]") -> Response:
     """Return a JSON response with many rows, yielding to other requests while it is serialised."""
+    return Response(await serialised(rows, before, after), media_type="application/json")
+
+
+async def serialised(rows: Iterable[Any], before: bytes = b"[", after: bytes = b"]") -> bytes:
+    """Return many rows as JSON; see ``rows_of_json``."""
     parts = []
     for i, row in enumerate(rows):
         parts.append(msgspec.json.encode(row))
         if i % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:
             await asyncio.sleep(0)
-    return Response(before + b",".join(parts) + after, media_type="application/json")
+    return before + b",".join(parts) + after
 
 
 async def send_whole(response: Response, send: Send) -> None:

@@ -28,7 +28,8 @@ from twinvec.server.openapi import document
 from twinvec.server.operations import OPERATIONS, Extension, Operation
 from twinvec.server.page import page
 from twinvec.server.refusals import refused
-from twinvec.server.service import Service, Serving, public_name, while_connected
+from twinvec.server.service import Service, public_name, while_connected
+from twinvec.server.serving import Serving
 from twinvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def create_app(
     """Return an ASGI application that serves models; see ``twinvec.server`` for its routes.
 
     Args:
-        embedder: one embedder, or several keyed by the names that clients use. The caller keeps ownership: close them
-            after the server has stopped.
+        embedder: one embedder, or several keyed by the names that clients use; an empty mapping where an extension has
+            models. The caller keeps ownership: close them after the server has stopped.
         api_key: bearer token that clients must send, except to ``/health`` and ``/ready``. Default: TWINVEC_API_KEY; if
             neither is set, the server is open to everyone.
         limits: request limits. Connection limits only apply with ``run``.
@@ -72,7 +73,7 @@ def create_app(
     for name, model in others:
         collector.add(model, name=name)
     serving.metrics.registry.register(collector)
-    operations = (*OPERATIONS, *extension.operations)
+    operations = [o for o in (*OPERATIONS, *extension.operations) if serving.models or not o.embeds]
     routes = _routes("", serving.first, operations)
     for name, service in serving.models.items():
         routes += _routes(f"/models/{name}", service, OPERATIONS)

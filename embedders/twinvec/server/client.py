@@ -1,45 +1,35 @@
-"""RemoteEmbedder: an Embedder served over HTTP.
-
-All calls run on one thread with an event loop, so that callers on any thread or event loop share its connections. Sync
-and async methods are thin shells over the same futures, as in Embedder.
-"""
+"""RemoteEmbedder: an Embedder served over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import functools
-import json
-import os
-import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx
 import numpy as np
 
 from twinvec._version import __version__
 from twinvec.base import BaseEmbedder, CheckedCall
-from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
-from twinvec.flows import Call
+from twinvec.errors import DeadlineError, RemoteError, TextError, TextTooLongError, TwinVecError
 from twinvec.options import CallOptions, EmbedderOptions
-from twinvec.server.transport import Address, Answer, Line, in_turns
+from twinvec.server.remote import Remote, to_json
+from twinvec.server.transport import Address, in_turns
 from twinvec.server.wire import (
-    ERRORS,
     FINGERPRINT,
     PROTOCOL,
     ServerInfo,
     check_batch,
     check_offsets,
+    multi_limit,
     unpack_batch,
     unpack_offsets,
 )
 from twinvec.text.prompts import Role, Task
 from twinvec.text.unicode import check_texts
-from twinvec.tracing import trace_headers
-from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Int64, MultiBatch, MultiVectors, SparseBatch
 
 # One request: enough to fill a device, small enough for progress reports, timeouts and the server's memory.
 _TEXTS = 256
@@ -49,14 +39,13 @@ _IN_FLIGHT = 4  # concurrent requests per call, so that the server never runs dr
 _TERMS = 2**16  # sparse columns per request
 _REMEMBERED_TERMS = 2**18
 # the largest plausible responses, in bytes
-_LARGEST_INFO = 2**24
 _LARGEST_TERM = 4096
 _LARGEST_HEAD = 2**16
 
 _T = TypeVar("_T")
 
 
-class RemoteEmbedder(BaseEmbedder):
+class RemoteEmbedder(Remote, BaseEmbedder):
     """Dense and sparse vectors from a model held by ``twinvec serve``; the same interface as Embedder.
 
     ``spec`` and its fingerprint are those of the server's Embedder, so a store created with one opens with the other.
@@ -100,20 +89,13 @@ class RemoteEmbedder(BaseEmbedder):
                 version.
             ConfigurationError: invalid arguments.
         """
-        self._address = Address.parse(url, api_key, timeout, retries, from_data=from_data)
-        self._closed = False
+        super().__init__(Address.parse(url, api_key, timeout, retries, from_data=from_data))
         self._terms: dict[int, str] = {}
-        self._open_line()
         try:
-            self._learn(self._wait(self._get("info")))
+            self._learn(self.asking("/v1/twinvec/info").blocking())
         except BaseException:
             self.close()
             raise
-
-    @property
-    def url(self) -> str:
-        """Return the server's address, without secrets."""
-        return self._address.shown
 
     def token_offsets(self, texts: Iterable[str]) -> list[Int64]:
         """See ``Embedder.token_offsets``."""
@@ -127,7 +109,7 @@ class RemoteEmbedder(BaseEmbedder):
 
     def stats(self) -> dict[str, Any]:
         """Return the counters of the server's Embedder; see ``Embedder.stats``."""
-        return self._wait(self._get("stats"))
+        return self.asking("/v1/twinvec/stats").blocking()
 
     @property
     def healthy(self) -> bool:
@@ -138,19 +120,14 @@ class RemoteEmbedder(BaseEmbedder):
             return False
 
     @property
+    def multi_vectors(self) -> MultiVectors | None:
+        """Return how the model gives vectors of single tokens, if it does."""
+        return self._info.multi
+
+    @property
     def family(self) -> str:
         """Return the name of the checkpoint family."""
         return self._info.family
-
-    def close(self, *, drain: bool = False) -> None:
-        """Close the connections; the server keeps running. Later calls raise ConfigurationError.
-
-        Args:
-            drain: let pending calls of other threads finish first; otherwise they raise ConfigurationError.
-        """
-        self._closed = True
-        if self._finalizer.detach() is not None:
-            self._line.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
         address = self._address
@@ -186,47 +163,6 @@ class RemoteEmbedder(BaseEmbedder):
         with _progress(asked, wanted.show_progress) as progress:
             return await self._on_line(functools.partial(self._batch, asked, wanted.timeout, progress))
 
-    def _on_line(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Call[_T]:
-        return Call(lambda: self._wait(work()), lambda: self._await(work()))
-
-    async def _await(self, work: Coroutine[Any, Any, _T]) -> _T:
-        try:
-            return await asyncio.wrap_future(self._submit(work))
-        except asyncio.CancelledError:
-            self._check_open()
-            raise
-
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future = self._submit(work)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            self._check_open()
-            raise
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _submit(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
-        try:
-            self._check_open()
-            if self._line.pid != os.getpid():  # forked: the child does not have the thread
-                self._open_line()
-            return asyncio.run_coroutine_threadsafe(work, self._line.loop)
-        except BaseException:
-            work.close()
-            raise
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ConfigurationError("this RemoteEmbedder is closed; create a new one")
-
-    def _open_line(self) -> None:
-        self._line = Line(self._address)
-        # garbage collection ends the thread just as close() does
-        self._finalizer = weakref.finalize(self, self._line.close_later)
-        self._finalizer.atexit = False
-
     async def _batch(
         self, call: CheckedCall, timeout: float | None, progress: Callable[[int], object] | None = None
     ) -> EmbeddingBatch:
@@ -234,21 +170,27 @@ class RemoteEmbedder(BaseEmbedder):
         asked = {"role": call.role.value, "prompt": call.prompt, "dense": call.dense, "sparse": call.sparse}
         dim = (self.dim or 0) if call.dense else None
         columns = (self._info.columns or 0) if call.sparse else None
-        row = 4 * (dim or 0) + 8 * min(columns or 0, 2**15) + 16
+        multi_dim = (self._info.multi_dim or 0) if call.multi else None
+        row = 4 * (dim or 0) + 8 * min(columns or 0, 2**15) + 24
+        most = None
+        if multi_dim is not None:
+            asked["multi"] = True
+            most = multi_limit(multi_dim, self.max_length)
 
         def unpack(data: bytes, part: _Part) -> EmbeddingBatch:
             batch = unpack_batch(data)
-            check_batch(batch, rows=len(part.texts), dim=dim, columns=columns)
+            check_batch(batch, rows=len(part.texts), dim=dim, columns=columns, multi_dim=multi_dim)
             return batch
 
         async def request(part: _Part) -> EmbeddingBatch:
-            batch = await self._vectors("embed", asked, part, row * len(part.texts), unpack)
+            largest = row * len(part.texts) + 4 * (multi_dim or 0) * (most or 0)
+            batch = await self._vectors("embed", asked, part, largest, unpack)
             if progress is not None:
                 progress(len(part.texts))
             return batch
 
         try:
-            parts = self._parts(call.texts, asked)
+            parts = self._parts(call.texts, asked, most)
             return _stacked(await asyncio.wait_for(in_turns(request, parts, _IN_FLIGHT), timeout))
         except DeadlineError:  # raised by the server; also a TimeoutError
             raise
@@ -280,35 +222,40 @@ class RemoteEmbedder(BaseEmbedder):
         return found
 
     async def _some_terms(self, keys: list[int]) -> list[str]:
-        body = json.dumps({"keys": keys}).encode()
+        body = to_json({"keys": keys})
         answer = await self._json_of("/v1/twinvec/terms", body, _LARGEST_TERM * len(keys) + _LARGEST_HEAD)
         terms = answer.get("terms")
         if not isinstance(terms, list) or len(terms) != len(keys) or not all(isinstance(t, str) for t in terms):
             raise RemoteError(f"{self.url} did not return the terms of {len(keys)} columns")
         return terms
 
-    def _parts(self, texts: list[str], asked: dict[str, Any]) -> Iterator[_Part]:
+    def _parts(self, texts: list[str], asked: dict[str, Any], most_tokens: int | None = None) -> Iterator[_Part]:
         """Yield the parts of a call, one per request; no texts give a single empty part, which yields empty arrays."""
-        room = self._info.max_body_bytes - len(_json(asked)) - _ENVELOPE
+        rest = len(to_json(asked))
+        room = self._info.max_body_bytes - rest - _ENVELOPE
         chunk = min(_BODY_BYTES, room)
-        part, size = _Part(0, [], []), 0
+        part, size, tokens = _Part(0, [], []), 0, 0
         for i, text in enumerate(texts):
-            encoded = _json(text)
+            encoded = to_json(text)
+            # at most a token for each byte
+            own = min(len(encoded) + rest + self._info.special_tokens, self.max_length)
             if len(encoded) > room:
                 reason = f"has {len(encoded)} bytes as JSON, {self.url} accepts {max(room, 0)}: split it"
                 raise TextTooLongError(reason, position=i)
-            if part.texts and (len(part.texts) == self._max_texts or size + len(encoded) + 1 > chunk):
+            full = len(part.texts) == self._max_texts or size + len(encoded) + 1 > chunk
+            if part.texts and (full or (most_tokens is not None and tokens + own > most_tokens)):
                 yield part
-                part, size = _Part(i, [], []), 0
+                part, size, tokens = _Part(i, [], []), 0, 0
             part.texts.append(text)
             part.encoded.append(encoded)
             size += len(encoded) + 1
+            tokens += own
         yield part
 
     async def _vectors(
         self, route: str, asked: dict[str, Any], part: _Part, largest: int, unpack: Callable[[bytes, _Part], _T]
     ) -> _T:
-        fields = [b'"%s":%s' % (name.encode(), _json(value)) for name, value in asked.items()]
+        fields = [b'"%s":%s' % (name.encode(), to_json(value)) for name, value in asked.items()]
         body = b"{" + b",".join([*fields, b'"texts":[' + b",".join(part.encoded) + b"]"]) + b"}"
         try:
             answer = await self._ask(f"/v1/twinvec/{route}", largest + _LARGEST_HEAD, body)
@@ -320,52 +267,6 @@ class RemoteEmbedder(BaseEmbedder):
             return unpack(answer.content, part)
         except ValueError as error:
             raise RemoteError(f"{self.url} returned invalid vectors: {error}") from None
-
-    async def _get(self, route: str) -> dict[str, Any]:
-        return await self._json_of(f"/v1/twinvec/{route}", None, _LARGEST_INFO)
-
-    def asking(self, path: str, asked: Any = None, *, largest: int = _LARGEST_INFO) -> Call[dict[str, Any]]:
-        """Return the call of another route of this server, for clients of what it serves besides its Embedder.
-
-        Args:
-            path: the route's path.
-            asked: JSON of a POST request; None sends a GET request.
-            largest: the largest plausible response, in bytes.
-
-        Raises:
-            RemoteError: no response, or one that is not a JSON object.
-            TwinVecError: the error reported by the server.
-        """
-        body = None if asked is None else _json(asked)
-        return self._on_line(functools.partial(self._json_of, path, body, largest))
-
-    async def _json_of(self, path: str, body: bytes | None, largest: int) -> dict[str, Any]:
-        answer = _object(await self._ask(path, largest, body))
-        if answer is None:
-            raise RemoteError(f"{self.url} is not a TwinVec server: {path} did not return a JSON object")
-        return answer
-
-    async def _ask(self, path: str, largest: int, body: bytes | None = None) -> Answer:
-        method, headers = ("GET", {}) if body is None else ("POST", {"Content-Type": "application/json"})
-        return await self._line.ask(method, path, largest, self._error, content=body, headers=trace_headers() | headers)
-
-    def _error(self, response: httpx.Response, content: bytes) -> TwinVecError:
-        """Return the server's error as an instance of its original class."""
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            return RemoteError(
-                f"{self.url} rejected the API key: pass api_key=, or set both TWINVEC_API_KEY and TWINVEC_URL (without "
-                "TWINVEC_URL the key is not sent to an address that comes from data)"
-            )
-        try:
-            error = json.loads(content)["error"]
-            kind = ERRORS[error["type"]]
-            if issubclass(kind, TextError):
-                position = error["position"]
-                return kind(str(error["reason"]), position=None if position is None else int(position))
-            return kind(str(error["message"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            detail = content[:200].decode(errors="replace").strip()
-            return RemoteError(f"{self.url} answered with status {response.status_code}: {detail or 'nothing more'}")
 
 
 @contextlib.contextmanager
@@ -388,28 +289,18 @@ class _Part:
     encoded: list[bytes]
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
-
-
-def _object(answer: Answer) -> dict[str, Any] | None:
-    try:
-        value = json.loads(answer.content)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _stacked(batches: list[EmbeddingBatch]) -> EmbeddingBatch:
     if len(batches) == 1:
         return batches[0]
     dense = [batch.dense for batch in batches if batch.dense is not None]
     sparse = [batch.sparse for batch in batches if batch.sparse is not None]
+    multi = [rows for batch in batches if batch.multi is not None for rows in batch.multi]
     return EmbeddingBatch(
         np.concatenate(dense) if dense else None,
         SparseBatch.stack(sparse) if sparse else None,
         np.concatenate([batch.token_counts for batch in batches]),
         np.concatenate([batch.truncated for batch in batches]),
+        MultiBatch.stack(multi) if multi else None,
     )
 
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from twinvec.errors import ConfigurationError
 from twinvec.server.errors import RefusedError
 from twinvec.server.refusals import refused
-from twinvec.server.service import Serving
+from twinvec.server.serving import Serving
 from twinvec.tracing import joined_trace
 
 logger = logging.getLogger("twinvec.server")

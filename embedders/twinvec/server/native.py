@@ -13,8 +13,8 @@ from twinvec._version import __version__
 from twinvec.server.answers import Json
 from twinvec.server.body import TaskBody, task_of
 from twinvec.server.errors import RefusedError
-from twinvec.server.service import Service, public_name
-from twinvec.server.wire import FINGERPRINT, PROTOCOL, VECTORS, pack_batch, pack_offsets, task_to_json
+from twinvec.server.service import EmbeddingService, public_name
+from twinvec.server.wire import FINGERPRINT, PROTOCOL, VECTORS, multi_limit, pack_batch, pack_offsets, task_to_json
 from twinvec.text.prompts import Role
 from twinvec.workers import in_thread
 
@@ -30,6 +30,7 @@ class EmbedBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     prompt: str | None = None
     dense: bool | None = True
     sparse: bool | None = None
+    multi: bool = False
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
@@ -51,10 +52,10 @@ class Terms(msgspec.Struct):
     terms: list[str]
 
 
-async def info(service: Service, request: Request) -> Response:
+async def info(service: EmbeddingService, request: Request) -> Response:
     """Return everything a client needs to act as the same Embedder, without local paths."""
     embedder = service.embedder
-    spec = embedder.spec
+    spec, multi = embedder.spec, embedder.multi_vectors
     document = embedder.prompt_for(Role.DOCUMENT)
     prompt_tokens = len(embedder.token_offsets([document])[0])
     public = replace(spec, model=service.name, sparse=spec.sparse and public_name(spec.sparse))
@@ -70,6 +71,7 @@ async def info(service: Service, request: Request) -> Response:
             "has_sparse": embedder.has_sparse,
             "needs_idf": embedder.needs_idf,
             "vocabulary_size": service.columns or None,
+            "multi": multi and {"mean": multi.mean, "dim": service.multi_dim},
             "special_tokens": embedder.max_length - embedder.token_room(Role.DOCUMENT) - prompt_tokens,
             "template": {**asdict(embedder._prompts), "named": dict(embedder._prompts.named)},
             "prompts": dict(embedder.prompts),
@@ -79,24 +81,29 @@ async def info(service: Service, request: Request) -> Response:
     )
 
 
-async def embed(service: Service, asked: EmbedBody) -> Response:
+async def embed(service: EmbeddingService, asked: EmbedBody) -> Response:
     """Embed texts; the response is safetensors, see ``twinvec.server.wire.pack_batch``."""
     if asked.texts:
         service.check_count("texts", len(asked.texts))
+    role, task = Role(asked.role), task_of(asked.task)
+    if asked.multi and (dim := service.multi_dim) is not None:
+        prompt = service.embedder.prompt_for(role, task) if asked.prompt is None else asked.prompt
+        await service.check_tokens("texts", asked.texts, prompt, multi_limit(dim, service.embedder.max_length))
     batch = await service.embed(
         "texts",
         asked.texts,
-        Role(asked.role),
-        task=task_of(asked.task),
+        role,
+        task=task,
         prompt=asked.prompt,
         dense=asked.dense is not False,
         sparse=asked.sparse,
+        multi=asked.multi,
         timeout=asked.timeout,
     )
     return _vectors(service, pack_batch(batch))
 
 
-async def offsets(service: Service, asked: OffsetsBody) -> Response:
+async def offsets(service: EmbeddingService, asked: OffsetsBody) -> Response:
     """Return the token offsets of texts; see ``Embedder.token_offsets`` and ``twinvec.server.wire.pack_offsets``."""
     if asked.texts:
         service.check_count("texts", len(asked.texts))
@@ -104,7 +111,7 @@ async def offsets(service: Service, asked: OffsetsBody) -> Response:
     return _vectors(service, pack_offsets(found))
 
 
-async def terms(service: Service, asked: TermsBody) -> Response:
+async def terms(service: EmbeddingService, asked: TermsBody) -> Response:
     """Return the terms of sparse columns; see ``Embedder.token_weights``."""
     columns = service.columns
     for position, key in enumerate(asked.keys):
@@ -114,11 +121,11 @@ async def terms(service: Service, asked: TermsBody) -> Response:
     return Json({"terms": [texts[key] for key in asked.keys]})
 
 
-async def stats(service: Service, request: Request) -> Response:
+async def stats(service: EmbeddingService, request: Request) -> Response:
     """Return the Embedder's counters."""
     counters: dict[str, Any] = service.embedder.stats()
     return Json(counters)
 
 
-def _vectors(service: Service, content: bytes) -> Response:
+def _vectors(service: EmbeddingService, content: bytes) -> Response:
     return Response(content, media_type=VECTORS, headers={FINGERPRINT: service.embedder.spec.fingerprint})

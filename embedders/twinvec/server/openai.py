@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from twinvec.server.answers import Json, rows_of_json
 from twinvec.server.body import TaskBody, TokenId, task_of
-from twinvec.server.service import Service
+from twinvec.server.service import EmbeddingService, Service
+from twinvec.server.serving import find_name
 from twinvec.text.prompts import Role
 
 _STARTED = int(time.time())
@@ -78,10 +79,10 @@ async def models(service: Service, request: Request) -> Response:
 
 async def model(service: Service, request: Request) -> Response:
     """Describe one model."""
-    return Json(Model(service.serving.named(request.path_params["id"]).name))
+    return Json(Model(find_name(request.path_params["id"], service.serving.held, "model")))
 
 
-async def embeddings(service: Service, asked: EmbeddingsBody) -> Response:
+async def embeddings(service: EmbeddingService, asked: EmbeddingsBody) -> Response:
     """Embed texts as OpenAI does, with the given model, or the server's first if none is named.
 
     Texts are treated as documents unless ``input_type`` is "query". Token ids must come from this model's tokenizer,

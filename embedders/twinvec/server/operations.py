@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from twinvec.server import native, openai, probes, tei
-from twinvec.server.service import Service
 
 if TYPE_CHECKING:
     from twinvec.local import LocalModel
@@ -24,17 +23,20 @@ class Operation:
 
     Attributes:
         path: of the route.
-        answer: the handler; its docstring becomes the description in the OpenAPI document.
+        answer: the handler, of a service and a body or request; its docstring becomes the description in the OpenAPI
+            document.
         body: type of a POST request's JSON; None for a GET request.
         result: type of the JSON response; None if the response is not JSON.
         open: whether it works without a key.
+        embeds: whether it needs an Embedder.
     """
 
     path: str
-    answer: Callable[[Service, Any], Awaitable[Response]]
+    answer: Callable[[Any, Any], Awaitable[Response]]
     body: type[msgspec.Struct] | None = None
     result: Any = None
     open: bool = False
+    embeds: bool = True
 
     @property
     def method(self) -> str:
@@ -44,24 +46,24 @@ class Operation:
 
 OPERATIONS = (
     Operation("/v1/embeddings", openai.embeddings, openai.EmbeddingsBody, openai.Embeddings),
-    Operation("/v1/models", openai.models, result=openai.Models),
-    Operation("/v1/models/{id:path}", openai.model, result=openai.Model),
+    Operation("/v1/models", openai.models, result=openai.Models, embeds=False),
+    Operation("/v1/models/{id:path}", openai.model, result=openai.Model, embeds=False),
     Operation("/embed", tei.embed, tei.EmbedBody, list[list[float]]),
     Operation("/", tei.embed, tei.EmbedBody, list[list[float]]),  # used by Hugging Face's InferenceClient
-    Operation("/embed_all", tei.embed_all, tei.EmbedBody, list[list[list[float]]]),
+    Operation("/embed_all", tei.embed_all, tei.AllBody, list[list[list[float]]]),
     Operation("/embed_sparse", tei.embed_sparse, tei.SparseBody, list[list[tei.SparseValue]]),
     Operation("/similarity", tei.similarity, tei.SimilarityBody, list[float]),
     Operation("/tokenize", tei.tokenize, tei.TokenizeBody, list[list[tei.Token]]),
     Operation("/decode", tei.decode, tei.DecodeBody, list[str]),
-    Operation("/info", tei.info, result=dict[str, Any]),
+    Operation("/info", tei.info, result=dict[str, Any], embeds=False),
     Operation("/v1/twinvec/embed", native.embed, native.EmbedBody),
     Operation("/v1/twinvec/offsets", native.offsets, native.OffsetsBody),
     Operation("/v1/twinvec/terms", native.terms, native.TermsBody, native.Terms),
     Operation("/v1/twinvec/info", native.info, result=dict[str, Any]),
     Operation("/v1/twinvec/stats", native.stats, result=dict[str, Any]),
-    Operation("/health", probes.health, result=dict[str, Any], open=True),
-    Operation("/ready", probes.ready, result=dict[str, Any], open=True),
-    Operation("/metrics", probes.metrics),
+    Operation("/health", probes.health, result=dict[str, Any], open=True, embeds=False),
+    Operation("/ready", probes.ready, result=dict[str, Any], open=True, embeds=False),
+    Operation("/metrics", probes.metrics, embeds=False),
 )
 
 

@@ -20,23 +20,13 @@ from twinvec.server.body import TaskBody, task_of
 from twinvec.server.errors import RefusedError
 from twinvec.server.operations import Extension, Operation
 from twinvec.server.service import Service, public_name
+from twinvec.server.serving import find_name
 from twinvec.server.wire import PROTOCOL, task_to_json
 
 if TYPE_CHECKING:
     from twinvec.reranker import Reranker
 
 _TOO_LONG = "is too long and would be cut: send truncate=true, or fewer words"
-
-
-class RerankBody(msgspec.Struct, kw_only=True):
-    """TEI's fields: a query, and texts to rank."""
-
-    query: str
-    texts: list[str]
-    truncate: bool | None = None
-    truncation_direction: Literal["Left", "Right", "left", "right"] | None = "Right"
-    raw_scores: bool = False
-    return_text: bool = False
 
 
 class Rank(msgspec.Struct):
@@ -59,6 +49,21 @@ class DocumentsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     query: str
     documents: list[str | Document]
+    top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+
+
+class RerankBody(msgspec.Struct, kw_only=True):
+    """TEI's fields: a query, and texts to rank; or Jina's, with documents, as vLLM and Infinity have it here."""
+
+    query: str
+    texts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    truncate: bool | None = None
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = "Right"
+    raw_scores: bool = False
+    return_text: bool = False
+    model: str | None = None
+    documents: list[str | Document] | msgspec.UnsetType = msgspec.UNSET
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool | None = None
 
@@ -102,11 +107,11 @@ def rerank_extension(rerankers: Mapping[str, Reranker]) -> Extension:
     routes = _Routes(rerankers)
     return Extension(
         operations=(
-            Operation("/rerank", routes.tei, RerankBody, list[Rank]),
-            Operation("/v1/rerank", routes.jina, DocumentsBody, Relevances),
-            Operation("/v2/rerank", routes.cohere, DocumentsBody, Relevances),
-            Operation("/v1/twinvec/score", routes.score, ScoreBody, ScoresAnswer),
-            Operation("/v1/twinvec/rerankers", routes.info, result=dict[str, Any]),
+            Operation("/rerank", routes.tei, RerankBody, list[Rank] | Relevances, embeds=False),
+            Operation("/v1/rerank", routes.jina, DocumentsBody, Relevances, embeds=False),
+            Operation("/v2/rerank", routes.cohere, DocumentsBody, Relevances, embeds=False),
+            Operation("/v1/twinvec/score", routes.score, ScoreBody, ScoresAnswer, embeds=False),
+            Operation("/v1/twinvec/rerankers", routes.info, result=dict[str, Any], embeds=False),
         ),
         models=rerankers,
     )
@@ -117,7 +122,14 @@ class _Routes:
         self._rerankers = rerankers
 
     async def tei(self, service: Service, asked: RerankBody) -> Response:
-        """Rank texts for a query, best first."""
+        """Rank texts for a query, best first; with documents instead of texts, the response is that of /v1/rerank."""
+        if asked.documents is not msgspec.UNSET:
+            if asked.texts is not msgspec.UNSET:
+                raise RefusedError(400, "send either texts or documents, not both", "documents")
+            fields = ("query", "documents", "model", "top_n", "return_documents")
+            return await self.jina(service, DocumentsBody(**{name: getattr(asked, name) for name in fields}))
+        if asked.texts is msgspec.UNSET:
+            raise RefusedError(400, "texts: object missing required field `texts`", "texts")
         service.check_count("texts", len(asked.texts))
         _, reranker = self._named(None)
         activation: Activation | None = None if asked.raw_scores else "sigmoid"
@@ -180,16 +192,8 @@ class _Routes:
         return Json(Relevances(str(uuid.uuid4()), name, results))
 
     def _named(self, name: str | None) -> tuple[str, Reranker]:
-        """Return a reranker by its name; without a name, the first.
-
-        Raises:
-            RefusedError: no reranker has this name.
-        """
-        for known, reranker in self._rerankers.items():
-            if name in (None, known, reranker.spec.model):
-                return known, reranker
-        known = ", ".join(map(repr, self._rerankers))
-        raise RefusedError(404, f"there is no reranker {str(name)[:200]!r} here, only {known}", "model")
+        known = find_name(name, self._rerankers, "reranker")
+        return known, self._rerankers[known]
 
 
 async def _scored(reranker: Reranker, pairs: Sequence[tuple[str, str]], field: str, options: ScoreOptions) -> Scores:

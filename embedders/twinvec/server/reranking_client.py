@@ -14,7 +14,8 @@ import numpy as np
 from twinvec.errors import ConfigurationError, DeadlineError, RemoteError, TextError, TwinVecError
 from twinvec.options import EmbedderOptions
 from twinvec.scoring import BaseReranker, ScoreOptions, Scores
-from twinvec.server.client import RemoteEmbedder
+from twinvec.server.remote import Remote
+from twinvec.server.transport import Address
 from twinvec.server.wire import task_from_json
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Task
@@ -24,7 +25,7 @@ _BODY_BYTES = 500_000
 _ROUTE = "/v1/twinvec/rerankers"
 
 
-class RemoteReranker(BaseReranker):
+class RemoteReranker(Remote, BaseReranker):
     """Relevance scores from a reranker held by ``twinvec serve --reranker``; the same interface as Reranker.
 
     Pairs are sent in bounded requests. Calls raise the same errors as Reranker, plus RemoteError when the server gives
@@ -59,11 +60,10 @@ class RemoteReranker(BaseReranker):
             RemoteError: no server responds at this address, or it serves no such reranker.
             ConfigurationError: invalid arguments.
         """
-        self._remote = RemoteEmbedder(url, api_key=api_key, timeout=timeout, retries=retries)
+        super().__init__(Address.parse(url, api_key, timeout, retries, from_data=False))
         self._wanted, self._kept = model, {"timeout": timeout, "retries": retries}
-        self._closed = False
         try:
-            described = self._remote.asking(_ROUTE).blocking()
+            described = self.asking(_ROUTE).blocking()
             known = described["rerankers"]
             self._name = next(iter(known)) if model is None else model
             info, limits = known[self._name], described["limits"]
@@ -74,16 +74,11 @@ class RemoteReranker(BaseReranker):
             if self.spec.fingerprint != info["fingerprint"] or self.spec.max_length is None:
                 raise ValueError("its spec is incomplete")
         except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
-            self._remote.close()
+            self.close()
             raise RemoteError(f"{self.url} serves no reranker {model or ''}: {str(error)[:200]!r}") from None
         except TwinVecError as error:
-            self._remote.close()
+            self.close()
             raise RemoteError(f"{self.url} serves no reranker: {str(error)[:200]}") from None
-
-    @property
-    def url(self) -> str:
-        """Return the server's address, without secrets."""
-        return self._remote.url
 
     @property
     def family(self) -> str:
@@ -93,7 +88,7 @@ class RemoteReranker(BaseReranker):
     def stats(self) -> dict[str, Any]:
         """Return the counters of the server's Reranker; see ``Embedder.stats``."""
         try:
-            stats = self._remote.asking(_ROUTE).blocking()["rerankers"][self._name]["stats"]
+            stats = self.asking(_ROUTE).blocking()["rerankers"][self._name]["stats"]
         except (KeyError, TypeError) as error:
             raise RemoteError(f"{self.url} does not serve {self._name} any more") from error
         return dict(stats)
@@ -105,15 +100,6 @@ class RemoteReranker(BaseReranker):
             return bool(self.stats()["healthy"])
         except (TwinVecError, KeyError):
             return False
-
-    def close(self, *, drain: bool = False) -> None:
-        """Close the connections; the server keeps running. Later calls raise ConfigurationError.
-
-        Args:
-            drain: let pending calls of other threads finish first; otherwise they raise ConfigurationError.
-        """
-        self._closed = True
-        self._remote.close(drain=drain)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _connected, (self.url, {"model": self._wanted, **self._kept})
@@ -136,7 +122,7 @@ class RemoteReranker(BaseReranker):
                     raise DeadlineError(f"{len(pairs)} pairs were not scored within {options.timeout} s")
                 limit = {} if math.isinf(left) else {"timeout": left}
                 try:
-                    answer = await self._remote.asking("/v1/twinvec/score", {"pairs": part, **asked, **limit})
+                    answer = await self.asking("/v1/twinvec/score", {"pairs": part, **asked, **limit})
                 except TextError as error:
                     raise error.moved(len(values)) from None
                 values += _checked(answer.get("scores"), len(part), self.url, (int, float))

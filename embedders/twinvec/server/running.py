@@ -26,7 +26,7 @@ from twinvec.server.logs import quiet_floods
 from twinvec.server.metrics import ConnectionCollector
 from twinvec.server.operations import Extension
 from twinvec.server.protocol import Connections, protocol_factory
-from twinvec.server.service import Serving
+from twinvec.server.serving import Serving
 from twinvec.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,30 +1,29 @@
-"""What all routes share: the models, admission control, and the embedding itself."""
+"""What routes share: a model, checks of requests, and the embedding itself."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 from starlette.requests import Request
 
-from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError, TwinVecError
+from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec.flows import wait
 from twinvec.options import CallOptions
 from twinvec.server.errors import ClientGoneError, RefusedError
-from twinvec.server.limits import Limits
-from twinvec.server.metrics import RequestMetrics
 from twinvec.text.prompts import Role, Task
 from twinvec.text.tokenizer import TextTokenizer
 from twinvec.vectors import EmbeddingBatch
+from twinvec.workers import in_thread
 
 if TYPE_CHECKING:
     from twinvec.embedder import Embedder
     from twinvec.local import LocalModel
+    from twinvec.server.serving import Serving
 
 _BM25_COLUMNS = 2**31 - 1
 _A_MOMENT = 0.25  # seconds
@@ -32,103 +31,65 @@ _A_MOMENT = 0.25  # seconds
 _T = TypeVar("_T")
 
 
-class Serving:
-    """A server: its models and its state.
-
-    Attributes:
-        models: embedders by the names that clients use; the first is the default.
-        held: all models by name, those of an extension included.
-        limits: request limits.
-        metrics: request metrics.
-        draining: the server is about to stop and wants no more requests.
-        restarting: a lost device is being restarted.
-    """
-
-    def __init__(
-        self, embedders: Mapping[str, Embedder], limits: Limits, others: Mapping[str, LocalModel] | None = None
-    ) -> None:
-        if not embedders:
-            raise ConfigurationError("there is no model to serve")
-        self.limits = limits
-        self.models = {name: Service(self, name, embedder) for name, embedder in embedders.items()}
-        self.held: Mapping[str, LocalModel] = {**(others or {}), **embedders}
-        self.metrics = RequestMetrics()
-        self.draining = self.restarting = False
-        self._at_work = 0
-        self.metrics.at_work.set_function(lambda: self._at_work)
-
-    @property
-    def first(self) -> Service:
-        """Return the model for requests that name none."""
-        return next(iter(self.models.values()))
-
-    @property
-    def healthy(self) -> bool:
-        """Return whether every model can answer."""
-        return all(model.healthy for model in self.held.values())
-
-    def named(self, name: str | None) -> Service:
-        """Return a model by its name; without a name, the first.
-
-        Raises:
-            RefusedError: no model has this name.
-        """
-        if name is None:
-            return self.first
-        if name in self.models:
-            return self.models[name]
-        for service in self.models.values():
-            if name == service.embedder.spec.model:
-                return service
-        known = ", ".join(map(repr, self.models))
-        raise RefusedError(404, f"there is no model {name[:200]!r} here, only {known}", "model")
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request from its complete body to its sent response.
-
-        Raises:
-            OverloadedError: too many requests are in progress.
-        """
-        if self._at_work >= self.limits.max_requests:
-            raise OverloadedError(f"{self._at_work} requests are in progress, which is the limit: try again later")
-        self._at_work += 1
-        try:
-            yield
-        finally:
-            self._at_work -= 1
-
-    def check_healthy(self) -> None:
-        """Fail if a device is lost for good.
-
-        Raises:
-            DeviceLostError: no device works any more.
-        """
-        if not (self.healthy or self.restarting):
-            raise DeviceLostError("unhealthy: no device works any more, restart the server")
-
-
 class Service:
-    """One Embedder behind all routes.
+    """One model behind its routes.
 
     Attributes:
         serving: the server.
         name: the model's name for clients.
+        model: the model.
+    """
+
+    def __init__(self, serving: Serving, name: str, model: LocalModel) -> None:
+        self.serving, self.name, self.model = serving, name, model
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Return what the model is for, in TEI's terms."""
+        return {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+
+    @property
+    def truncates(self) -> bool:
+        """Return whether overlong texts are cut when a request does not say."""
+        return bool(self.model.options.on_overflow == "truncate")
+
+    def public(self, message: str) -> str:
+        """Return a message with the model's local paths replaced by public names."""
+        for path in (self.model.spec.model, self.model.spec.sparse):
+            if path is not None and os.path.isabs(path):
+                message = message.replace(path, public_name(path))
+        return message
+
+    def check_count(self, field: str, count: int) -> None:
+        """Refuse a request without texts, or with too many."""
+        if count == 0:
+            raise RefusedError(400, f"{field} cannot be empty: it must have at least one text", field)
+        limit = self.serving.limits.max_texts
+        if count > limit:
+            message = f"batch size {count} > maximum allowed batch size {limit}: send {field} in parts"
+            raise RefusedError(413, message, field)
+
+
+class EmbeddingService(Service):
+    """One Embedder behind all routes that embed.
+
+    Attributes:
         embedder: the embedder.
     """
 
     def __init__(self, serving: Serving, name: str, embedder: Embedder) -> None:
-        self.serving, self.name, self.embedder = serving, name, embedder
+        super().__init__(serving, name, embedder)
+        self.embedder = embedder
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Return what the model is for, in TEI's terms."""
+        return {"embedding": {"pooling": self.pooling}}
 
     @property
     def tokenizer(self) -> TextTokenizer:
         """Return the tokenizer of the dense model."""
         return self.embedder.tokenizer
-
-    @property
-    def truncates(self) -> bool:
-        """Return whether overlong texts are cut when a request does not say."""
-        return bool(self.embedder.options.on_overflow == "truncate")
 
     @property
     def columns(self) -> int:
@@ -140,21 +101,43 @@ class Service:
         return self.embedder._leases[-1].core.model.tokenizer.vocabulary_size
 
     @property
+    def multi_dim(self) -> int | None:
+        """Return the dimensions of the vectors of tokens; None without them."""
+        return self.embedder._core.model.encoder.multi_dim
+
+    @property
     def pooling(self) -> str:
         """Return the pooling under TEI's name for it."""
         return "+".join(self.embedder._core.model.description.pooling) if self.embedder.dim is not None else "splade"
-
-    def public(self, message: str) -> str:
-        """Return a message with the model's local path replaced by its public name."""
-        for path in (self.embedder.spec.model, self.embedder.spec.sparse):
-            if path is not None and os.path.isabs(path):
-                message = message.replace(path, public_name(path))
-        return message
 
     def need_dense(self) -> None:
         """Refuse a request for dense vectors if the model has none."""
         if self.embedder.dim is None:
             raise ConfigurationError(f"{self.name} has no dense half, only a sparse one")
+
+    async def check_states(self, field: str, texts: list[str], prompt: str) -> None:
+        """Refuse a request for the states of tokens if the model has none, or if they are too many for one response.
+
+        Raises:
+            ConfigurationError: it has none.
+            RefusedError: see ``check_tokens``.
+        """
+        if self.embedder._core.model.encoder.backbone.output != "states":
+            raise ConfigurationError(f"{self.name} gives no states of tokens")
+        await self.check_tokens(field, texts, prompt, max(self.serving.limits.max_texts, self.embedder.max_length))
+
+    async def check_tokens(self, field: str, texts: list[str], prompt: str, limit: int) -> None:
+        """Refuse texts with more tokens together than a response may have rows; a single text always fits.
+
+        Raises:
+            RefusedError: they have.
+        """
+        if len(texts) > 1:
+            encoded = await in_thread(self.tokenizer.encode, texts, prompt, self.embedder.max_length)
+            tokens = sum(len(text.ids) for text in encoded)
+            if tokens > limit:
+                message = f"{field} have {tokens} tokens, and a response has at most {limit} rows: send them in parts"
+                raise RefusedError(413, message, field)
 
     def check_dimensions(self, dimensions: int | None) -> int | None:
         """Check the number of dimensions.
@@ -191,15 +174,6 @@ class Service:
             for i, item in enumerate(items)
         ]
 
-    def check_count(self, field: str, count: int) -> None:
-        """Refuse a request without texts, or with too many."""
-        if count == 0:
-            raise RefusedError(400, f"{field} cannot be empty: it must have at least one text", field)
-        limit = self.serving.limits.max_texts
-        if count > limit:
-            message = f"batch size {count} > maximum allowed batch size {limit}: send {field} in parts"
-            raise RefusedError(413, message, field)
-
     def _decoded(self, where: str, field: str, ids: Any, foreign: bool) -> str:
         if not isinstance(ids, list):
             raise RefusedError(400, f"{where} must be a string or a list of token ids, like the others", field)
@@ -226,6 +200,7 @@ class Service:
         dim: int | None = None,
         fail_on_overflow: bool | None = None,
         normalize: bool = True,
+        multi: bool | Literal["states"] = False,
     ) -> EmbeddingBatch:
         """Embed the texts of a field.
 
@@ -233,7 +208,15 @@ class Service:
             RefusedError: see the errors of ``Embedder.embed_queries``; it refers to the texts as the request does.
         """
         wanted = CallOptions(
-            task, prompt, dense, sparse, timeout, dim=dim, fail_on_overflow=fail_on_overflow, normalize=normalize
+            task,
+            prompt,
+            dense,
+            sparse,
+            timeout,
+            dim=dim,
+            fail_on_overflow=fail_on_overflow,
+            normalize=normalize,
+            multi=multi,
         )
         try:
             # not the public methods: their warnings about cut texts would end up on the server

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from twinvec._version import __version__
 from twinvec.errors import ConfigurationError
-from twinvec.server.answers import Json, rows_of_json
+from twinvec.server.answers import Json, rows_of_json, serialised
 from twinvec.server.body import TokenId
 from twinvec.server.errors import RefusedError
-from twinvec.server.service import Service
+from twinvec.server.service import EmbeddingService, Service
 from twinvec.text.prompts import TASKS, Role
 from twinvec.text.tokenizer import TextToken
 from twinvec.vectors import EmbeddingBatch
@@ -38,6 +38,10 @@ class EmbedBody(_Inputs, kw_only=True):
 
 
 class SparseBody(_Inputs, kw_only=True):
+    """Texts, or token ids of this model's tokenizer."""
+
+
+class AllBody(_Inputs, kw_only=True):
     """Texts, or token ids of this model's tokenizer."""
 
 
@@ -95,7 +99,7 @@ class SparseValue(msgspec.Struct):
     value: float
 
 
-async def embed(service: Service, asked: EmbedBody) -> Response:
+async def embed(service: EmbeddingService, asked: EmbedBody) -> Response:
     """Return dense vectors: a list of lists of numbers.
 
     Without ``normalize`` they are as the model gives them, whatever their length.
@@ -107,12 +111,15 @@ async def embed(service: Service, asked: EmbedBody) -> Response:
     return await rows_of_json(row.tolist() for row in batch.dense)
 
 
-async def embed_all(service: Service, asked: EmbedBody) -> Response:
-    """Refuse: there is one vector for a text here, none for each token."""
-    raise ConfigurationError("this server has one vector for each text, none for each token: send it to /embed")
+async def embed_all(service: EmbeddingService, asked: AllBody) -> Response:
+    """Return the state of every token, special ones included, without pooling: a list of rows per text."""
+    batch = await _embedded(service, asked, states=True)
+    assert batch.multi is not None
+    texts = [await serialised(state.tolist() for state in states) for states in batch.multi]
+    return Response(b"[" + b",".join(texts) + b"]", media_type="application/json")
 
 
-async def embed_sparse(service: Service, asked: SparseBody) -> Response:
+async def embed_sparse(service: EmbeddingService, asked: SparseBody) -> Response:
     """Return sparse vectors: a list of {"index", "value"} per text."""
     if not service.embedder.has_sparse:
         raise ConfigurationError(f"{service.name} has no sparse half")
@@ -122,7 +129,7 @@ async def embed_sparse(service: Service, asked: SparseBody) -> Response:
     return await rows_of_json([SparseValue(key, value) for key, value in row] for row in rows)
 
 
-async def similarity(service: Service, asked: SimilarityBody) -> Response:
+async def similarity(service: EmbeddingService, asked: SimilarityBody) -> Response:
     """Return the cosine similarity of the source sentence with each of the others."""
     how = asked.parameters or SimilarityParameters()
     sentences = asked.inputs.sentences
@@ -140,7 +147,7 @@ async def similarity(service: Service, asked: SimilarityBody) -> Response:
     return Json(scores)
 
 
-async def tokenize(service: Service, asked: TokenizeBody) -> Response:
+async def tokenize(service: EmbeddingService, asked: TokenizeBody) -> Response:
     """Return the tokens of texts, without truncation."""
     _, prompt = _prompt(service, asked.prompt_name)
     texts = [prompt + text for text in service.texts("inputs", asked.inputs)]
@@ -155,7 +162,7 @@ def _token(token: TextToken, text: str) -> Token:
     return Token(token.id, shown, token.start is None, token.start, token.end)
 
 
-async def decode(service: Service, asked: DecodeBody) -> Response:
+async def decode(service: EmbeddingService, asked: DecodeBody) -> Response:
     """Decode token ids into texts."""
     ids: list[Any] = asked.ids
     rows = [ids] if ids and all(isinstance(i, int) for i in ids) else ids
@@ -169,20 +176,30 @@ async def decode(service: Service, asked: DecodeBody) -> Response:
 
 
 async def _embedded(
-    service: Service, asked: _Inputs, *, sparse: bool = False, dim: int | None = None, normalize: bool = True
+    service: EmbeddingService,
+    asked: _Inputs,
+    *,
+    sparse: bool = False,
+    states: bool = False,
+    dim: int | None = None,
+    normalize: bool = True,
 ) -> EmbeddingBatch:
     """Embed ``inputs``. Unknown fields are ignored, as in TEI."""
     role, prompt = _prompt(service, asked.prompt_name)
+    texts = service.texts("inputs", asked.inputs)
+    if states:
+        await service.check_states("inputs", texts, prompt)
     truncate = service.truncates if asked.truncate is None else asked.truncate
     left = (asked.truncation_direction or "Right").lower() == "left"
     try:
         return await service.embed(
             "inputs",
-            service.texts("inputs", asked.inputs),
+            texts,
             role,
             prompt=prompt,
-            dense=not sparse,
+            dense=not (sparse or states),
             sparse=sparse,
+            multi="states" if states else False,
             dim=dim,
             fail_on_overflow=left or not truncate,
             normalize=normalize,
@@ -196,7 +213,7 @@ async def _embedded(
         raise
 
 
-def _prompt(service: Service, name: str | None) -> tuple[Role, str]:
+def _prompt(service: EmbeddingService, name: str | None) -> tuple[Role, str]:
     """Return the role and prompt of a name: as in TEI, no name means no prompt; unknown names are refused."""
     embedder = service.embedder
     if name is None:
@@ -212,16 +229,16 @@ def _prompt(service: Service, name: str | None) -> tuple[Role, str]:
 
 async def info(service: Service, request: Request) -> Response:
     """Describe the model and the server."""
-    embedder = service.embedder
-    limits, stats = service.serving.limits, embedder.stats()
+    model, limits = service.model, service.serving.limits
+    stats = model.stats()
     return Json(
         {
             "model_id": service.name,
-            "model_sha": embedder.spec.revision,
+            "model_sha": model.spec.revision,
             "model_dtype": stats["dtype"],
-            "model_type": {"embedding": {"pooling": service.pooling}},
+            "model_type": service.kind,
             "max_concurrent_requests": limits.max_requests,
-            "max_input_length": embedder.max_length,
+            "max_input_length": model.spec.max_length,
             "max_batch_tokens": stats["token_budget"],
             "max_batch_requests": None,
             "max_client_batch_size": limits.max_texts,

@@ -28,7 +28,7 @@ from twinvec.errors import (
 )
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import PromptTemplate, Task
-from twinvec.vectors import EmbeddingBatch, Int64, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Float32, Int32, Int64, MultiBatch, MultiVectors, SparseBatch
 
 PROTOCOL = 1
 FINGERPRINT = "x-twinvec-fingerprint"  # header of every response with vectors
@@ -50,10 +50,15 @@ STATUS: Mapping[type[TwinVecError], int] = {
 }
 ERRORS: Mapping[str, type[TwinVecError]] = {error.__name__: error for error in STATUS}
 
+_SPARSE, _MULTI = ("indptr", "indices", "values"), ("indptr", "values")  # in the order of the constructors' arguments
 _UNIT = 1e-3  # tolerance of a row's norm: rows are normalised in float32
+
+MULTI_BYTES = 2**26  # vectors of tokens in one response, unless those of a single text need more
 
 _DTYPES = {
     "dense": np.float32,
+    "multi.indptr": np.int64,
+    "multi.values": np.float32,
     "sparse.indptr": np.int64,
     "sparse.indices": np.int32,
     "sparse.values": np.float32,
@@ -70,7 +75,9 @@ def pack_batch(batch: EmbeddingBatch) -> bytes:
     if batch.dense is not None:
         arrays["dense"] = batch.dense
     if batch.sparse is not None:
-        arrays |= {f"sparse.{name}": getattr(batch.sparse, name) for name in ("indptr", "indices", "values")}
+        arrays |= {f"sparse.{name}": getattr(batch.sparse, name) for name in _SPARSE}
+    if batch.multi is not None:
+        arrays |= {f"multi.{name}": getattr(batch.multi, name) for name in _MULTI}
     return _pack(arrays)
 
 
@@ -81,11 +88,28 @@ def unpack_batch(data: bytes) -> EmbeddingBatch:
         ValueError: the data is something else.
     """
     arrays = _unpack(data, needed=("token_counts", "truncated"))
-    halves = [name for name in arrays if name.startswith("sparse.")]
-    if halves and len(halves) != 3:
-        raise ValueError(f"the sparse half is incomplete, it only has {', '.join(halves)}")
-    sparse = SparseBatch(*(arrays[f"sparse.{n}"] for n in ("indptr", "indices", "values"))) if halves else None
-    return EmbeddingBatch(arrays.get("dense"), sparse, arrays["token_counts"], arrays["truncated"])
+    sparse, multi = (_part(arrays, name, fields) for name, fields in (("sparse", _SPARSE), ("multi", _MULTI)))
+    if multi and (multi[0].ndim, multi[1].ndim) != (1, 2):
+        raise ValueError("the multi half must be rows of vectors")
+    return EmbeddingBatch(
+        arrays.get("dense"),
+        SparseBatch(*sparse) if sparse else None,
+        arrays["token_counts"],
+        arrays["truncated"],
+        MultiBatch(*multi) if multi else None,
+    )
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], name: str, fields: Sequence[str]) -> list[NDArray[Any]]:
+    found = [arrays[f"{name}.{each}"] for each in fields if f"{name}.{each}" in arrays]
+    if found and len(found) != len(fields):
+        raise ValueError(f"the {name} half is incomplete: it needs {', '.join(fields)}")
+    return found
+
+
+def multi_limit(dim: int, max_length: int) -> int:
+    """Return how many vectors of tokens a response may have: at least those of one text."""
+    return max(MULTI_BYTES // (4 * dim), max_length)
 
 
 def pack_offsets(offsets: list[Int64]) -> bytes:
@@ -108,7 +132,9 @@ def unpack_offsets(data: bytes) -> list[Int64]:
     return [offsets[start:end] for start, end in pairwise(indptr)]
 
 
-def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: int | None) -> None:
+def check_batch(
+    batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: int | None, multi_dim: int | None = None
+) -> None:
     """Check that a batch is what an Embedder would return.
 
     Args:
@@ -116,11 +142,13 @@ def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: i
         rows: number of texts sent.
         dim: dense dimensions; None if no dense half was requested.
         columns: number of sparse columns; None if no sparse half was requested.
+        multi_dim: dimensions of the vectors of tokens; None if they were not requested.
 
     Raises:
         ValueError: the batch is invalid.
     """
-    for name, half, wanted in (("dense", batch.dense, dim), ("sparse", batch.sparse, columns)):
+    halves = (("dense", batch.dense, dim), ("sparse", batch.sparse, columns), ("multi", batch.multi, multi_dim))
+    for name, half, wanted in halves:
         if (half is not None) != (wanted is not None):
             raise ValueError(f"the {name} half is {'missing' if half is None else 'present, but was not requested'}")
     for counts, name in ((batch.token_counts, "token_counts"), (batch.truncated, "truncated")):
@@ -131,14 +159,31 @@ def check_batch(batch: EmbeddingBatch, *, rows: int, dim: int | None, columns: i
     if batch.dense is not None:
         if batch.dense.shape != (rows, dim):
             raise ValueError(f"the dense half has the shape {list(batch.dense.shape)}, expected [{rows}, {dim}]")
-        lengths = np.sqrt(np.einsum("ij,ij->i", batch.dense, batch.dense, dtype=np.float64))
-        if not (np.abs(lengths - 1) <= _UNIT).all():  # also true for NaN
-            raise ValueError("the dense rows are not finite and of length 1")
+        _check_unit(batch.dense, "dense")
     if batch.sparse is not None:
         if len(batch.sparse) != rows:
             raise ValueError(f"the sparse half has {len(batch.sparse)} rows for {rows} texts")
         if columns is not None and (batch.sparse.indices >= columns).any():
             raise ValueError(f"a sparse index is {columns} or greater")
+    if batch.multi is not None:
+        _check_multi(batch.multi, batch.token_counts, multi_dim)
+
+
+def _check_unit(rows: Float32, half: str) -> None:
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    if not (np.abs(lengths - 1) <= _UNIT).all():  # also true for NaN
+        raise ValueError(f"the {half} rows are not finite and of length 1")
+
+
+def _check_multi(multi: MultiBatch, tokens: Int32, dim: int | None) -> None:
+    indptr, values = multi.indptr, multi.values
+    if values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"the multi half has the shape {list(values.shape)}, expected [vectors, {dim}]")
+    if indptr.shape != (len(tokens) + 1,) or indptr[0] != 0 or indptr[-1] != len(values):
+        raise ValueError("the multi half's rows are inconsistent")
+    if ((counts := np.diff(indptr)) < 0).any() or (counts > tokens).any():
+        raise ValueError("the multi half has another number of vectors than there are tokens")
+    _check_unit(values, "multi")
 
 
 def check_offsets(offsets: list[Int64], texts: Sequence[str]) -> None:
@@ -163,6 +208,7 @@ class ServerInfo:
         spec, template, task, family, prompts: those of the Embedder.
         special_tokens: number of special tokens added to each text.
         columns: number of sparse columns; None without a sparse half.
+        multi, multi_dim: how it gives vectors of tokens, and their dimensions, if it does.
         max_texts, max_body_bytes: limits per request.
     """
 
@@ -173,6 +219,8 @@ class ServerInfo:
     prompts: dict[str, str]
     special_tokens: int
     columns: int | None
+    multi: MultiVectors | None
+    multi_dim: int | None
     max_texts: int
     max_body_bytes: int
 
@@ -191,7 +239,7 @@ class ServerInfo:
             raise ValueError("its fingerprint does not match its spec")
         if spec.max_length is None or (spec.sparse is not None) != (info["vocabulary_size"] is not None):
             raise ValueError("its spec is incomplete")
-        limits = info["limits"]
+        limits, multi = info["limits"], info["multi"]
         return cls(
             spec=spec,
             template=template,
@@ -200,6 +248,8 @@ class ServerInfo:
             prompts=_strings(info["prompts"]),
             special_tokens=_whole(info["special_tokens"], 0),
             columns=None if info["vocabulary_size"] is None else _whole(info["vocabulary_size"], 1),
+            multi=None if multi is None else MultiVectors(mean=_boolean(multi["mean"])),
+            multi_dim=None if multi is None else _whole(multi["dim"], 1),
             max_texts=_whole(limits["max_texts"], 1),
             max_body_bytes=_whole(limits["max_body_bytes"], 1),
         )
@@ -213,6 +263,12 @@ def _string(value: Any) -> str:
 
 def _strings(value: Any) -> dict[str, str]:
     return {_string(name): _string(text) for name, text in dict(value).items()}
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{str(value)[:40]!r} is neither true nor false")
+    return value
 
 
 def _whole(value: Any, least: int) -> int:

@@ -28,7 +28,7 @@ class TokenizedText:
         ids: int32 [tokens], prompt and special tokens included.
         prompt_length: leading special tokens and prompt tokens; 0 without a prompt.
         full_length: tokens before the cut; greater than ``len(ids)`` if the text was cut.
-        multi: the role, if vectors of its single tokens are requested as well.
+        multi: what vectors of its single tokens are requested as well, if any; see ``Key``.
         spans: the first token of each part that has a row of its own, and the one after its last.
     """
 

@@ -1,0 +1,106 @@
+"""Serving: the models of a server, its state, and admission control."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError
+from twinvec.server.errors import RefusedError
+from twinvec.server.limits import Limits
+from twinvec.server.metrics import RequestMetrics
+from twinvec.server.service import EmbeddingService, Service
+
+if TYPE_CHECKING:
+    from twinvec.embedder import Embedder
+    from twinvec.local import LocalModel
+
+
+class Serving:
+    """A server: its models and its state.
+
+    Attributes:
+        models: embedders by the names that clients use; the first is the default.
+        held: all models by name: the embedders, then those of an extension.
+        limits: request limits.
+        metrics: request metrics.
+        draining: the server is about to stop and wants no more requests.
+        restarting: a lost device is being restarted.
+    """
+
+    def __init__(
+        self, embedders: Mapping[str, Embedder], limits: Limits, others: Mapping[str, LocalModel] | None = None
+    ) -> None:
+        others = others or {}
+        if not embedders and not others:
+            raise ConfigurationError("there is no model to serve")
+        if twice := embedders.keys() & others.keys():
+            raise ConfigurationError(f"two models are called {min(twice)!r}: give one of them another name")
+        self.limits = limits
+        self._embedders = embedders
+        self.models = {name: EmbeddingService(self, name, embedder) for name, embedder in embedders.items()}
+        self.held: Mapping[str, LocalModel] = {**embedders, **others}
+        self.metrics = RequestMetrics()
+        self.draining = self.restarting = False
+        self._at_work = 0
+        self.metrics.at_work.set_function(lambda: self._at_work)
+
+    @property
+    def first(self) -> Service:
+        """Return the model of routes that name none: an embedder, if there is one."""
+        for service in self.models.values():
+            return service
+        return Service(self, *next(iter(self.held.items())))
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether every model can answer."""
+        return all(model.healthy for model in self.held.values())
+
+    def named(self, name: str | None) -> EmbeddingService:
+        """Return an embedder by its name; without a name, the first.
+
+        Raises:
+            RefusedError: no embedder has this name.
+        """
+        return self.models[find_name(name, self._embedders, "model")]
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request from its complete body to its sent response.
+
+        Raises:
+            OverloadedError: too many requests are in progress.
+        """
+        if self._at_work >= self.limits.max_requests:
+            raise OverloadedError(f"{self._at_work} requests are in progress, which is the limit: try again later")
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
+    def check_healthy(self) -> None:
+        """Fail if a device is lost for good.
+
+        Raises:
+            DeviceLostError: no device works any more.
+        """
+        if not (self.healthy or self.restarting):
+            raise DeviceLostError("unhealthy: no device works any more, restart the server")
+
+
+def find_name(name: str | None, models: Mapping[str, LocalModel], what: str) -> str:
+    """Return the public name of the model that a request names, also by its folder; without a name, the first.
+
+    Raises:
+        RefusedError: no model has this name.
+    """
+    if name is not None and name in models:
+        return name
+    for known, model in models.items():
+        if name in (None, model.spec.model):
+            return known
+    known = ", ".join(map(repr, models))
+    raise RefusedError(404, f"there is no {what} {str(name)[:200]!r} here, only {known}", "model")
