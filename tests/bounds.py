@@ -55,6 +55,7 @@ def main(which: str, torch: str | None = None) -> None:
         [python, "-m", "pip", "install", "--quiet", *upgrade, "-c", constraints, "-e", f"{ROOT}[dev]"], check=True
     )
     subprocess.run([python, "-m", "pip", "freeze", "--exclude-editable"], check=True)
+    os.environ.pop("PYTHONPATH", None)  # another checkout's packages would be tested
     few = {**os.environ, "TWINVEC_FUZZ": "100"}  # the dispatcher has no dependencies
     sys.exit(subprocess.run([python, "-m", "pytest", "-m", "not slow"], cwd=ROOT, env=few, check=False).returncode)
 
