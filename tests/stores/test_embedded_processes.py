@@ -313,9 +313,7 @@ def test_a_full_disk_is_an_error_and_not_the_end(small_disk: Path) -> None:
     assert int(steps) > 0
     assert int(records) == 50 * int(steps)
     assert "disk is nearly full" in message
-    (small_disk / "ballast").write_bytes(bytes(20_000_000))
-    with pytest.raises(StoreEngineError, match="disk is nearly full"):
-        EmbeddedStore(small_disk / "store")
+    ballast(small_disk, 2 * 2**20)
     with pytest.raises(StoreEngineError, match="disk is nearly full"):
         EmbeddedStore(small_disk / "another", CONFIG)
     (small_disk / "ballast").unlink()
@@ -323,6 +321,65 @@ def test_a_full_disk_is_an_error_and_not_the_end(small_disk: Path) -> None:
     with EmbeddedStore(small_disk / "store") as store:
         assert store.count() == int(records)
         assert store.scroll(limit=1)[0][0].text == "x" * 20_000
+
+
+READER = """
+import sys
+import numpy as np
+from twinvec.errors import StoreEngineError
+from twinvec_stores import DenseQuery, EmbeddedStore
+try:
+    with EmbeddedStore(sys.argv[1]) as store:
+        found = store.search([DenseQuery(np.ones(4, np.float32))], limit=9)[0]
+        read = [record.text for page in store.scroll_all() for record in page]
+        try:
+            store.delete(["r0"])
+        except StoreEngineError as error:
+            print(len(found), len(read), len(store.get(["r3"])), error)
+except StoreEngineError as error:
+    print("refused", error)
+"""
+
+
+def ballast(disk: Path, left: int) -> None:
+    """Fill a disk but for so many bytes."""
+    with (disk / "ballast").open("wb") as file:
+        for size in (2**20, 2**12):
+            while shutil.disk_usage(disk).free >= left + size:
+                file.write(bytes(size))
+                file.flush()
+
+
+@root
+@pytest.mark.parametrize("file_system", ["ext4", "tmpfs"])
+@pytest.mark.parametrize("free", [0, 2**20, 2**24])
+def test_a_nearly_full_disk_can_be_read(file_system: str, free: int, tmp_path: Path) -> None:
+    """Where the engine needs room only to open its files, as on tmpfs, that is told, and ends no process."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if file_system == "ext4":
+        with (tmp_path / "image").open("wb") as image:
+            image.truncate(200 * 2**20)
+        made = subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(tmp_path / "image")], check=False)
+        mount = ["mount", "-o", "loop", str(tmp_path / "image"), str(place)]
+    else:
+        mount, made = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(place)], None
+    if (made is not None and made.returncode) or subprocess.run(mount, check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        with filled(place / "store") as store:
+            before = contents(store)
+        ballast(place, free)
+        ended = python(READER, str(place / "store"))
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "the disk is nearly full" in ended.stdout
+        if file_system == "ext4":
+            assert ended.stdout.startswith(f"{len(ROWS)} {len(ROWS)} 1 ")
+        (place / "ballast").unlink()
+        with EmbeddedStore(place / "store") as store:
+            assert contents(store) == before
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @root

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -53,7 +53,8 @@ import sys
 sys.path.append(sys.argv[1])
 from qdrant_edge import EdgeShard
 shard = EdgeShard.load(sys.argv[2])
-shard.optimize()
+if sys.argv[3] == "optimizing":
+    shard.optimize()
 shard.close()
 """
 _open: dict[Path, Folder] = {}
@@ -210,7 +211,7 @@ class Folder:
             try:
                 self._close()
                 with self._writing():
-                    _run_child(self.path / SHARD, self._lock, progress)
+                    _run_child("optimizing", self.path / SHARD, self._lock, progress)
             finally:
                 self._shard = self._load()
 
@@ -270,18 +271,28 @@ class Folder:
                 n = None if self._failure else shard.count(_everything())
                 shard.close()
                 if n is not None:
-                    (self.path / COUNT).write_text(str(n), encoding="ascii")
+                    with contextlib.suppress(OSError):  # without it, nothing is compared at the next opening
+                        (self.path / COUNT).write_text(str(n), encoding="ascii")
 
     def _load(self) -> EdgeShard:
         from qdrant_edge import EdgeShard
 
-        need_room(self.path, 0)
         with self._typed_errors(), self._writing():
+            if not _has_room(self.path, 0):
+                self._try_to_load()
             shard = EdgeShard.load(str(self.path / SHARD))
             _check_count(self.path, shard)
         # of a killed optimizer; only once the engine's own lock shows that none is running any more
         shutil.rmtree(self.path / SHARD / "temp_segments", ignore_errors=True)
         return shard
+
+    def _try_to_load(self) -> None:
+        """Load the shard in a child process, which a full disk kills in place of this one; reading needs little."""
+        try:
+            _run_child("opening", self.path / SHARD, self._lock, None)
+        except StoreEngineError:
+            need_room(self.path, 0)
+            raise
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -343,12 +354,16 @@ def _everything() -> CountRequest:
 
 def need_room(path: Path, size: int) -> None:
     """Refuse before the engine does: on a full disk its memory-mapped files kill the process with SIGBUS."""
-    free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
-    if free < needed:
+    if not _has_room(path, size):
+        free = shutil.disk_usage(path).free
         raise StoreEngineError(
-            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): free some space, "
-            "then continue; everything written so far is safe"
+            f"{path}: the disk is nearly full ({free >> 20} MiB free, {3 * size + _RESERVE >> 20} MiB needed): free "
+            "some space, then continue; everything written so far is safe"
         )
+
+
+def _has_room(path: Path, size: int) -> bool:
+    return shutil.disk_usage(path).free >= 3 * size + _RESERVE
 
 
 def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
@@ -455,13 +470,18 @@ def _refuse_data(path: Path) -> None:
     shutil.rmtree(path / SHARD)
 
 
-def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], None] | None) -> None:
+def _run_child(
+    task: Literal["opening", "optimizing"],
+    shard: Path,
+    lock: FileLock,
+    progress: Callable[[float, int], None] | None,
+) -> None:
     import qdrant_edge
 
     packages = Path(qdrant_edge.__file__).parents[1]
     start = time.monotonic()
     child = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard)],
+        [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard), task],
         stdin=lock._context.lock_file_fd,  # keeps the folder locked if this process is killed and the child is not
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -481,7 +501,7 @@ def _run_child(shard: Path, lock: FileLock, progress: Callable[[float, int], Non
     if child.returncode:
         lines = errors.strip().splitlines() or ["no message"]
         raise StoreEngineError(
-            f"{shard.parent}: optimizing failed with status {child.returncode}: {lines[-1]}; nothing was lost"
+            f"{shard.parent}: {task} failed with status {child.returncode}: {lines[-1]}; nothing was lost"
         )
 
 
