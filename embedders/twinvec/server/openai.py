@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from twinvec.server.answers import Json, rows_of_json
 from twinvec.server.body import TaskBody, TokenId, task_of
-from twinvec.server.service import EmbeddingService, Service
-from twinvec.server.serving import find_name
+from twinvec.server.service import EmbeddingService, Service, find_name
 from twinvec.text.prompts import Role
 
 _STARTED = int(time.time())

@@ -19,8 +19,7 @@ from twinvec.server.answers import Json
 from twinvec.server.body import TaskBody, task_of
 from twinvec.server.errors import RefusedError
 from twinvec.server.operations import Extension, Operation
-from twinvec.server.service import Service, public_name
-from twinvec.server.serving import find_name
+from twinvec.server.service import Service, find_name, public_name
 from twinvec.server.wire import PROTOCOL, task_to_json
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -229,6 +229,21 @@ _HINT = (
     ": ids of another tokenizer are meaningless here; send text (in LangChain's OpenAIEmbeddings, "
     "check_embedding_ctx_length=False)"
 )
+
+
+def find_name(name: str | None, models: Mapping[str, LocalModel], what: str) -> str:
+    """Return the public name of the model that a request names, also by its folder; without a name, the first.
+
+    Raises:
+        RefusedError: no model has this name.
+    """
+    if name is not None and name in models:
+        return name
+    for known, model in models.items():
+        if name in (None, model.spec.model):
+            return known
+    known = ", ".join(map(repr, models))
+    raise RefusedError(404, f"there is no {what} {str(name)[:200]!r} here, only {known}", "model")
 
 
 def public_name(model: str) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError
-from twinvec.server.errors import RefusedError
 from twinvec.server.limits import Limits
 from twinvec.server.metrics import RequestMetrics
-from twinvec.server.service import EmbeddingService, Service
+from twinvec.server.service import EmbeddingService, Service, find_name
 
 if TYPE_CHECKING:
     from twinvec.embedder import Embedder
@@ -89,18 +88,3 @@ class Serving:
         """
         if not (self.healthy or self.restarting):
             raise DeviceLostError("unhealthy: no device works any more, restart the server")
-
-
-def find_name(name: str | None, models: Mapping[str, LocalModel], what: str) -> str:
-    """Return the public name of the model that a request names, also by its folder; without a name, the first.
-
-    Raises:
-        RefusedError: no model has this name.
-    """
-    if name is not None and name in models:
-        return name
-    for known, model in models.items():
-        if name in (None, model.spec.model):
-            return known
-    known = ", ".join(map(repr, models))
-    raise RefusedError(404, f"there is no {what} {str(name)[:200]!r} here, only {known}", "model")
