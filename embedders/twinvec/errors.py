@@ -47,7 +47,10 @@ _Record = TypeVar("_Record", bound="InvalidRecordError")
 
 
 class TwinVecError(Exception):
-    """Base class of all errors raised deliberately."""
+    """Base class of all errors raised deliberately; they can be pickled with everything that they carry."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), self.__dict__
 
 
 class CheckpointError(TwinVecError):
@@ -267,6 +270,13 @@ class TruncationWarning(UserWarning):
 
 class DoublePromptWarning(UserWarning):
     """Texts begin with the prompt that is put before them, so that the model sees it twice."""
+
+
+def _restored(kind: type[TwinVecError], args: tuple[Any, ...]) -> TwinVecError:
+    """Return an error without its constructor, which takes other arguments than the message."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def _shorten(names: Sequence[str], limit: int = 12) -> str:

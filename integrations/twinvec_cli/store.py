@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, export and import a store.")
 
 _FILE = "FILE.jsonl, or FILE.jsonl.gz for compression."
+_EXPORT = "An exported file; or a folder of parquet files, written on a Ray cluster, or its URL."
 
 
 @store.command()
@@ -126,14 +127,14 @@ def export(
 
 @store.command(name="import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=_EXPORT, show_default=False)],
     location: Store,
     collection: Collection = None,
     quantization: Annotated[
         str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
     ] = None,
 ) -> None:
-    """Read an exported file into a store, which is created if it does not exist.
+    """Read an export into a store, which is created if it does not exist.
 
     Use this to move from a folder to a server, or to other settings.
     """

@@ -34,6 +34,7 @@ from twinvec_stores.search.explain import Explanation, Result
 from twinvec_stores.search.fusion import Fusion
 from twinvec_stores.search.index import HybridIndex
 from twinvec_stores.search.options import SearchOptions
+from twinvec_stores.shards import ShardFolder
 from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ __all__ = [
     "Result",
     "ScopedStore",
     "SearchOptions",
+    "ShardFolder",
     "SparseQuery",
     "StartsWith",
     "StoreConfig",

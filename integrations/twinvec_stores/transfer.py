@@ -1,8 +1,9 @@
 """Exporting stores to files and copying them between engines, for a new schema, other settings, or a cluster.
 
-The file consists of JSON lines: a header with the StoreConfig, one line per record (vectors as base64 of little-endian
-arrays, so that they are restored bit for bit), and a last line with the number of records and the SHA-256 of all lines
-before it. A file is read and checked to its end before any of its records is imported.
+An export is a file, or a folder of parquet files (``shards``). The file consists of JSON lines: a header with the
+StoreConfig, one line per record (vectors as base64 of little-endian arrays, so that they are restored bit for bit), and
+a last line with the number of records and the SHA-256 of all lines before it. An export is read and checked to its end
+before any of its records is imported.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from twinvec_stores.checking import undamaged
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.shards import FORMAT, ShardFolder
 
-_FORMAT = "twinvec-store"
 _PAGE = 512
 
 Progress = Callable[[int], None]
@@ -78,7 +79,7 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
                 digest.update(line.encode())
                 file.write(line)
 
-            write({"format": _FORMAT, "config": store.config.to_dict()})
+            write({"format": FORMAT, "config": store.config.to_dict()})
             for page in store.scroll_all(limit=_PAGE, with_vectors=True):
                 for record in page:
                     write(_to_json(undamaged(record)))
@@ -94,22 +95,32 @@ def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Pro
 
 
 def read_export(path: str | os.PathLike[str]) -> tuple[StoreConfig, Iterator[Record]]:
-    """Open an exported file: its configuration, and an iterator over its records.
+    """Open an export: its configuration, and an iterator over its records.
+
+    Args:
+        path: an exported file, or a folder of parquet files that ``twinvec_ray`` has written, or its URL.
 
     Raises:
-        StoreMismatchError: not an exported file; during iteration, damaged or incomplete.
+        StoreMismatchError: not an export; during iteration, damaged or incomplete.
     """
     name = os.fspath(path)
+    if "://" in name or os.path.isdir(name):
+        return ShardFolder(name).read()
     lines = _lines(Path(path))
     first = next(lines, "")
     header = _parse(first, name, 1)
-    if header.get("format") != _FORMAT:
+    if header.get("format") != FORMAT:
         raise StoreMismatchError(f"{name} was not written by `twinvec store export`")
     return StoreConfig.from_dict(header.get("config"), name), _records(lines, name, hashlib.sha256(first.encode()))
 
 
 def import_store(path: str | os.PathLike[str], store: HybridStore, progress: Progress | None = None) -> int:
-    """Write the records of an exported file into a store, replacing those with the same ids.
+    """Write the records of an export into a store, replacing those with the same ids.
+
+    Args:
+        path: see ``read_export``.
+        store: a store for the same model.
+        progress: called with the number of records written so far.
 
     Returns:
         The number of records.

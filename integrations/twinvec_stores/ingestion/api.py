@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from twinvec.errors import TruncationWarning
 from twinvec.workers import in_thread
 from twinvec_stores.ingestion.chunking import ChunkContext
-from twinvec_stores.ingestion.pipeline import OnError, Options, Run
+from twinvec_stores.ingestion.options import OnError, Options
+from twinvec_stores.ingestion.pipeline import Run
+from twinvec_stores.ingestion.processing import LocalProcessor
 from twinvec_stores.ingestion.reports import IngestReport
 from twinvec_stores.protocol import HybridStore
 
@@ -106,7 +108,9 @@ def ingest(
         batch_size=batch_size,
         show_progress=show_progress,
     )
-    return _warned(Run(source, embedder, store, options).run())
+    report = _run(source, embedder, store, options).run()
+    warned(report)
+    return report
 
 
 async def aingest(
@@ -144,23 +148,29 @@ async def aingest(
         batch_size=batch_size,
         show_progress=show_progress,
     )
-    run = await in_thread(Run, source, embedder, store, options)
+    run = await in_thread(_run, source, embedder, store, options)
     work = asyncio.ensure_future(in_thread(run.run))
     try:
-        return _warned(await asyncio.shield(work))
+        report = await asyncio.shield(work)
     except asyncio.CancelledError:
         run.cancel()
         await asyncio.wait([work])
         if not work.cancelled():
             work.exception()  # retrieved
         raise
+    warned(report)
+    return report
 
 
-def _warned(report: IngestReport) -> IngestReport:
+def _run(source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> Run:
+    return Run(source, store, options, LocalProcessor(embedder, store, options))
+
+
+def warned(report: IngestReport) -> None:
+    """Warn of documents that were cut, once for all of them."""
     if report.truncated:
         warnings.warn(
             f"{report.truncated} documents were cut at the model's limit; pass chunk_tokens to keep their whole text",
             TruncationWarning,
             stacklevel=3,
         )
-    return report

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twinvec.errors import TextError, TruncationWarning
-from twinvec_stores.ingestion.items import Embedded, Item
+from twinvec_stores.ingestion.items import Embedded, Item, Processed
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder, EmbeddingBatch
@@ -28,11 +28,15 @@ class EmbeddingThread:
         """Prepare to embed."""
         self._embedder = embedder
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
-        self._running: set[Future[list[Embedded]]] = set()
+        self._running: set[Future[Processed]] = set()
         self._thread = threading.Thread(target=self._run, name="twinvec-ingest-embed", daemon=True)
 
-    def submit(self, items: Sequence[Item]) -> Future[list[Embedded]]:
-        """Start embedding documents; those that cannot be embedded fail and are left out of the result."""
+    def submit(self, items: Sequence[Item]) -> Future[Processed]:
+        """Start embedding the rows that are to be written; those that cannot be embedded fail and get no vectors."""
+        future: Future[Processed] = Future()
+        if not any(item.pending for item in items):
+            future.set_result(Processed(items, []))
+            return future
         future = asyncio.run_coroutine_threadsafe(self._embed(items), self._loop.result())
         self._running.add(future)
         future.add_done_callback(self._running.discard)
@@ -64,9 +68,9 @@ class EmbeddingThread:
         self._loop.set_result(asyncio.get_running_loop())
         await self._stop.wait()  # asyncio.run cancels whatever is still running
 
-    async def _embed(self, items: Sequence[Item]) -> list[Embedded]:
+    async def _embed(self, items: Sequence[Item]) -> Processed:
         done: list[Embedded] = []
-        left = [items]
+        left: list[Sequence[Item]] = [[item for item in items if item.pending]]
         while left:
             group = left.pop()
             try:
@@ -80,7 +84,7 @@ class EmbeddingThread:
                 left += [part for part in (group[rest:], group[bad + 1 : rest], group[:bad]) if part]
                 continue
             done += _without_zeros(Embedded(group, batch))
-        return done
+        return Processed(items, done)
 
     async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
         texts = [part for item in items for part in item.parts]

@@ -86,3 +86,18 @@ class Embedded:
         """Return the position in the source before a row."""
         items = [item for item in self.items if item.number < number]
         return Embedded(items, self.batch[: sum(len(item.spans) for item in items)])
+
+
+@dataclass(frozen=True)
+class Processed:
+    """Consecutive rows whose outcome is known, and the vectors that are still to be written."""
+
+    items: Sequence[Item]
+    embedded: Sequence[Embedded]
+
+    def wanted(self, *, stop: bool) -> list[Embedded]:
+        """Return what is to be written: everything, or with ``stop`` what is before the first bad row."""
+        bad = next((item for item in self.items if item.outcome == "failed"), None)
+        if not stop or bad is None:
+            return list(self.embedded)
+        return [part for group in self.embedded if (part := group.before(bad.number)).items]

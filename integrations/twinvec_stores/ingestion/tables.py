@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from twinvec.errors import ConfigurationError, IngestError
+from twinvec.errors import IngestError
 from twinvec.text.unicode import lone_surrogate
 from twinvec_stores.config import FieldType
 from twinvec_stores.ingestion.documents import BadRowError
@@ -25,6 +24,7 @@ from twinvec_stores.ingestion.readers import (
     suffix_of,
 )
 from twinvec_stores.ingestion.reports import readable
+from twinvec_stores.shards import require_pyarrow
 
 _PARQUET_ROWS = 128
 _SEEN = 200  # lines examined for quotes around the cells of a TSV file
@@ -147,16 +147,3 @@ def _parquet_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -
     except ValueError as error:
         raise BadRowError(f"a value cannot be read ({error})") from None
     return {name: value for name, value in row.items() if value is not None}
-
-
-def require_pyarrow() -> Any:
-    """Return the module.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
-    try:
-        importlib.import_module("pyarrow.parquet")
-        return importlib.import_module("pyarrow")
-    except ModuleNotFoundError:
-        raise ConfigurationError("parquet files need pyarrow: pip install 'twinvec[parquet]'") from None

@@ -20,10 +20,7 @@ _PAGE = 1000
 
 def write(embedded: Embedded, store: HybridStore) -> None:
     """Replace the records that the store has of these documents."""
-    rows = [(item, chunk) for item in embedded.items for chunk in range(len(item.spans))]
-    cut = embedded.batch.truncated
-    for row, (item, _) in enumerate(rows):
-        item.truncated |= bool(cut[row])
+    rows = _rows(embedded)
     heads = [row for row, (_, chunk) in enumerate(rows) if chunk == 0]
     unsure = [row for row in heads if max(len(rows[row][0].spans), rows[row][0].known_chunks) > 1]
     body = [row for row, (_, chunk) in enumerate(rows) if chunk > 0]
@@ -31,6 +28,12 @@ def write(embedded: Embedded, store: HybridStore) -> None:
         _upsert(store, embedded.batch, rows, chosen, certain)
     _delete_stale(store, embedded.items)
     _upsert(store, embedded.batch, rows, heads, True)
+
+
+def records(embedded: Embedded) -> RecordBatch:
+    """Return the records of these documents, for a place where nothing is replaced."""
+    rows = _rows(embedded)
+    return _records(embedded.batch, rows, range(len(rows)), True)
 
 
 def prune(store: HybridStore, seen: Seen) -> int:
@@ -71,22 +74,34 @@ def _document(record: Record) -> str:
     return name if isinstance(name, str) else ""
 
 
+def _rows(embedded: Embedded) -> list[tuple[Item, int]]:
+    """Return the document and the chunk of each row, and note on the documents which were cut."""
+    rows = [(item, chunk) for item in embedded.items for chunk in range(len(item.spans))]
+    cut = embedded.batch.truncated
+    for row, (item, _) in enumerate(rows):
+        item.truncated |= bool(cut[row])
+    return rows
+
+
 def _upsert(
     store: HybridStore, batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool
 ) -> None:
-    if not chosen:
-        return
+    if chosen:
+        store.upsert(_records(batch, rows, chosen, certain))
+
+
+def _records(
+    batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool
+) -> RecordBatch:
     vectors = batch if len(chosen) == len(rows) else batch[chosen]
     items = [rows[row] for row in chosen]
-    store.upsert(
-        RecordBatch(
-            ids=[item.record_id(chunk) for item, chunk in items],
-            texts=[item.text[item.spans[chunk].start : item.spans[chunk].end] for item, chunk in items],
-            dense=vectors.dense,
-            sparse=vectors.sparse,
-            metadata=[item.metadata for item, _ in items],
-            provenance=[_provenance(item, chunk, certain) for item, chunk in items],
-        )
+    return RecordBatch(
+        ids=[item.record_id(chunk) for item, chunk in items],
+        texts=[item.text[item.spans[chunk].start : item.spans[chunk].end] for item, chunk in items],
+        dense=vectors.dense,
+        sparse=vectors.sparse,
+        metadata=[item.metadata for item, _ in items],
+        provenance=[_provenance(item, chunk, certain) for item, chunk in items],
     )
 
 
