@@ -1,10 +1,10 @@
 """Kill -9 an ingest again and again, resume it, and compare the store with that of an uninterrupted one.
 
-    python tests/kill_ingest.py --documents 20000 --kills 10
+    python tests/kill_ingest.py --documents 20000 --kills 10 [--engine postgres]
 
 Two rounds: documents into an empty store, then their next version (changed, gone and new documents, chunked) with
 ``prune``. Each child process is killed after a number of store operations drawn at random; a third of them are given
-a random time after that, so that the blow may fall anywhere.
+a random time after that, so that the blow may fall anywhere. Of PostgreSQL the server is killed, too, every other time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any
 from rich.console import Console
 
 from reference.gte import build_gte
+from stores.postgres import KilledServer
 from stores_ingest.holding import assert_equal
 from twinvec import Embedder
-from twinvec_stores import EmbeddedStore, StoreConfig
+from twinvec_stores import StoreConfig, open_store, verify_store
 from twinvec_stores.ingestion import IngestReport, ingest
 
 WORDS = ["the", "of", "what", "capital", "china", "russia", "implement", "quick", "sort", "gravity", "столица", "как"]
@@ -42,7 +43,7 @@ class Job:
 
     model: Path
     corpus: Path
-    store: Path
+    store: dict[str, Any]
     options: dict[str, Any]
 
 
@@ -80,7 +81,7 @@ def run_job(job: Job, operations: Connection | Counter | None = None) -> IngestR
     """Ingest; tell about each operation of the store before it begins, and the report at the end."""
     with (
         Embedder(job.model, dtype="float32") as embedder,
-        EmbeddedStore(job.store, StoreConfig.for_embedder(embedder)) as store,
+        open_store(config=StoreConfig.for_embedder(embedder), **job.store) as store,
     ):
         if operations is not None:
             for name in METHODS:
@@ -99,7 +100,9 @@ def _told(method: Any, operations: Connection | Counter) -> Any:
     return tell
 
 
-def kill_and_resume(job: Job, kills: int, expected: int, rng: random.Random) -> Iterator[Death | IngestReport]:
+def kill_and_resume(
+    job: Job, kills: int, expected: int, rng: random.Random, server: KilledServer | None
+) -> Iterator[Death | IngestReport]:
     """Kill so many runs; yield what they had done, and the report of the one that came to its end.
 
     Args:
@@ -107,6 +110,7 @@ def kill_and_resume(job: Job, kills: int, expected: int, rng: random.Random) -> 
         kills: how many runs to kill.
         expected: operations of the store in an uninterrupted run.
         rng: decides when.
+        server: is killed, too, every other time.
     """
     # the server imports everything once, and each child starts at once
     context = multiprocessing.get_context("forkserver")
@@ -128,6 +132,8 @@ def kill_and_resume(job: Job, kills: int, expected: int, rng: random.Random) -> 
             operations += report is None
         if report is None and rng.random() < 0.33:
             time.sleep(LONGEST_DELAY * rng.random())
+        if report is None and server is not None and kill % 2 == 0:
+            server.kill()
         process.kill()
         process.join()
         with contextlib.suppress(EOFError):  # what it had said before the blow
@@ -135,6 +141,8 @@ def kill_and_resume(job: Job, kills: int, expected: int, rng: random.Random) -> 
                 report = receiver.recv()
                 operations += report is None
         receiver.close()
+        if server is not None:
+            server.run()
         if report is not None:
             yield report
             return
@@ -149,10 +157,11 @@ def count_operations(job: Job) -> tuple[int, IngestReport]:
     return counter.operations, report
 
 
-def compare(left: Path, right: Path) -> int:
-    """Compare two stores record by record, vectors included; return how many there are."""
-    with EmbeddedStore(left) as killed, EmbeddedStore(right) as whole:
+def compare(left: dict[str, Any], right: dict[str, Any]) -> int:
+    """Compare two stores record by record, vectors and indexes included; return how many there are."""
+    with open_store(**left) as killed, open_store(**right) as whole:
         assert_equal(killed, whole)
+        assert verify_store(killed).damages == ()
         return whole.count()
 
 
@@ -161,27 +170,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=10, help="in each round")
+    parser.add_argument("--engine", choices=["embedded", "postgres"], default="embedded")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console, rng = Console(soft_wrap=True), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
-        for line in rounds(Path(name), options.documents, options.kills, rng):
+        for line in rounds(Path(name), options.documents, options.kills, rng, engine=options.engine):
             console.print(line)
     return 0
 
 
-def rounds(folder: Path, documents: int, kills: int, rng: random.Random, batch_size: int = 256) -> Iterator[str]:
+def rounds(
+    folder: Path, documents: int, kills: int, rng: random.Random, *, batch_size: int = 256, engine: str = "embedded"
+) -> Iterator[str]:
     """Ingest two versions of a corpus, killed and whole, compare, and tell how it goes."""
     model = build_gte(folder / "model", dtype="float32", layers=1, hidden=32, heads=2)
+    server = KilledServer(folder / "server") if engine == "postgres" else None
+    stores: list[dict[str, Any]] = [
+        {"location": str(folder / name)} if server is None else {"location": server.url, "collection": name}
+        for name in ("whole", "killed")
+    ]
     for version in (1, 2):
         corpus = folder / f"version {version}.jsonl"
         write_corpus(corpus, documents, version=version)
         options = {"chunk_tokens": 40, "overlap_tokens": 8, "prune": True, "prune_share": 1, "batch_size": batch_size}
-        whole, killed = (Job(model, corpus, folder / store, options) for store in ("whole", "killed"))
+        whole, killed = (Job(model, corpus, store, options) for store in stores)
         operations, report = count_operations(whole)
         yield f"version {version}, {operations} operations of the store\n{report}"
         deaths = 0
-        for end in kill_and_resume(killed, kills, operations, rng):
+        for end in kill_and_resume(killed, kills, operations, rng, server):
             deaths += isinstance(end, Death)
             yield f"killed in operation {end.operations}" if isinstance(end, Death) else str(end)
         records = compare(killed.store, whole.store)
@@ -190,6 +207,8 @@ def rounds(folder: Path, documents: int, kills: int, rng: random.Random, batch_s
         assert totals[0] == totals[1]
         assert end.failures == report.failures
         yield f"{deaths} kills: all {records} records are equal, and the last report tells of all documents"
+    if server is not None:
+        server.stop()
 
 
 if __name__ == "__main__":

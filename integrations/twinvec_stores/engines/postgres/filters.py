@@ -127,8 +127,12 @@ class Translator:
 
     def _elements(self, field: str, test: str) -> sql.Composable:
         """Return a condition on what a field has, or on any element if it is a list, as a test in JSON path."""
-        path = self._bind(f"$[*] ? ({test})")
-        return self._reached(field, lambda value: sql.SQL("jsonb_path_exists({}, {}::jsonpath)").format(value, path))
+        path = self._bind(f"strict $[*] ? ({test})")  # otherwise lists in a list are looked into
+        elements = sql.SQL(
+            "jsonb_path_exists(CASE jsonb_typeof({value}) WHEN 'array' THEN {value} ELSE jsonb_build_array({value}) END"
+            ", {path}::jsonpath)"
+        )
+        return self._reached(field, lambda value: elements.format(value=value, path=path))
 
     def _reached(self, field: str, predicate: _Predicate) -> sql.Composable:
         """Return a condition on whatever a path leads to, by any of its readings."""

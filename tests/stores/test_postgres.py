@@ -1,0 +1,321 @@
+"""The PostgreSQL engine on a real server: schemas, privileges, graphs, connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stores import postgres
+from stores.oracle import Row, batch, dense_query, sparse_query
+from twinvec.errors import (
+    ConfigurationError,
+    FingerprintMismatchError,
+    StoreEngineError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    TwinVecError,
+)
+from twinvec.vectors import Float32
+from twinvec_stores import PostgresStore, StoreConfig, open_store, verify_store
+from twinvec_stores.engines.postgres.address import Address
+from twinvec_stores.filters.conditions import Eq, HasId, Range
+from twinvec_stores.opening import without_password
+from twinvec_stores.records import DenseQuery
+
+CONFIG = StoreConfig(fingerprint="one", model="models/one", dim=4, idf=True, fields={"i": "integer", "kw": "keyword"})
+ROWS = [Row(f"r{i}", f"text {i}", {"i": i, "kw": "even"[: 4 * (1 - i % 2)]}, sparse={i % 3: 1.0}) for i in range(5)]
+DOCS = Path(__file__).parents[2] / "docs" / "postgresql.md"
+
+
+def database(name: str, options: str = "") -> str:
+    """Create a database, and return its address."""
+    postgres.execute("CREATE DATABASE {name} " + options, name=name)
+    return postgres.url().replace("/postgres?", f"/{name}?")
+
+
+def unit(generator: np.random.Generator, *shape: int) -> Float32:
+    rows = generator.normal(size=shape).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+# addresses
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:hunter2@extra@host/db",
+        "postgresql://user:hunter2@host:port/db",
+        "postgresql://user:hunter2@host/db?sslmod=require",
+        "postgresql://user:hunter2%zz@host/db",
+        "postgresql+psycopg://user:hunter2@host/db",
+        "mysql://user:hunter2@host/db",
+    ],
+)
+def test_an_address_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    with pytest.raises(TwinVecError) as caught:
+        open_store(url, CONFIG)
+    for secret in ("hunter2", "extra"):
+        assert secret not in f"{caught.value} {caught.value.__cause__!r}"
+
+
+def test_a_password_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = postgres.url().replace("postgres:@", "postgres:hunter2@")
+    with PostgresStore(url, postgres.new_name(), CONFIG) as store:
+        shown = f"{store!r} {store.info()} {vars(store)}"
+    with pytest.raises(StoreEngineError) as caught:
+        open_store("postgresql://user:hunter2@localhost:1/db?password=hunter2", CONFIG)
+    assert "localhost:1/db" in str(caught.value)
+    assert "hunter2" not in shown + str(caught.value) + repr(caught.value.__cause__) + caplog.text
+    assert without_password("postgresql://u:hunter2@h:1/db?a=b&password=hunter2") == "postgresql://u@h:1/db?a=b"
+    assert without_password("index/a@b:c") == "index/a@b:c"
+
+
+@pytest.mark.parametrize(
+    ("url", "mode"),
+    [
+        ("postgresql://u@db.example.com/x", "require"),
+        ("postgresql://u@localhost,db.example.com/x", "require"),
+        ("postgresql://u@db.example.com/x?sslmode=verify-full", "verify-full"),
+        ("postgresql://u@db.example.com/x?sslmode=disable", "disable"),
+        ("postgresql://u@db.example.com/x?service=production", None),
+        ("postgresql://u@127.0.0.1:5433/x", None),
+        ("postgresql:///x?host=/var/run/postgresql", None),
+        ("postgresql:///x", None),
+    ],
+)
+def test_other_machines_are_spoken_to_through_tls(url: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    for name in ("PGHOST", "PGSSLMODE", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    assert conninfo_to_dict(Address.parse(url, 30).conninfo).get("sslmode") == mode
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32, "pg_mine", "a\x00b", "50%"])
+def test_names_that_a_schema_cannot_have(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="collection="):
+        PostgresStore(postgres.url(), name, CONFIG)
+
+
+# schemas
+
+
+def test_stores_of_a_database_are_apart() -> None:
+    names = [postgres.new_name(), postgres.new_name() + "; DROP", 'quo"ted ' + postgres.new_name()]
+    stores = [PostgresStore(postgres.url(), name, replace(CONFIG, fingerprint=name)) for name in names]
+    for i, store in enumerate(stores):
+        store.upsert(batch(ROWS[: i + 1], CONFIG))
+    assert [store.count() for store in stores] == [1, 2, 3]
+    with pytest.raises(FingerprintMismatchError):
+        PostgresStore(postgres.url(), names[0], replace(CONFIG, fingerprint=names[1]))
+    stores[0].delete(["r0"])
+    assert [store.document_frequencies(np.array([0], np.int32)).tolist() for store in stores] == [[0], [1], [1]]
+
+
+def test_nothing_is_created_without_a_config() -> None:
+    name = postgres.new_name()
+    with pytest.raises(StoreNotFoundError, match=name):
+        open_store(postgres.url(), collection=name)
+    assert postgres.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", name) == []
+
+
+def test_a_schema_of_others_is_left_alone() -> None:
+    name = postgres.new_name()
+    postgres.execute("CREATE SCHEMA {name}", name=name)
+    postgres.execute("CREATE TABLE {table} (x integer)", table=f"{name}/records")
+    for config in (None, CONFIG):
+        with pytest.raises(StoreMismatchError, match="choose another collection="):
+            open_store(postgres.url(), config, collection=name)
+    assert postgres.execute("SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace", f'"{name}"') == [
+        ("records",)
+    ]
+
+
+def test_threads_that_create_a_store_at_once_share_it() -> None:
+    name, stores = postgres.new_name(), []
+    threads = [
+        threading.Thread(target=lambda: stores.append(PostgresStore(postgres.url(), name, CONFIG))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stores[0].upsert(batch(ROWS, CONFIG))
+    assert [store.count() for store in stores] == [5, 5, 5, 5]
+
+
+def test_servers_that_will_not_do() -> None:
+    latin = database("latin", "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(StoreEngineError, match="LATIN1"):
+        open_store(latin, CONFIG)
+    with pytest.raises(ConfigurationError, match="quantization"):
+        postgres.new_store(StoreConfig(fingerprint="f", dim=4, quantization="int8"))
+    with pytest.raises(ConfigurationError, match="16000"):
+        postgres.new_store(StoreConfig(fingerprint="f", dim=16_001))
+
+
+def test_pgvector_may_be_in_any_schema() -> None:
+    url = database("elsewhere")
+    with open_store(url, StoreConfig(fingerprint="f")) as store:  # without dense vectors it is not needed
+        assert store.count() == 0
+    postgres.execute_at(url, "CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
+    with open_store(url, CONFIG, collection="dense") as store:
+        store.upsert(batch(ROWS, CONFIG))
+        store.optimize()
+        assert store.info().has_graph
+        [hits] = store.search([dense_query(1, 0, 0, 0)], limit=2, filter=Eq("kw", "even"))
+        assert [hit.id for hit in hits] == ["r0", "r2"]
+
+
+def grants() -> Iterator[str]:
+    """Yield the statements of the page on PostgreSQL."""
+    lines = [line.strip() for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("    ")]
+    yield from (line for line in lines if line.startswith(("CREATE ROLE", "GRANT")))
+
+
+def test_readers_and_writers_need_the_documented_privileges_only() -> None:
+    url = database("privileges")
+    with open_store(url, CONFIG, collection="kb") as store:
+        store.upsert(batch(ROWS, CONFIG))
+        store.optimize()
+    for statement in grants():
+        postgres.execute_at(url, statement.replace("mydb", "privileges"))
+    with open_store(url.replace("postgres:@", "kb_reader:@"), collection="kb") as reader:
+        assert len(reader.search([dense_query(1, 0, 0, 0), sparse_query({1: 1.0})], limit=9)[1]) == 2
+        assert reader.document_frequencies(np.array([1], np.int32)).tolist() == [2]
+        assert verify_store(reader).intact
+        with pytest.raises(StoreEngineError, match="permission denied"):
+            reader.upsert(batch(ROWS, CONFIG))
+        with pytest.raises(StoreEngineError, match="permission denied"):
+            reader.delete(["r0"])
+    with open_store(url.replace("postgres:@", "kb_writer:@"), CONFIG, collection="kb") as writer:
+        writer.upsert(batch([Row("new")], CONFIG))
+        writer.delete(["r1"])
+        writer.set_search({"fusion": "rrf"})
+        writer.flush()
+        assert writer.count() == 5
+        with pytest.raises(StoreEngineError, match="must be owner"):
+            writer.optimize()
+    with pytest.raises(StoreEngineError, match="permission denied"):
+        open_store(url.replace("postgres:@", "kb_writer:@"), CONFIG, collection="another")
+
+
+# graphs
+
+
+@pytest.mark.parametrize("dim", [64, 2_100])
+def test_a_graph_finds_what_an_exact_search_finds(dim: int) -> None:
+    config = StoreConfig(fingerprint="f", dim=dim, sparse=False, fields={"i": "integer"})
+    generator, n = np.random.default_rng(0), 1500
+    dense = unit(generator, n, dim)
+    queries = [DenseQuery(row) for row in unit(generator, 10, dim)]
+    name = postgres.new_name()
+    # so few records are sooner read than found in a graph
+    with PostgresStore(f"{postgres.url()}&options=-c%20enable_seqscan%3Doff", name, config) as store:
+        rows = [Row(f"{i:04}", metadata={"i": i}, dense=tuple(row)) for i, row in enumerate(dense.tolist())]
+        store.upsert(batch(rows, config))
+        exact = store.search(queries, limit=10)
+        reports: list[float] = []
+        store.optimize(lambda seconds, written: reports.append(seconds))
+        assert store.info().has_graph
+        found = store.search(queries, limit=10)
+        overlap = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]  # ids and scores
+        assert sum(overlap) >= 98
+        # a filter that few match: the graph ends before ten are found, or is not used at all
+        narrow = Range("i", gte=n - 7)
+        for hits, query in zip(store.search(queries, limit=10, filter=narrow), queries, strict=True):
+            scores = dense[n - 7 :] @ query.vector
+            assert [hit.id for hit in hits] == [f"{n - 7 + i:04}" for i in np.argsort(-scores)]
+        store.upsert(batch([replace(rows[0], dense=tuple(queries[0].vector.tolist()))], config))
+        assert store.search(queries[:1], limit=1)[0][0].id == "0000"
+    scans = postgres.execute(
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = %s AND indexrelname = %s", name, "records_graph"
+    )
+    assert scans[0][0] > 0
+
+
+def test_a_graph_whose_building_was_interrupted_is_built_again() -> None:
+    with postgres.new_store(CONFIG) as store:
+        store.upsert(batch(ROWS, CONFIG))
+        store.optimize()
+        postgres.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass",
+            f'"{store.collection}".records_graph',
+        )
+        assert store.info().has_graph is False
+        store.optimize()
+        assert store.info().has_graph is True
+        assert len(store.search([dense_query(1, 0, 0, 0)], limit=9)[0]) == 5
+
+
+# connections
+
+
+def connections(name: str) -> int:
+    return len(postgres.execute("SELECT 1 FROM pg_stat_activity WHERE application_name = %s", name))
+
+
+def test_no_connection_is_left() -> None:
+    name = postgres.new_name()
+    url = f"{postgres.url()}&application_name={name.replace(' ', '%20')}"
+    store = PostgresStore(url, name, CONFIG, pool_size=3)
+
+    async def ask() -> None:
+        await asyncio.gather(*(store.aupsert(batch(ROWS, CONFIG)) for _ in range(10)))  # the same records
+        assert await store.acount() == 5
+        assert 0 < connections(name) <= 3
+        await store.aclose()
+
+    asyncio.run(ask())
+    wait_for(lambda: connections(name) == 0)
+    store = PostgresStore(url, name, CONFIG)
+    assert asyncio.run(store.acount()) == 5  # a loop that ends without aclose
+    assert asyncio.run(store.acount()) == 5
+    assert store.count() == 5
+    store.close()
+    wait_for(lambda: connections(name) == 0)
+
+
+def wait_for(done: object) -> None:
+    """Wait for the server, which ends a connection a moment after its client."""
+    for _ in range(200):
+        if done():  # type: ignore[operator]
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("it does not come")
+
+
+def test_a_lost_connection_is_made_again() -> None:
+    name = postgres.new_name()
+    with PostgresStore(f"{postgres.url()}&application_name=lost", name, CONFIG) as store:
+        store.upsert(batch(ROWS, CONFIG))
+        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lost'")
+        assert store.count() == 5
+        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lost'")
+        store.upsert(batch([Row("new")], CONFIG))
+        assert [record.id for record in store.get(["new"])] == ["new"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_its_own_connections() -> None:
+    with postgres.new_store(CONFIG) as store:
+        store.upsert(batch(ROWS, CONFIG))
+        child = os.fork()
+        if child == 0:
+            store.upsert(batch([Row("child")], CONFIG))
+            os._exit(0 if store.count() == 6 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert store.count() == 6
+        store.delete(filter=HasId(["child"]))
+        assert store.count() == 5
