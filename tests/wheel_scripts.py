@@ -43,6 +43,7 @@ with Embedder(gte) as embedder:
     missing("embedded", lambda: EmbeddedStore("index", StoreConfig.for_embedder(embedder)))
     missing("bm25", lambda: Embedder(bert, sparse="bm25"))
     missing("langchain", lambda: __import__("langchain_twinvec"))
+    missing("ray", lambda: __import__("twinvec_ray"))
     missing("llama-index", lambda: __import__("llama_index_twinvec"))
     config = StoreConfig.for_embedder(embedder)
     missing("postgres", lambda: twinvec_stores.open_store("postgresql://localhost/x", config))
@@ -266,6 +267,27 @@ print("done")
 """
 )
 
+_RAY = (
+    _START
+    + """
+warnings.simplefilter("ignore")  # Ray's own
+
+import ray
+
+import twinvec_ray
+from twinvec_stores import ShardFolder, read_export
+
+ray.init(num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
+rows = ray.data.from_items([{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
+report = twinvec_ray.ingest(TEXTS, gte, ShardFolder("shards"), workers=twinvec_ray.Workers(cpus=1))
+assert (report.new, report.failed) == (2, 0)
+assert [record.text for record in read_export("shards")[1]] == TEXTS
+assert "sparse_values" in twinvec_ray.embed_dataset(rows, gte, workers=twinvec_ray.Workers(cpus=0.5)).take(1)[0]
+ray.shutdown()
+print("done")
+"""
+)
+
 SCRIPTS = {
     "none": _NONE,
     "bm25": _BM25,
@@ -279,6 +301,7 @@ SCRIPTS = {
     "langchain": _LANGCHAIN,
     "llama-index": _LLAMA_INDEX,
     "tracing": _TRACING,
+    "ray": _RAY,
     "demo": _DEMO,
 }
 

@@ -21,7 +21,7 @@ from reference.sentence_layouts import build_sentence_transformer
 from wheel_scripts import MISTAKES, SCRIPTS, TYPED
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("twinvec", "twinvec_stores", "langchain_twinvec", "llama_index_twinvec", "twinvec_cli")
+PACKAGES = ("twinvec", "twinvec_stores", "langchain_twinvec", "llama_index_twinvec", "twinvec_ray", "twinvec_cli")
 
 
 def call(*command: str | Path, cwd: Path, timeout: float = 900) -> str:

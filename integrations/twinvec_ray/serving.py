@@ -1,0 +1,71 @@
+"""The server of ``twinvec.server`` as a Ray Serve application: replicas, and more of them while callers wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twinvec import Embedder
+from twinvec.errors import ConfigurationError
+from twinvec.options import EmbedderOptions
+from twinvec_ray.models import Model
+from twinvec_ray.workers import Workers, check_room, nodes
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from twinvec import BaseEmbedder, ModelSpec
+
+
+def embedding_app(
+    model: str | ModelSpec | BaseEmbedder,
+    *,
+    workers: Workers | None = None,
+    max_count: int | None = None,
+    waiting: float = 16,
+    embedder_options: EmbedderOptions | None = None,
+    **server: Any,
+) -> Application:
+    """Return the server's app for ``ray.serve.run``.
+
+    Args:
+        model: see ``twinvec_ray.ingest``.
+        workers: the replicas: how many at least, and what each takes.
+        max_count: how many at most; None: as many as at least.
+        waiting: requests in flight per replica above which another replica is started.
+        embedder_options: for a model by name.
+        server: arguments of ``twinvec.server.create_app``: api_key, limits, hosts ... Without api_key, each replica
+            takes TWINVEC_API_KEY from its own environment.
+
+    Raises:
+        ConfigurationError: the cluster has no room for ``workers``, or the model is a client of a server.
+    """
+    from ray import serve
+
+    workers = workers or Workers()
+    check_room(workers, nodes(), reading=False)
+    described = Model.of(model, embedder_options, workers)
+
+    if described.spec is None:
+        raise ConfigurationError("replicas load a model of their own: pass a hub id, a folder or an Embedder")
+
+    def build() -> Any:
+        from twinvec.server import create_app
+
+        embedder = described.load()
+        assert isinstance(embedder, Embedder)
+        return create_app(embedder, **server)
+
+    class Server:
+        """What each replica is."""
+
+    deployment: Any = serve.deployment(
+        name="twinvec",
+        autoscaling_config={
+            "min_replicas": workers.count,
+            "max_replicas": max_count or workers.count,
+            "target_ongoing_requests": waiting,
+        },
+        ray_actor_options=workers.remote_options(),
+    )(serve.ingress(build)(Server))
+    application: Application = deployment.bind()
+    return application

@@ -1,0 +1,46 @@
+"""embed_dataset against an Embedder in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from twinvec import Embedder, ModelSpec
+from twinvec.errors import ConfigurationError
+from twinvec_ray import Workers, embed_dataset
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_columns_are_what_an_embedder_returns(
+    answers: list[dict[str, Any]], spec: ModelSpec, embedder: Embedder
+) -> None:
+    texts = [row["text"] for row in answers[:40]] + ["word " * 600]
+    dataset = ray.data.from_items([{"id": i, "body": text} for i, text in enumerate(texts)])
+    embedded = embed_dataset(dataset, embedder, "body", workers=Workers(count=2), batch_size=8)
+    table = pa.concat_tables(ray.get(embedded.to_arrow_refs())).sort_by("id")
+    with pytest.warns(match="cut at"):
+        expected = embedder.embed_documents(texts)
+    assert expected.dense is not None
+    assert expected.sparse is not None
+    assert table["dense"].type == pa.list_(pa.float32(), 384)
+    np.testing.assert_array_equal(np.array(table["dense"].to_pylist(), np.float32), expected.dense)
+    found = [
+        dict(zip(keys, values, strict=True))
+        for keys, values in zip(table["sparse_indices"].to_pylist(), table["sparse_values"].to_pylist(), strict=True)
+    ]
+    assert found == expected.sparse.to_dicts()
+    assert table["token_counts"].to_pylist() == expected.token_counts.tolist()
+    assert table["truncated"].to_pylist() == [False] * 40 + [True]
+
+
+def test_missing_and_taken_columns_are_refused(spec: ModelSpec) -> None:
+    dataset = ray.data.from_items([{"text": "a", "dense": 1}]).materialize()
+    with pytest.raises(ConfigurationError, match=r"no column 'body' \(its columns: text, dense\)"):
+        embed_dataset(dataset, spec, "body")
+    with pytest.raises(ConfigurationError, match="columns dense already"):
+        embed_dataset(dataset, spec)
