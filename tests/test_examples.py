@@ -37,6 +37,13 @@ def blocks(page: Path) -> list[str]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
+EXAMPLES = [
+    pytest.param(page, id=name(page), marks=[pytest.mark.slow] if page.name == "cluster.md" else [])  # starts Ray
+    for page in PAGES
+    if blocks(page)
+]
+
+
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -65,7 +72,7 @@ def served(stand_ins: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
         yield
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
+@pytest.mark.parametrize("page", EXAMPLES)
 @pytest.mark.usefixtures("served")
 def test_the_examples_of_a_page_run_in_order(
     page: Path, stand_ins: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
