@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,13 @@ class Lookup(DenseSource):
     def documents(self, texts: list[str], task: Any) -> Any:
         return self._rows[: len(texts)].tolist()
 
-    async def adocuments(self, texts: list[str], task: Any) -> Sequence[Sequence[float]]:
+    async def adocuments(self, texts: list[str], task: Any) -> Any:
         return self.documents(texts, task)
 
     def query(self, text: str, task: Any) -> Any:
         return self._rows[0].tolist()
 
-    async def aquery(self, text: str, task: Any) -> Sequence[float]:
+    async def aquery(self, text: str, task: Any) -> Any:
         return self.query(text, task)
 
 

@@ -14,7 +14,7 @@ from twinvec.options import EmbedderOptions
 from twinvec.text.prompts import Role, Task
 from twinvec_ray.models import Model
 from twinvec_ray.workers import Workers, check_room, nodes
-from twinvec_stores.shards import require_pyarrow, vector_columns
+from twinvec_stores.arrow import require_pyarrow, vector_columns
 
 if TYPE_CHECKING:
     import ray.data

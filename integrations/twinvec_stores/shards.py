@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from twinvec.errors import ConfigurationError, StoreMismatchError
-from twinvec.vectors import EmbeddingBatch, SparseBatch
+from twinvec.vectors import SparseBatch
+from twinvec_stores.arrow import require_pyarrow, vector_columns
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.records import Record, RecordBatch, check_batch
 
@@ -143,38 +144,6 @@ class ShardFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-
-def vector_columns(batch: EmbeddingBatch | RecordBatch) -> dict[str, Any]:
-    """Return vectors as columns of arrow.
-
-    These are ``dense`` (fixed_size_list<float32>[dim]), ``sparse_indices`` (list<int32>) and ``sparse_values``
-    (list<float32>), as far as there are such vectors.
-    """
-    pyarrow = require_pyarrow()
-    columns = {}
-    if batch.dense is not None:
-        values = pyarrow.array(np.ascontiguousarray(batch.dense, dtype=np.float32).ravel())
-        columns["dense"] = pyarrow.FixedSizeListArray.from_arrays(values, batch.dense.shape[1])
-    if batch.sparse is not None:
-        offsets = pyarrow.array(batch.sparse.indptr.astype(np.int32))
-        for name in ("indices", "values"):
-            values = pyarrow.array(getattr(batch.sparse, name))
-            columns[f"sparse_{name}"] = pyarrow.ListArray.from_arrays(offsets, values)
-    return columns
-
-
-def require_pyarrow() -> Any:
-    """Return the module.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
-    try:
-        importlib.import_module("pyarrow.parquet")
-        return importlib.import_module("pyarrow")
-    except ModuleNotFoundError:
-        raise ConfigurationError("parquet files need pyarrow: pip install 'twinvec[parquet]'") from None
 
 
 def _table(batch: RecordBatch) -> Any:

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def test_a_folder_is_written_by_the_driver_alone_and_either_goes_on_with_the_oth
         assert store.config.recipe == expected.config.recipe  # the model's own folder, not where it was unpacked
 
 
+@pytest.mark.slow
 def test_a_node_is_removed(
     cluster: Cluster, answers: list[dict[str, Any]], spec: ModelSpec, embedder: Embedder
 ) -> None:
@@ -217,13 +218,15 @@ def test_wrong_models_and_stores_are_told_as_on_one_machine(
         ingest_on_cluster(answers, embedder, other)
 
 
+@pytest.mark.slow
 def test_a_bad_row_stops_the_run_where_asked(source: list[Any], spec: ModelSpec, embedder: Embedder) -> None:
     alone, store = (MemoryStore(StoreConfig.for_embedder(embedder)) for _ in range(2))
     messages = []
-    for stop in (
+    runs: list[Callable[[], IngestReport]] = [
         lambda: ingest(source, embedder, alone, on_error="stop", batch_size=16),
         lambda: ingest_on_cluster(source, spec, store, on_error="stop", batch_size=16),
-    ):
+    ]
+    for stop in runs:
         with pytest.raises(IngestError, match="no field 'text'") as error:
             stop()
         messages.append(str(error.value))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from twinvec.errors import ConfigurationError, IngestError
+from twinvec_stores.arrow import require_pyarrow
 from twinvec_stores.ingestion.readers import NoTextColumnError, Reading, Row, fail, json_lines, suffix_of
 from twinvec_stores.ingestion.reports import readable
 from twinvec_stores.ingestion.tables import parquet, table
 from twinvec_stores.ingestion.texts import TEXT_SUFFIXES, text_file, text_row
-from twinvec_stores.shards import require_pyarrow
 
 READERS: dict[str, Callable[[Path, Reading], Iterator[Row]]] = {
     ".jsonl": json_lines,

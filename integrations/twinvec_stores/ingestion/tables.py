@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from twinvec.errors import IngestError
 from twinvec.text.unicode import lone_surrogate
+from twinvec_stores.arrow import require_pyarrow
 from twinvec_stores.config import FieldType
 from twinvec_stores.ingestion.documents import BadRowError
 from twinvec_stores.ingestion.readers import (
@@ -24,7 +25,6 @@ from twinvec_stores.ingestion.readers import (
     suffix_of,
 )
 from twinvec_stores.ingestion.reports import readable
-from twinvec_stores.shards import require_pyarrow
 
 _PARQUET_ROWS = 128
 _SEEN = 200  # lines examined for quotes around the cells of a TSV file
