@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinvec.errors import ConfigurationError, FilterError, StoreLockedError
+from twinvec.errors import ConfigurationError, FilterError
 from twinvec_cli.console import note
+from twinvec_cli.opening import readable
 from twinvec_cli.options import Collection, Device, Rerank, Store, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from twinvec_stores import HybridStore, Result
+    from twinvec_stores import Result
 
 
 class Mode(str, Enum):
@@ -118,7 +119,7 @@ def search(
         options["fusion"] = chosen
     queries = _queries(query)
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(_opened(location, collection))
+        store = opened.enter_context(readable(location, collection))
         note(f"Loading {store.config.model} ...")
         embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
         if rerank is not None:
@@ -129,16 +130,6 @@ def search(
             typer.echo(json.dumps({"query": text, "results": [r.to_dict() for r in results]}, ensure_ascii=False))
         else:
             _print(text, results, explain=explain)
-
-
-def _opened(location: str, collection: str | None) -> HybridStore:
-    """Open a store; if another process, such as an ingest, is writing to it, read what is there so far."""
-    from twinvec_stores import open_store
-
-    try:
-        return open_store(location, collection=collection)
-    except StoreLockedError:
-        return open_store(location, collection=collection, read_only=True)
 
 
 def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weight: float | None) -> Any:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note, progress_line, warn
+from twinvec_cli.opening import readable
 from twinvec_cli.options import Collection, Store
 
 if TYPE_CHECKING:
     from twinvec_stores import StoreInfo
 
-store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, export and import a store.")
+store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, copy, export and import a store.")
 
+_STORE = "A folder, or the URL of a Qdrant server (http...) or of a PostgreSQL database."
+_TARGET = "Likewise; it is created if it does not exist."
 _FILE = "FILE.jsonl, or FILE.jsonl.gz for compression."
 _EXPORT = "An exported file; or a folder of parquet files, written on a Ray cluster, or its URL."
 
@@ -110,6 +115,65 @@ def verify(
 
 
 @store.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help=_STORE, show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TO", help=_TARGET, show_default=False)],
+    collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Collection of FROM on its server.", show_default=False)
+    ] = None,
+    to_collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Collection of TO on its server.", show_default=False)
+    ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="int8 or none, for a new TO. Default: as FROM.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what TO has and FROM lacks.")] = False,
+    sample: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of records whose rankings are compared at the end.")
+    ] = 100,
+) -> None:
+    """Copy a store to another engine, vectors included; nothing is embedded again.
+
+    Run it again to resume an interrupted copy, or to bring TO up to date: what TO already has is not written again. At
+    the end both must have equally many records, and rank the same ones for the vectors of records drawn at random; exit
+    status 1 means that they do not.
+
+    Examples:
+
+    [bold]twinvec store copy index/ postgresql://me@host/database --to-collection faq[/bold]
+
+    [bold]twinvec store copy http://localhost:6333 index/ --collection faq[/bold]
+    """
+    from twinvec_stores import compare_stores, copy_store
+    from twinvec_stores.opening import open_target, without_password
+
+    place = without_password(target)
+    with readable(source, collection) as read:
+        config = read.config
+        if quantization is not None:
+            chosen: Any = None if quantization == "none" else quantization  # checked by StoreConfig
+            config = replace(config, quantization=chosen)
+        with open_target(target, config, collection=to_collection) as written:
+            if read.info().location == written.info().location:
+                raise ConfigurationError(f"FROM and TO are the same store, {place}")
+            if config.quantization != written.config.quantization:
+                warn(f"{place} has quantization {written.config.quantization}, not {config.quantization}")
+            total = read.count()
+            with progress_line() as show:
+                n = copy_store(read, written, lambda done: show(f"Copying: {done} of {total}"), prune=prune)
+                show("Comparing ...")
+                differences = compare_stores(read, written, sample=sample)
+            more = written.count() - n
+    for difference in differences:
+        warn(difference)
+    if more > 0:
+        warn(f"{place} has {more} other records: --prune deletes them")
+    typer.echo(f"{n} records in {place}: {'the same as in' if not differences else 'NOT the same as in'} the source")
+    if differences:
+        raise typer.Exit(1)
+
+
+@store.command()
 def export(
     location: Store,
     file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
@@ -138,8 +202,6 @@ def import_(
 
     Use this to move from a folder to a server, or to other settings.
     """
-    from dataclasses import replace
-
     from twinvec_stores import import_store, open_store, read_export
     from twinvec_stores.opening import without_password
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from twinvec_stores.checking import Damage, Verification, verify_store
+from twinvec_stores.comparing import compare_stores
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
@@ -80,6 +81,7 @@ __all__ = [
     "StoreInfo",
     "Verification",
     "aingest",
+    "compare_stores",
     "copy_store",
     "export_store",
     "filter_to_json",

@@ -92,7 +92,7 @@ def verify_store(store: HybridStore, *, sample: int | None = None, progress: Pro
     total = store.count()
     check = _Check(store, whole=sample is None and store.has_indexes)
     try:
-        for page in _pages(store, sample):
+        for page in pages(store, sample):
             check.take(page)
             if progress is not None:
                 progress(check.records)
@@ -113,7 +113,8 @@ def undamaged(record: Record) -> Record:
     return record
 
 
-def _pages(store: HybridStore, sample: int | None) -> Iterator[list[Record]]:
+def pages(store: HybridStore, sample: int | None) -> Iterator[list[Record]]:
+    """Yield records with their vectors: all, or so many from a random place."""
     if sample is None:
         yield from store.scroll_all(limit=_PAGE, with_vectors=True)
         return

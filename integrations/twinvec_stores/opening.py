@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from twinvec import Embedder, ModelSpec, Task
-from twinvec.errors import ConfigurationError, StoreMismatchError
+from twinvec.errors import ConfigurationError, StoreMismatchError, StoreNotFoundError
 from twinvec.settings import Settings
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
@@ -15,7 +16,8 @@ from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.protocol import HybridStore
 
 _QDRANT = ("http://", "https://")
-_SERVERS = (*_QDRANT, "postgresql://", "postgres://")
+_POSTGRES = ("postgresql://", "postgres://")
+_SERVERS = (*_QDRANT, *_POSTGRES)
 _FORMS = f"a server's must begin with {', '.join(_SERVERS)}"
 
 
@@ -94,6 +96,22 @@ def open_store(
             raise ConfigurationError('":memory:" is always a new store: it needs a StoreConfig')
         return MemoryStore(config)
     return EmbeddedStore(where, config, read_only=read_only)
+
+
+def open_target(location: str, config: StoreConfig, *, collection: str | None = None) -> HybridStore:
+    """Open a store that another one is copied to, with its own settings if it exists.
+
+    Args:
+        location: see ``open_store``.
+        config: what a new store contains; only engines that have quantization get it.
+        collection: see ``open_store``.
+    """
+    try:
+        return open_store(location, collection=collection)
+    except StoreNotFoundError:
+        if location.startswith(_POSTGRES):
+            config = replace(config, quantization=None)
+        return open_store(location, config, collection=collection)
 
 
 def load_embedder(store: HybridStore, *, trust_remote_code: bool = False, **options: Any) -> Embedder:

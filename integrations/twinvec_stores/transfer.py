@@ -27,7 +27,7 @@ from twinvec.vectors import SparseVector
 from twinvec_stores.checking import undamaged
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.protocol import HybridStore
-from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.records import Record, RecordBatch, checksum
 from twinvec_stores.shards import FORMAT, ShardFolder
 
 _PAGE = 512
@@ -35,27 +35,58 @@ _PAGE = 512
 Progress = Callable[[int], None]
 
 
-def copy_store(source: HybridStore, target: HybridStore, progress: Progress | None = None) -> int:
-    """Write every record of a store, with its vectors, into another one.
+def copy_store(
+    source: HybridStore, target: HybridStore, progress: Progress | None = None, *, prune: bool = False
+) -> int:
+    """Write every record of a store, with its vectors, into another one; nothing is embedded again.
+
+    Records that the target already has are not written again, so an interrupted copy is resumed by calling this once
+    more, and so is one whose source has changed. ``compare_stores`` tells whether both then agree.
 
     Args:
         source: remains unchanged.
         target: a store for the same model; records with the same ids are replaced.
-        progress: called with the number of records written so far.
+        progress: called with the number of records of the source that the target has so far.
+        prune: delete what the target has and the source lacks.
 
     Returns:
-        The number of records.
+        The number of records in the source.
 
     Raises:
         FingerprintMismatchError: the target contains another model's vectors.
         StoreEngineError: a record is damaged; those before it have been written.
     """
     target.config.check(_without_settings(source.config), repr(target))
-    return _write(
-        target,
-        (undamaged(record) for page in source.scroll_all(limit=_PAGE, with_vectors=True) for record in page),
-        progress,
-    )
+    resumed, n = target.count() > 0, 0
+    for page in source.scroll_all(limit=_PAGE, with_vectors=True):
+        records = [undamaged(record) for record in page]
+        known = {r.id: _content(r) for r in target.get([r.id for r in page], with_vectors=True)} if resumed else {}
+        if changed := [record for record in records if known.get(record.id) != _content(record)]:
+            target.upsert(RecordBatch.of(changed))
+        n += len(page)
+        if progress is not None:
+            progress(n)
+    if prune:
+        delete_others(source, target)
+    target.flush()
+    return n
+
+
+def _content(record: Record) -> int:
+    """Return what distinguishes the contents of records that were read with their vectors."""
+    return checksum(record) if record.checksum is None else record.checksum
+
+
+def delete_others(source: HybridStore, target: HybridStore) -> int:
+    """Delete the records of the target whose ids the source does not have; return how many."""
+    n = 0
+    for page in target.scroll_all(limit=_PAGE):
+        ids = [record.id for record in page]
+        kept = {record.id for record in source.get(ids)}
+        if others := [id for id in ids if id not in kept]:
+            target.delete(others)
+            n += len(others)
+    return n
 
 
 def export_store(store: HybridStore, path: str | os.PathLike[str], progress: Progress | None = None) -> int:
