@@ -14,6 +14,7 @@ from twinvec.errors import ConfigurationError, DeviceLostError
 from twinvec_cli.console import note, report
 from twinvec_cli.mcp import searched
 from twinvec_cli.options import (
+    Collection,
     Device,
     Dim,
     Dtype,
@@ -63,6 +64,7 @@ def _limit(name: str, help: str) -> Any:
 def serve(
     models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help=_MODEL, show_default=False)] = None,
     store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE, show_default=False)] = None,
+    collection: Collection = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Also let agents search it: MCP over HTTP at /mcp.")] = False,
     served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
     reranker: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=_RERANKERS, show_default=False)] = None,
@@ -159,7 +161,8 @@ def serve(
             )  # fmt: skip
         extension = _reranks(rerankers)
         if store is not None:
-            index = opened.enter_context(searched(store, device=device, trust_remote_code=trust_remote_code))
+            search = searched(store, collection=collection, device=device, trust_remote_code=trust_remote_code)
+            index = opened.enter_context(search)
             extension += _searches(index, next(iter(rerankers.values()), None), mcp=mcp)
             if not embedders:
                 embedders = _named_as_stored(index, served_model_name)
@@ -218,7 +221,9 @@ def _searches(index: HybridIndex, reranker: Reranker | None, *, mcp: bool) -> Ex
 
 
 def _started(names: Iterable[str], store: str | None) -> Callable[[str], None]:
-    served = ", ".join(names) + (f" and searches in {store}" if store is not None else "")
+    from twinvec_stores.opening import without_password
+
+    served = ", ".join(names) + (f" and searches in {without_password(store)}" if store is not None else "")
 
     def show(url: str) -> None:
         typer.echo(f"Serving {served} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)

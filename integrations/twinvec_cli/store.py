@@ -195,7 +195,7 @@ def import_(
     location: Store,
     collection: Collection = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="int8 or none, for a new store.", show_default=False)
     ] = None,
 ) -> None:
     """Read an export into a store, which is created if it does not exist.
@@ -207,7 +207,8 @@ def import_(
 
     config, _ = read_export(file)
     if quantization is not None:
-        config = replace(config, quantization=quantization)  # type: ignore[arg-type]  # checked by StoreConfig
+        chosen: Any = None if quantization == "none" else quantization  # checked by StoreConfig
+        config = replace(config, quantization=chosen)
     with open_store(location, config, collection=collection) as opened:
         with progress_line() as show:
             n = import_store(file, opened, lambda done: show(f"Importing: {done}"))

@@ -14,6 +14,7 @@ import pytest
 from qdrant_client import QdrantClient
 
 from reference.gte import build_gte
+from stores import postgres
 from twinvec import BaseReranker, Embedder, EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores import (
@@ -180,13 +181,16 @@ CHOICE: dict[str, Any] = {"fusion": Fusion("rrf", 0.2, 0.8), "fetch_k": 50}
 TEXTS = [f"text number {i} about {subject}" for i, subject in enumerate(["lists", "files", "sockets", "dates"] * 5)]
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
     if request.param == "memory":
         yield MemoryStore(config)
     elif request.param == "embedded":
         with EmbeddedStore(tmp_path / "index", config) as store:
+            yield store
+    elif request.param == "postgres":
+        with postgres.new_store(config) as store:
             yield store
     else:
         with QdrantStore(client=QdrantClient(":memory:"), config=config) as store:

@@ -6,13 +6,14 @@ The weights themselves are checked against the bm25s library in tests/text/test_
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reference.giga import build_giga_0826
+from stores import postgres
 from twinvec import Embedder
 from twinvec.errors import FusionWarning
 from twinvec_stores import EmbeddedStore, Fusion, HybridIndex, HybridStore, MemoryStore, StoreConfig
@@ -35,11 +36,15 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
         yield embedder
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "embedded", "postgres"])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
-    made: HybridStore = MemoryStore(config) if request.param == "memory" else EmbeddedStore(tmp_path / "s", config)
-    with made:
+    makes: dict[str, Callable[[], HybridStore]] = {
+        "memory": lambda: MemoryStore(config),
+        "embedded": lambda: EmbeddedStore(tmp_path / "s", config),
+        "postgres": lambda: postgres.new_store(config),
+    }
+    with makes[request.param]() as made:
         yield made
 
 

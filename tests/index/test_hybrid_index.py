@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from reference.gte import build_gte
+from stores import postgres
 from support import dense_of, sparse_of
 from twinvec import Embedder, SparseBatch
 from twinvec.errors import ConfigurationError, FingerprintMismatchError
@@ -48,7 +49,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
         yield embedder
 
 
-@pytest.fixture(scope="module", params=["memory", "embedded", "qdrant"])
+@pytest.fixture(scope="module", params=["memory", "embedded", "qdrant", "postgres"])
 def index(
     request: pytest.FixtureRequest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[HybridIndex]:
@@ -58,6 +59,8 @@ def index(
         store = MemoryStore(config)
     elif request.param == "embedded":
         store = EmbeddedStore(tmp_path_factory.mktemp("stores") / "index", config)
+    elif request.param == "postgres":
+        store = postgres.new_store(config)
     else:
         store = QdrantStore(client=QdrantClient(":memory:"), config=config)
     with HybridIndex(embedder, store) as index:

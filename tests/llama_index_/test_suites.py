@@ -27,6 +27,7 @@ from llama_index.core.vector_stores.types import VectorStoreQueryMode as Mode
 
 from llama_index_.conftest import local_clients
 from llama_index_twinvec import TwinVecVectorStore
+from stores import postgres
 from twinvec.errors import ConfigurationError, InvalidRecordError, TwinVecError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -67,12 +68,14 @@ def nodes() -> list[BaseNode]:
     ]
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TwinVecVectorStore]:
     place: dict[str, Any] = {}
     if request.param == "qdrant":
         client, aclient = local_clients()
         place = {"client": client, "aclient": aclient, "collection": "test"}
+    elif request.param == "postgres":
+        place = {"url": postgres.url(), "collection": postgres.new_name()}
     elif request.param == "embedded":
         place = {"path": tmp_path / "index"}
     with TwinVecVectorStore(Vectors(), **place) as made:

@@ -34,6 +34,7 @@ from llama_index_.conftest import Gate, local_clients
 from llama_index_.counting import Counter
 from llama_index_.samples import QUERY, TEXTS, ask, by, nodes
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
+from stores import postgres
 from support import dense_of, sparse_of
 from twinvec import Embedder
 from twinvec.errors import (
@@ -49,7 +50,7 @@ from twinvec_stores.engines.embedded import folder as _folder
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
 def any_store(request: pytest.FixtureRequest, gte: Embedder, tmp_path: Path) -> Iterator[TwinVecVectorStore]:
     embedding = TwinVecEmbedding(embedder=gte)
     if request.param == "qdrant":
@@ -57,6 +58,8 @@ def any_store(request: pytest.FixtureRequest, gte: Embedder, tmp_path: Path) -> 
         config = StoreConfig.for_embedder(gte, fields={"ref_doc_id": "keyword"})
         inner = QdrantStore(client=client, async_client=async_client, collection="nodes", config=config)
         store = TwinVecVectorStore(embedding, store=inner)
+    elif request.param == "postgres":
+        store = TwinVecVectorStore(embedding, url=postgres.url(), collection=postgres.new_name())
     else:
         store = TwinVecVectorStore(embedding, path=tmp_path / "store" if request.param == "embedded" else None)
     with store:

@@ -84,7 +84,7 @@ def answers(store: Any) -> Any:
     return json.loads(json.dumps(sorted(found, key=repr)))
 
 
-@pytest.mark.parametrize("engine", ["memory", "embedded", "qdrant"])
+@pytest.mark.parametrize("engine", ["memory", "embedded", "qdrant", "postgres"])
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_an_undamaged_store_is_intact(engine: str, tmp_path: Path) -> None:
     driver = make_driver(engine, CONFIG, tmp_path / "s")

@@ -12,6 +12,7 @@ import pytest
 
 from reference.gte import build_gte
 from reference.sentence_layouts import build_sentence_transformer
+from stores import postgres
 from twinvec import Embedder
 from twinvec_stores import EmbeddedStore, HybridStore, MemoryStore, StoreConfig
 
@@ -55,10 +56,15 @@ def memory(embedder: Embedder) -> MemoryStore:
     return MemoryStore(StoreConfig.for_embedder(embedder))
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "embedded", "postgres"])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
-    with MemoryStore(config) if request.param == "memory" else EmbeddedStore(tmp_path / "store", config) as store:
+    makes: dict[str, Callable[[], HybridStore]] = {
+        "memory": lambda: MemoryStore(config),
+        "embedded": lambda: EmbeddedStore(tmp_path / "store", config),
+        "postgres": lambda: postgres.new_store(config),
+    }
+    with makes[request.param]() as store:
         yield store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import Vector
-from psycopg.types.json import Json, Jsonb
 from psycopg.types.multirange import Multirange
 from psycopg.types.numeric import Int8
 from psycopg.types.range import Range
@@ -29,6 +29,7 @@ from twinvec_stores.records import Record, RecordBatch, checksum, point_id
 _INTEGER, _REAL = 23, 700  # PostgreSQL's numbers for these types
 _EXPONENT = 1e16  # from here on Python writes a float with an exponent, and PostgreSQL as an integer
 _UNSTORABLE, _ESCAPES = re.compile("[\x00\uffff]"), re.compile("\uffff(.)", re.DOTALL)
+_JSONB_START = b"\x01"  # the version of its binary form
 _COPY_START, _COPY_END = b"PGCOPY\n\xff\r\n\x00" + bytes(8), struct.pack(">h", -1)
 _TERM = np.dtype(  # a row of ``terms`` as COPY reads it: the number of values, then the size of each and the value
     [
@@ -52,44 +53,27 @@ class Rows:
     """A batch on its way into the tables, in the order of its points so that writers do not wait in circles."""
 
     def __init__(self, batch: RecordBatch, config: StoreConfig) -> None:
-        """Sort the batch."""
+        """Encode the batch, which takes a while, except for the numbers of its rows."""
         pairs = sorted(((point_id(record.id), record) for record in batch), key=lambda pair: pair[0])
-        self._points = [point for point, _ in pairs]
-        self._records = [record for _, record in pairs]
-        self._config = config
+        self._rows = [_encoded(point, record, config) for point, record in pairs]
+        self._sparse = [record.sparse for _, record in pairs if record.sparse is not None]
 
     def __len__(self) -> int:
-        return len(self._points)
+        return len(self._rows)
 
     def records(self, numbers: Sequence[int]) -> Iterator[list[Any]]:
         """Yield the rows of ``records``, with these numbers."""
-        for point, number, record in zip(self._points, numbers, self._records, strict=True):
-            kept = _is_kept(record.metadata)
-            row = [
-                UUID(point),
-                Int8(number),
-                escaped(record.id),
-                escaped(record.text),
-                Jsonb(record.metadata if kept else _stored(record.metadata)),
-                Json(record.provenance),
-                None if kept else Json(record.metadata),
-                Int8(checksum(record)),
-            ]
-            if record.sparse is not None:
-                row += [_array(record.sparse.indices, _INTEGER), _array(record.sparse.values, _REAL)]
-            if record.dense is not None:
-                row.append(Vector(record.dense).to_binary())
-            yield row + [_field(record.metadata, name, kind) for name, kind in self._config.fields.items()]
+        for (point, *rest), number in zip(self._rows, numbers, strict=True):
+            yield [point, Int8(number), *rest]
 
     def terms(self, numbers: Sequence[int]) -> bytes:
         """Return the rows of ``terms`` in the binary form of COPY, by keys, which an index takes fastest."""
-        sparse = [record.sparse for record in self._records if record.sparse is not None]
-        keys = np.concatenate([row.indices for row in sparse])
+        keys = np.concatenate([row.indices for row in self._sparse])
         order = np.argsort(keys, kind="stable")
         made = np.empty(len(keys), _TERM)
         made["values"], made["record_size"], made["key_size"], made["weight_size"] = 3, 8, 4, 4
-        made["record"] = np.repeat(numbers, [len(row) for row in sparse])[order]
-        made["key"], made["weight"] = keys[order], np.concatenate([row.values for row in sparse])[order]
+        made["record"] = np.repeat(numbers, [len(row) for row in self._sparse])[order]
+        made["key"], made["weight"] = keys[order], np.concatenate([row.values for row in self._sparse])[order]
         return _COPY_START + made.tobytes() + _COPY_END
 
 
@@ -117,6 +101,25 @@ def to_record(row: Sequence[Any], config: StoreConfig, *, with_vectors: bool) ->
         raise StoreEngineError(f"the record {id!r:.60} is damaged ({error!r}): ingest it again") from None
 
 
+def _encoded(point: str, record: Record, config: StoreConfig) -> list[Any]:
+    """Return a row of ``records`` without its number."""
+    kept = _is_kept(record.metadata)
+    row = [
+        UUID(point),
+        escaped(record.id),
+        escaped(record.text),
+        _JSONB_START + _json(record.metadata if kept else _stored(record.metadata)),
+        _json(record.provenance),
+        None if kept else _json(record.metadata),
+        Int8(checksum(record)),
+    ]
+    if record.sparse is not None:
+        row += [_array(record.sparse.indices, _INTEGER), _array(record.sparse.values, _REAL)]
+    if record.dense is not None:
+        row.append(Vector(record.dense).to_binary())
+    return row + [_field(record.metadata, name, kind) for name, kind in config.fields.items()]
+
+
 def decimal(number: float) -> Decimal:
     """Return a comparable number as PostgreSQL's numeric compares it."""
     return Decimal(str(number))
@@ -133,6 +136,10 @@ def _field(metadata: Mapping[str, Any], name: str, kind: FieldType) -> Any:
         return sorted(set().union(*(words(value) for value in values))) or None
     numbers = [moment(value) if kind == "datetime" else comparable(value) for value in values]
     return Multirange([Range(decimal(number), decimal(number), "[]") for number in numbers if number is not None])
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _array(values: NDArray[Any], kind: int) -> bytes:

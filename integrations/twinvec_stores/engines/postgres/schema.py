@@ -183,7 +183,7 @@ class Schema:
 
     def _create(self, connection: Connection[Any], config: StoreConfig) -> StoreConfig:
         if config.quantization is not None:
-            raise ConfigurationError("PostgreSQL stores have no quantization: leave it out")
+            raise ConfigurationError("PostgreSQL stores have no quantization: leave it out (--quantization none)")
         if config.dim is not None and config.dim > _MAX_DIM:
             raise ConfigurationError(f"pgvector takes at most {_MAX_DIM} dimensions, not {config.dim}")
         self._check_server(connection)
