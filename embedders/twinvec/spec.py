@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -80,11 +81,16 @@ class ModelSpec:
         Once the digest is known, the location of the files does not matter: a moved folder, or a hub id and its local
         copy, have the same fingerprint.
         """
-        fields = asdict(self)
-        if self.quantization is None:  # compatible with stores from before the option existed
-            del fields["quantization"]
-        if self.digest is not None:
-            del fields["model"], fields["revision"], fields["trust_remote_code"]
-            if fields["sparse"] not in (None, "auto", "head") and Bm25.parse(self.sparse) is None:
-                fields["sparse"] = "file or checkpoint"  # the digest covers its content
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+        return _fingerprint(self)
+
+
+@functools.lru_cache(maxsize=256)  # a server sends it with every response
+def _fingerprint(spec: ModelSpec) -> str:
+    fields = asdict(spec)
+    if spec.quantization is None:  # compatible with stores from before the option existed
+        del fields["quantization"]
+    if spec.digest is not None:
+        del fields["model"], fields["revision"], fields["trust_remote_code"]
+        if fields["sparse"] not in (None, "auto", "head") and Bm25.parse(spec.sparse) is None:
+            fields["sparse"] = "file or checkpoint"  # the digest covers its content
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import anyio
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from twinvec.server.errors import ClientGoneError, RefusedError
 from twinvec.server.limits import Limits
@@ -58,20 +58,20 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     waits = request.headers.get("expect", "").lower() == "100-continue"
     if waits and announced.isdecimal() and int(announced) > limit:
         raise too_large
-    parts, size = [], 0
+    parts, size, more = [], 0, True
     try:
         with anyio.fail_after(limits.body_seconds):
-            async for part in request.stream():
+            while more and size <= _DISCARDED * limit:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                part, more = message.get("body", b""), message.get("more_body", False)
                 size += len(part)
                 if size <= limit:
                     parts.append(part)
-                elif size > _DISCARDED * limit:
-                    break
     except TimeoutError:
-        message = f"the request body did not arrive within {limits.body_seconds:g} s"
-        raise RefusedError(408, message, headers={"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise ClientGoneError from None
+        late = f"the request body did not arrive within {limits.body_seconds:g} s"
+        raise RefusedError(408, late, headers={"Connection": "close"}) from None
     if size > limit:
         raise too_large
     return b"".join(parts)
