@@ -1,7 +1,8 @@
 """What a chunk's context changes, on long documents of two kinds; rankings are of documents (``group_by``).
 
 "subjects": long descriptions of the packages installed here, found by their one-line summaries, which are left out of
-them: short questions about what a page is about. "details": a folder in BEIR's layout whose documents join several
+them: short questions about what a page is about; with ``--pages``, those of a file of objects with id, title, text and
+query. "details": a folder in BEIR's layout whose documents join several
 answers, found by the questions of one of them. Nothing is tuned here.
 """
 
@@ -27,6 +28,7 @@ _WAYS: dict[str, dict[str, Any]] = {
     "truncated": {},
     "chunks": {},
     "headings": {"chunk_context": "headings"},
+    "document": {"chunk_context": "document"},
     "late": {"chunk_context": "late"},
 }
 Scores = np.ndarray[Any, np.dtype[np.float64]]
@@ -52,6 +54,13 @@ def subjects(most: int) -> Collection:
     chosen = [found[name] for name in sorted(found)[:most]]
     documents = [document for document, _ in chosen]
     return Collection(documents, [summary for _, summary in chosen], [str(document.id) for document in documents])
+
+
+def pages(path: Path) -> Collection:
+    """Return the pages of a file of JSON objects, and the question that each answers."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    documents = [Document(row["id"], row["text"], {"title": row["title"]}) for row in rows]
+    return Collection(documents, [row["query"] for row in rows], [row["id"] for row in rows])
 
 
 def details(folder: Path, most: int) -> Collection:
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--name", required=True, help="of the model, for the file")
     parser.add_argument("--details", type=Path, required=True, help="a folder in BEIR's layout")
+    parser.add_argument("--pages", type=Path, help="questions about subjects, in place of installed packages'")
     parser.add_argument("--documents", type=int, nargs=2, default=(116, 150), help="of details and of subjects")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--chunk-tokens", type=int, default=128)
@@ -127,7 +137,8 @@ def main() -> None:
             "chunk_tokens": arguments.chunk_tokens,
         }
         long, short = arguments.documents
-        for name, collection in (("details", details(arguments.details, long)), ("subjects", subjects(short))):
+        about = subjects(short) if arguments.pages is None else pages(arguments.pages)
+        for name, collection in (("details", details(arguments.details, long)), ("subjects", about)):
             result[name] = measure(collection, embedder, arguments.chunk_tokens)
             arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -36,6 +36,7 @@ class Context(str, Enum):
     """What a chunk's vector knows of its document."""
 
     HEADINGS = "headings"
+    DOCUMENT = "document"
     LATE = "late"
 
 
@@ -44,7 +45,10 @@ _MODEL = "Folder or hub id; only needed for a new store."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
 _CHUNK = "Split texts into chunks of at most N tokens."
-_CONTEXT = "headings: embed each chunk preceded by its title and headings; late: in one pass over its document."
+_CONTEXT = (
+    "headings: embed each chunk preceded by its title and headings; document: mixed with its document's vector, too; "
+    "late: in one pass over its document."
+)
 _METADATA = "Fields to keep as metadata, separated by commas; others are dropped."
 _PRUNE = "Delete documents that are in the store but not in the source."
 _SHARE = "Prune nothing if more than this share of the documents would be deleted."

@@ -47,7 +47,7 @@ def test_each_chunk_is_in_one_window_that_fits_with_words_around_it(
     mean: Embedder, text: str, limit: int, overlap: bool
 ) -> None:
     chunker = Chunker(mean, limit, limit // 4 if overlap else 0, "late")
-    [(chunks, windows)] = chunker.divide([text])
+    [(chunks, windows, _)] = chunker.divide([text])
     placed = [(w.span.start + c.start, w.span.start + c.end) for w in windows for c in w.chunks]
     assert placed == [tuple(chunk) for chunk in chunks]
     margin = min(ROOM // 8, (ROOM - limit) // 2)

@@ -70,9 +70,12 @@ def ingest(
             keeps sentences together that a cut would split.
         chunk_context: "headings" embeds each chunk preceded by the document's title (from metadata) and the Markdown
             headings above it, at most 64 tokens, so that the chunk keeps its subject. The stored text does not include
-            them; the provenance has them as "context". "late" passes the whole document through the model, in
-            overlapping windows if it is longer than the model's limit, and pools each chunk's vector from its own
-            tokens; only for models with mean pooling. None: each chunk is embedded by itself.
+            them; the provenance has them as "context". "document" does that, too, and mixes each chunk's dense vector
+            with that of its document's beginning, as much as the model takes: it is the normalised sum of both, so that
+            questions about a page's subject find it as well as questions about a detail. "late" passes the whole
+            document through the model, in overlapping windows if it is longer than the model's limit, and pools each
+            chunk's vector from its own tokens; only for models with mean pooling. None: each chunk is embedded by
+            itself.
         prune: delete documents, whenever they were ingested, that are not in the source. Nothing is deleted if a row
             could not be read, or a folder could not be listed; the report says so.
         prune_share: nothing is deleted either if more than this share of the documents would be, as with a folder that

@@ -14,7 +14,7 @@ from twinvec.errors import ConfigurationError
 from twinvec.vectors import Int64
 from twinvec_stores.ingestion.headings import Outline, before, headings
 from twinvec_stores.ingestion.late import windows
-from twinvec_stores.ingestion.spans import Span, Window
+from twinvec_stores.ingestion.spans import Division, Span
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
@@ -31,7 +31,7 @@ _FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 _CONTEXT_TOKENS = 64  # for the headings before a chunk
 
-ChunkContext = Literal["headings", "late"]
+ChunkContext = Literal["headings", "document", "late"]
 
 
 class Chunker:
@@ -65,11 +65,14 @@ class Chunker:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigurationError(f"{name}={value!r} must be an integer of at least {least}")
         if context not in (None, *get_args(ChunkContext)):
-            raise ConfigurationError(f'chunk_context={context!r} is neither "headings" nor "late" nor None')
+            known = ", ".join(f'"{name}"' for name in get_args(ChunkContext))
+            raise ConfigurationError(f"chunk_context={context!r} is not one of {known}, or None")
+        if context == "document" and embedder.dim is None:
+            raise ConfigurationError('chunk_context="document" is for dense vectors, which this model does not have')
         if context == "late":
             embedder.check_spans(dense=embedder.dim is not None)
         self._room = room
-        under = context == "headings"
+        under = context in ("headings", "document")
         room -= _CONTEXT_TOKENS if under else 0
         if chunk_tokens > room:
             raise ConfigurationError(
@@ -90,21 +93,23 @@ class Chunker:
         """
         return [self._chunks(cuts) for cuts in self._cuts(texts)]
 
-    def divide(self, texts: Sequence[str]) -> list[tuple[list[Span], list[Window]]]:
-        """Return the chunks of each text, and for late chunking the parts that go through the model at once."""
-        found = []
-        for cuts in self._cuts(texts):
-            chunks = self._chunks(cuts)
-            late = self._context == "late"
-            found.append((chunks, windows(cuts, chunks, self._room, self._excess) if late else []))
-        return found
+    def divide(self, texts: Sequence[str]) -> list[Division]:
+        """Return the parts of each text."""
+        return [self._division(cuts, self._chunks(cuts)) for cuts in self._cuts(texts)]
+
+    def _division(self, cuts: Cuts, chunks: list[Span]) -> Division:
+        mixed = self._context == "document" and len(chunks) > 1  # a single chunk has seen its document
+        if self._context != "late" and not mixed:
+            return Division(chunks)
+        parts = windows(cuts, chunks, self._room, self._excess)
+        return Division(chunks, beginning=parts[0].span) if mixed else Division(chunks, parts)
 
     def contexts(self, text: str, metadata: Mapping[str, Any], spans: Sequence[Span]) -> list[str]:
         """Return the text put before each chunk of a document when it is embedded; empty strings if there is none.
 
         This is the longest of ``headings.before`` with at most 64 tokens.
         """
-        if self._context != "headings":
+        if self._context not in ("headings", "document"):
             return []
         outline = Outline(text, metadata)
         known: dict[str, str] = {}

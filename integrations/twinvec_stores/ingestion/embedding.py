@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -91,14 +92,32 @@ class EmbeddingThread:
         windows = [window.chunks for item in items for window in item.windows]
         if windows:  # a run has them for all documents or for none
             return await self._embedder.aembed_documents(texts, spans=windows)
-        return await self._embedder.aembed_documents(texts)
+        texts += [item.text[item.beginning.start : item.beginning.end] for item in items if item.beginning is not None]
+        return _mixed(items, await self._embedder.aembed_documents(texts))
+
+
+def _mixed(items: Sequence[Item], batch: EmbeddingBatch) -> EmbeddingBatch:
+    """Return the rows of chunks, each normalised after adding that of its document's beginning, which come last."""
+    starts = np.cumsum([0, *(len(item.spans) for item in items)])
+    chunks = batch[: starts[-1]]
+    if chunks.dense is None or len(chunks) == len(batch):
+        return chunks
+    assert batch.dense is not None
+    dense, beginnings = chunks.dense.copy(), iter(batch.dense[starts[-1] :])
+    for item, start, end in zip(items, starts[:-1], starts[1:], strict=True):
+        if item.beginning is not None:
+            dense[start:end] += next(beginnings)
+    dense /= np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    dense[~chunks.dense.any(axis=1)] = 0  # a chunk without a vector stays one
+    return replace(chunks, dense=dense)
 
 
 def _culprit(error: TextError, items: Sequence[Item]) -> int | None:
     """Fail the document that an error is about; return its position."""
     if error.position is None:
         return None
-    owners = [(i, part) for i, item in enumerate(items) for part in range(len(item.parts))]
+    owners = [(i, str(part)) for i, item in enumerate(items) for part in range(len(item.parts))]
+    owners += [(i, "of its beginning") for i, item in enumerate(items) if item.beginning is not None]
     position, part = owners[error.position]
     item = items[position]
     kind = "window" if item.windows else "chunk"

@@ -30,6 +30,7 @@ class Item:
         spans: the parts of the text, one record each.
         contexts: the text put before each part when it is embedded; empty if there is none.
         windows: what passes through the model at once, if that is more than a part; empty if it is not.
+        beginning: the part whose vector is mixed into those of its records; None if there is none.
         chunked: whether its records have ids with numbers.
         known_chunks: upper bound on the number of records that the store has under ids of the same kind.
         stale: records under ids of the other kind.
@@ -48,6 +49,7 @@ class Item:
     spans: Sequence[Span] = ()
     contexts: Sequence[str] = ()
     windows: Sequence[Window] = ()
+    beginning: Span | None = None
     chunked: bool = False
     known_chunks: int = 0
     stale: list[str] = field(default_factory=list)

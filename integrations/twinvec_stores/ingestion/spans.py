@@ -23,3 +23,17 @@ class Window(NamedTuple):
 
     span: Span
     chunks: Sequence[Span]
+
+
+class Division(NamedTuple):
+    """The parts of a document.
+
+    Attributes:
+        chunks: those that become records.
+        windows: for late chunking, the parts that go through the model at once.
+        beginning: as much of it as the model takes, if the chunks' vectors are mixed with the document's.
+    """
+
+    chunks: list[Span]
+    windows: Sequence[Window] = ()
+    beginning: Span | None = None

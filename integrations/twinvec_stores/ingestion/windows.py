@@ -112,7 +112,7 @@ def _split(items: Sequence[Item], chunker: Chunker | None) -> None:
             item.spans = [Span(0, len(item.text))]
         return
     divided = chunker.divide([item.text for item in items])
-    for item, (item.spans, item.windows) in zip(items, divided, strict=True):
+    for item, (item.spans, item.windows, item.beginning) in zip(items, divided, strict=True):
         item.contexts = chunker.contexts(item.text, item.metadata, item.spans)
 
 
