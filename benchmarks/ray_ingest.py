@@ -63,7 +63,12 @@ def start_ray() -> None:
     import ray
 
     ray.init(
-        num_cpus=CPUS, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False, logging_level=40
+        "local",
+        num_cpus=CPUS,
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=40,
     )
 
 

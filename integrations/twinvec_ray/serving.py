@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     from twinvec import BaseEmbedder, ModelSpec
 
+_QUEUE = 4  # times ``waiting``: what a replica takes while others are started
+
 
 def embedding_app(
     model: str | ModelSpec | BaseEmbedder,
     *,
     workers: Workers | None = None,
     max_count: int | None = None,
-    waiting: float = 16,
+    waiting: int = 16,
     embedder_options: EmbedderOptions | None = None,
     **server: Any,
 ) -> Application:
@@ -55,9 +57,6 @@ def embedding_app(
         assert isinstance(embedder, Embedder)
         return create_app(embedder, **server)
 
-    class Server:
-        """What each replica is."""
-
     deployment: Any = serve.deployment(
         name="twinvec",
         autoscaling_config={
@@ -65,7 +64,8 @@ def embedding_app(
             "max_replicas": max_count or workers.count,
             "target_ongoing_requests": waiting,
         },
+        max_ongoing_requests=_QUEUE * waiting,  # Serve's own default is 5, too few for a batch
         ray_actor_options=workers.remote_options(),
-    )(serve.ingress(build)(Server))
+    )(serve.ingress(build)())
     application: Application = deployment.bind()
     return application

@@ -35,7 +35,8 @@ def test_columns_are_what_an_embedder_returns(
     ]
     assert found == expected.sparse.to_dicts()
     assert table["token_counts"].to_pylist() == expected.token_counts.tolist()
-    assert table["truncated"].to_pylist() == [False] * 40 + [True]
+    assert table["truncated"].to_pylist() == expected.truncated.tolist()
+    assert 0 < expected.truncated.sum() < len(texts)
 
 
 def test_missing_and_taken_columns_are_refused(spec: ModelSpec) -> None:

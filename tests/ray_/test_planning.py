@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from twinvec.errors import ConfigurationError
@@ -32,3 +35,12 @@ def test_a_small_run_by_hand() -> None:
 def test_nothing_is_planned_with_nothing() -> None:
     with pytest.raises(ConfigurationError, match="worker_rate=0"):
         simulate(Plan(documents=1, worker_rate=0, driver_rate=1))
+
+
+def test_the_drivers_limit_on_the_page_is_the_measured_one() -> None:
+    root = Path(__file__).parents[2]
+    layer = json.loads((root / "benchmarks/results/ray-ingest.json").read_text(encoding="utf-8"))["layer"]
+    spent = layer["driver's CPU microseconds per document"]
+    page = (root / "docs/cluster.md").read_text(encoding="utf-8")
+    assert f"it spends {spent:.0f} µs of CPU" in page
+    assert f"at about {round(1e6 / spent, -2):,.0f} documents/s" in page
