@@ -185,7 +185,7 @@ def rounds(
 ) -> Iterator[str]:
     """Ingest two versions of a corpus, killed and whole, compare, and tell how it goes."""
     model = build_gte(folder / "model", dtype="float32", layers=1, hidden=32, heads=2)
-    server = KilledServer(folder / "server") if engine == "postgres" else None
+    server = KilledServer() if engine == "postgres" else None
     stores: list[dict[str, Any]] = [
         {"location": str(folder / name)} if server is None else {"location": server.url, "collection": name}
         for name in ("whole", "killed")

