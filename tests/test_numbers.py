@@ -26,7 +26,7 @@ def read(name: str) -> Any:
 
 
 SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
-STORES, QUALITY = map(read, ("stores-synthetic", "quality"))
+STORES, QUALITY, SHARES = map(read, ("stores-synthetic", "quality", "quality-shares"))
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -203,6 +203,27 @@ def quality() -> Iterator[str]:
     yield f"(rrf 1:1) are below dense alone in {below} of the {len(parts)}"
 
 
+def shares() -> Iterator[str]:
+    def interval(found: dict[str, float]) -> str:
+        middle, low, high = (difference(found[name]) for name in ("difference", "low", "high"))
+        return f"{middle} ({low} to {high})"
+
+    kinds, common, default = SHARES["kinds"], share(float(SHARES["common"])), share(float(SHARES["default"]))
+    for kind, found in kinds.items():
+        parts = found["collections"]
+        assert {(part["documents"], part["queries"]) for part in parts} == {(500, 150)}
+        compared = [found[name] for name in ("best minus common", "common minus default", "hybrid minus dense")]
+        asked = sum(part["queries"] for part in parts)
+        cells = (kind, len(parts), f"{asked:,}", share(float(found["best"])), *map(interval, compared))
+        yield f"| {' | '.join(map(str, cells))} |"
+    assert not any(found["best minus common"]["low"] > 0 for found in kinds.values())
+    changed = {kind: found["common minus default"] for kind, found in kinds.items()}
+    assert [kind for kind, found in changed.items() if found["low"] > 0] == ["BM25"]
+    assert not any(found["high"] < 0 for found in changed.values())
+    yield f"All kinds together choose a share of {common}"
+    yield f"Against the default of {default} it"
+
+
 def short() -> Iterator[str]:
     """What the README takes out of all that."""
     mixed = SPEED["ratios"]["gte-base, mixed"]
@@ -240,6 +261,11 @@ def short() -> Iterator[str]:
     better, worse = significant()
     assert (worse, len(QUALITY["collections"])) == (0, 9)
     yield f"significantly better in {better}, and significantly worse in none"
+    gains = [SHARES["kinds"][kind]["hybrid minus dense"] for kind in ("head", "SPLADE", "BM25")]
+    ends = [f"{difference(gain['low'])} to {difference(gain['high'])}" for gain in gains]
+    head, splade, bm25 = (difference(gain["difference"]) for gain in gains)
+    yield f"{head} (95% interval {ends[0]}) with the lexical head"
+    yield f"{splade} ({ends[1]}) with SPLADE, {bm25} ({ends[2]}) with BM25"
 
 
 # what was set, not measured
@@ -249,11 +275,12 @@ CONDITIONS = {
         "top 10 of 100 + 100", "exact top 10", "nDCG@10", "in the 9 collections", "95% interval",
         "0.75 dense + 0.25 sparse, each scaled from 0 to 1", "matches 1%, 50%", "rrf 1:1", "dbsf 1:1",
         "0.7 to 0.3", "0.75 to 0.25", "weight of .25 to .35",
+        "300 questions and 500 documents each",
     ],
     README: ["2 shared cores", "nDCG@10"],
 }  # fmt: skip
 NAMES = re.compile(r"\b(bf16|fp32|int8|p50|p95|e5-small|GTE-base|BM25)\b|!\[.*?\)|`[^`]*`|\]\([^)]*\)")
-CLAIMS = {NUMBERS: (speed, peers, callers, langchain, stores, quality), README: (short,)}
+CLAIMS = {NUMBERS: (speed, peers, callers, langchain, stores, quality, shares), README: (short,)}
 
 
 def page(name: str) -> str:

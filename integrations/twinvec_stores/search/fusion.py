@@ -44,7 +44,7 @@ class Fusion:
         sparse_weight: factor of the sparse contributions; None: the method's default. The defaults are 1 and 1, except
             for "weighted": 1 and 0.3, the example on GTE's model card (its script has 0.1), and "relative": 0.75 and
             0.25, never significantly worse than the dense half alone, and significantly better on most of the real
-            Russian, Chinese and English collections of benchmarks/quality.py.
+            Russian, Chinese and English collections of docs/numbers.md.
         rrf_k: for "rrf": the larger it is, the less the top ranks stand out.
     """
 
