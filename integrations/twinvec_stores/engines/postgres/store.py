@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -264,7 +264,7 @@ class PostgresStore(HybridStore):
 
         def report() -> None:
             while progress is not None and not done.wait(_REPORT_SECONDS):
-                with self._connected() as connection:
+                with suppress(StoreEngineError), self._connected() as connection:  # the work itself says what is wrong
                     progress(time.monotonic() - start, self._schema.graph_bytes(connection))
 
         reporter = threading.Thread(target=report, daemon=True)
