@@ -118,7 +118,7 @@ async def test_jina_and_cohere(
 
 
 async def test_documents_at_teis_path(client: httpx.AsyncClient) -> None:
-    """What litellm sends to servers of vLLM and Infinity."""
+    """What litellm sends to servers of vLLM."""
     asked = {"model": "mine", "query": QUERY, "documents": TEXTS[:5], "top_n": 2}
     for fields in ({}, {"return_documents": False}, {"return_documents": True}):
         here, there = [(await client.post(path, json=asked | fields)).json() for path in ("/rerank", "/v1/rerank")]

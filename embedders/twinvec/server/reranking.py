@@ -53,7 +53,7 @@ class DocumentsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RerankBody(msgspec.Struct, kw_only=True):
-    """TEI's fields: a query, and texts to rank; or Jina's, with documents, as vLLM and Infinity have it here."""
+    """TEI's fields: a query, and texts to rank; or Jina's, with documents, as vLLM has it here."""
 
     query: str
     texts: list[str] | msgspec.UnsetType = msgspec.UNSET
