@@ -90,7 +90,10 @@ class Watch:
         for name, embedder in soak.embedders.items():
             if left := _wait_until_zero(functools.partial(_pending, embedder)):
                 soak.ledger.complain("queue", f"{name}: {left} texts are pending, and nobody asks for them")
-            embedder.close()
+            try:
+                embedder.close()
+            except Exception:
+                soak.ledger.complain("callers", f"{name} cannot be closed:\n{traceback.format_exc()}")
         gc.collect()
         if _wait_until_zero(lambda: len(_own_threads())):
             for thread in _own_threads():
