@@ -21,6 +21,7 @@ from twinvec.embedder import Embedder
 from twinvec.engine import core
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
+from twinvec.errors import StoreClosedError
 from twinvec.text.bm25 import Bm25
 from twinvec.vectors import EmbeddingBatch
 from twinvec_stores import HybridIndex, RecordBatch
@@ -168,8 +169,8 @@ def _lower_scores(search: Any, self: HybridIndex, query: str, **options: Any) ->
 
 
 def _delete_and_close(close: Any, self: EmbeddedStore) -> None:
-    if records := self.scroll(limit=1)[0]:
-        self.delete([records[0].id])
+    with contextlib.suppress(StoreClosedError):  # several writers close it
+        self.delete([record.id for record in self.scroll(limit=1)[0]])
     close(self)
 
 
