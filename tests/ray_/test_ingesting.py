@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from ray_.conftest import MEMORY
 from ray_.shared_store import SharedStore, create_shared, open_shared
+from stores import postgres
 from stores_ingest.holding import held, plain
 from twinvec import Embedder, ModelSpec
 from twinvec.errors import CheckpointNotFoundError, ConfigurationError, FingerprintMismatchError, IngestError
@@ -89,6 +90,22 @@ def test_two_workers_write_what_one_process_writes_though_both_are_killed(
     assert found.lost == 2
     assert len(expected.get([f"{source[0]['_id']}#1"])) == 1  # more than one record each
     ray.kill(owner)
+
+
+@pytest.mark.slow
+def test_all_workers_write_into_a_real_server(
+    source: list[Any], spec: ModelSpec, alone: tuple[HybridStore, IngestReport]
+) -> None:
+    expected, report = alone
+    address, name = postgres.url(), postgres.new_name()
+    where, pruned = {"collection": name}, IngestKeywords(**CHUNKS)
+    pruned["prune"] = True
+    found = ingest_on_cluster(source, spec, address, workers=Workers(count=2), store_options=where, **CHUNKS)
+    assert outcomes(found) == outcomes(report)
+    with open_store(address, collection=name) as store:
+        assert_same(store, expected)
+    again = ingest_on_cluster(source[1:], spec, address, store_options=where, **pruned)
+    assert (again.unchanged, again.new, again.pruned) == (report.new - 1, 0, False)  # a row could not be read
 
 
 def test_a_folder_is_written_by_the_driver_alone_and_either_goes_on_with_the_other(
