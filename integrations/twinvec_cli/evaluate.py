@@ -88,7 +88,7 @@ def evaluate(
             evaluations[name] = found
             if by is not None:
                 found.by(by)
-            lost[name] = losses(index, found, _default(found), n=_SHOWN, task=task)
+            lost[name] = losses(index, found, default_way(found), n=_SHOWN, task=task)
     if run is not None:
         _write_runs(run, evaluations)
     if html is not None:
@@ -103,7 +103,7 @@ def evaluate(
     _print(evaluations, lost, by)
 
 
-def _default(evaluation: Evaluation) -> str:
+def default_way(evaluation: Evaluation) -> str:
     """Return the way used by searches that do not specify one."""
     return "hybrid" if "hybrid" in evaluation.ways else evaluation.baseline
 
@@ -134,7 +134,7 @@ def _print(evaluations: Mapping[str, Evaluation], lost: Mapping[str, list[Loss]]
         if lost[name]:
             console.print(_losses(lost[name], found.baseline))
     if len(evaluations) > 1:
-        console.print(_side_by_side(evaluations))
+        console.print(side_by_side(evaluations))
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
@@ -179,7 +179,7 @@ def _cells(c: Comparison) -> tuple[str, ...]:
 
 
 def _verdict(found: Evaluation) -> str:
-    way = _default(found)
+    way = default_way(found)
     if way == found.baseline:
         return f"The better single half is {found.baseline}."
     c = found.compare(way)
@@ -211,7 +211,8 @@ def _losses(lost: list[Loss], baseline: str) -> Table:
     return table
 
 
-def _side_by_side(evaluations: Mapping[str, Evaluation]) -> Table:
+def side_by_side(evaluations: Mapping[str, Evaluation]) -> Table:
+    """Return a table that compares stores by their default search."""
     from twinvec_stores.evaluation import compare
 
     (first, base), *others = evaluations.items()
@@ -229,9 +230,9 @@ def _side_by_side(evaluations: Mapping[str, Evaluation]) -> Table:
         "Worse",
         "Equal",
     )
-    scores = base.ways[_default(base)].scores[measure]
+    scores = base.ways[default_way(base)].scores[measure]
     table.add_row(first, f"{scores.mean():.3f}")
     for name, found in others:
-        own = found.ways[_default(found)].scores[measure]
+        own = found.ways[default_way(found)].scores[measure]
         table.add_row(name, f"{own.mean():.3f}", *_cells(compare(own, scores)))
     return table

@@ -13,11 +13,13 @@ from twinvec.errors import ConfigurationError
 from twinvec_cli.console import note, progress_line, warn
 from twinvec_cli.opening import readable
 from twinvec_cli.options import Collection, Store
+from twinvec_cli.reembed import reembed
 
 if TYPE_CHECKING:
     from twinvec_stores import StoreInfo
 
-store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, copy, export and import a store.")
+store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, copy, re-embed, export and import a store.")
+store.command()(reembed)
 
 _STORE = "A folder, or the URL of a Qdrant server (http...) or of a PostgreSQL database."
 _TARGET = "Likewise; it is created if it does not exist."

@@ -29,6 +29,7 @@ from twinvec_stores.metadata import plain_id, plain_metadata
 from twinvec_stores.opening import load_embedder, open_store
 from twinvec_stores.protocol import HybridStore, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, SparseQuery
+from twinvec_stores.reembedding import Reembedding, reembed
 from twinvec_stores.remote import RemoteIndex
 from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Explanation, Result
@@ -70,6 +71,7 @@ __all__ = [
     "Range",
     "Record",
     "RecordBatch",
+    "Reembedding",
     "RemoteIndex",
     "Result",
     "ScopedStore",
@@ -93,6 +95,7 @@ __all__ = [
     "plain_id",
     "plain_metadata",
     "read_export",
+    "reembed",
     "verify_store",
 ]
 

@@ -5,6 +5,8 @@ folder/shard/       Qdrant Edge's own files
 folder/lock         held while a process has the folder open
 folder/writing      held while the shard's files change; see ``snapshots``
 folder/readers/     snapshots for processes that only read
+folder/models/      stores of the same records with other models' vectors, folders like this one; see ``models``
+folder/serving      which of them is opened instead of this one
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from twinvec.errors import (
     StoreLockedError,
     StoreMismatchError,
     StoreNotFoundError,
+    StoreReadOnlyError,
     TwinVecError,
 )
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded.models import MODELS_FILES, serving
 from twinvec_stores.engines.points import DENSE, SPARSE, indexes
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 CONFIG, SHARD, LOCK, COUNT, WRITING, READERS = "store.json", "shard", "lock", "count", "writing", "readers"
-_OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"}
+_OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"} | MODELS_FILES
 _STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # left by file managers and file systems
 _SUM = "crc32"  # checksum of the rest of store.json
 _POLL_SECONDS = 0.2
@@ -70,6 +74,8 @@ class Folder:
         """Open the folder, or create it for ``config``; see ``acquire``."""
         self.path = path
         self.users = 0
+        self.retired = False
+        self._gate = threading.RLock()  # held by whoever writes
         self._pid = os.getpid()
         self._running = 0
         self._condition = threading.Condition()
@@ -100,7 +106,16 @@ class Folder:
             StoreMismatchError: it was created for other vectors.
             StoreEngineError: it cannot be read.
         """
-        path = path.expanduser().resolve()
+        root = path.expanduser().resolve()
+        while True:
+            folder = cls.acquire_itself(path := serving(root), config)
+            if serving(root) == path:
+                return folder
+            folder.release()  # another model was switched to in between
+
+    @classmethod
+    def acquire_itself(cls, path: Path, config: StoreConfig | None) -> Folder:
+        """Return a folder whatever model is switched to; see ``acquire``."""
         with _opening:
             folder = _open.get(path)
             if folder is None or folder._pid != os.getpid():
@@ -152,7 +167,23 @@ class Folder:
 
         Raises:
             StoreEngineError: there is not enough room on the disk; nothing was written.
+            StoreReadOnlyError: another model's vectors have taken the place of these.
         """
+        with self._idle:  # refuses a forked process
+            pass
+        with self._gate:
+            if self.retired:
+                raise StoreReadOnlyError(f"{self.path} was re-embedded with another model: open the store again")
+            self._write(operation, size)
+
+    @contextlib.contextmanager
+    def retiring(self) -> Iterator[None]:
+        """Keep writes waiting, and then refuse them if what is done meanwhile succeeds; reads go on."""
+        with self._gate:
+            yield
+            self.retired = True
+
+    def _write(self, operation: UpdateOperation, size: int) -> None:
         need_room(self.path, size)
 
         def apply(shard: EdgeShard) -> None:

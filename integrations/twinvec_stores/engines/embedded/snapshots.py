@@ -29,6 +29,7 @@ from twinvec_stores.engines.embedded.folder import (
     folder_size,
     need_room,
 )
+from twinvec_stores.engines.embedded.models import serving
 
 _PATIENCE = 60.0  # seconds to wait for a write to end; an optimizer may take longer
 _POLL_SECONDS = 0.005
@@ -44,7 +45,7 @@ def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
         StoreMismatchError: it was created for other vectors.
         StoreEngineError: it cannot be read, or there is no room for the copy.
     """
-    path = path.expanduser().resolve()
+    path = serving(path.expanduser().resolve())
     if not (path / CONFIG).exists():
         raise StoreNotFoundError(f"there is no store in {path}")
     try:

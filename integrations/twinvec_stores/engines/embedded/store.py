@@ -228,6 +228,16 @@ class EmbeddedStore(HybridStore):
         return functools.partial(type(self), path, read_only=self.read_only), ()
 
 
+class ModelStore(EmbeddedStore):
+    """The store of one model's vectors in a folder, whichever model serves; see ``models``."""
+
+    def _hold(self, config: StoreConfig | None) -> None:
+        from twinvec_stores.engines.embedded.folder import Folder
+
+        folder = Folder.acquire_itself(self.path.expanduser().resolve(), config)
+        self._folder, self._release, self.config = folder, weakref.finalize(self, folder.release), folder.config
+
+
 def _size(record: Record) -> int:
     """Return the approximate size of a record in bytes."""
     vectors = (0 if record.dense is None else record.dense.nbytes) + 12 * len(record.sparse or ())
