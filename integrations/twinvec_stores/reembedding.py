@@ -30,7 +30,7 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
         source: remains unchanged; on any engine.
         target: a store for the embedder's vectors, on any engine.
         embedder: the model. What ``chunk_context="headings"`` put before a chunk is put there again; the chunks of
-            ``"late"`` are embedded alone, since the store has no whole documents.
+            ``"late"`` and ``"document"`` do without their documents, which the store does not have.
         progress: called with the number of records of the source that the target has so far.
 
     Returns:
