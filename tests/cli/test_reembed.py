@@ -18,6 +18,7 @@ from cli.conftest import Run
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError, StoreReadOnlyError
 from twinvec_stores import EmbeddedStore, HybridIndex, HybridStore, Reembedding, StoreConfig, reembedding
+from twinvec_stores.engines.embedded import models
 
 WORDS = ["capital", "france", "sort", "python", "moscow", "gravity", "china"]
 TEXTS = {f"d{i}": f"{WORDS[i % 7]} {WORDS[i % 5]} {i}" for i in range(20)}
@@ -59,8 +60,9 @@ def assert_holds(store: HybridStore, embedder: Embedder, texts: dict[str, str]) 
     for row, id in enumerate(texts):
         record = records[id]
         assert record.metadata == METADATA.get(id, {})
-        np.testing.assert_allclose(record.dense, expected.dense[row], atol=1e-5)
+        assert record.dense is not None
         assert record.sparse is not None
+        np.testing.assert_allclose(record.dense, expected.dense[row], atol=1e-5)
         assert record.sparse.to_dict() == pytest.approx(expected.sparse[row].to_dict(), abs=1e-5)
 
 
@@ -131,18 +133,18 @@ def test_a_killed_run_is_resumed(folder: Path, old: Embedder, new: Embedder, ber
 
 
 def test_readers_see_one_model_whole(folder: Path, old: Embedder, new: Embedder) -> None:
-    work, back = Reembedding(folder, new), None
+    work = Reembedding(folder, new)
     work.run()
     seen: list[str] = []
     failures: list[BaseException] = []
     ended = threading.Event()
-    models = {embedder.spec.fingerprint: embedder for embedder in (old, new)}
+    embedders = {embedder.spec.fingerprint: embedder for embedder in (old, new)}
 
     def read() -> None:
         try:
             while not ended.is_set():
                 with EmbeddedStore(folder, read_only=True) as store:
-                    assert_holds(store, models[store.config.fingerprint], TEXTS)
+                    assert_holds(store, embedders[store.config.fingerprint], TEXTS)
                     seen.append(store.config.fingerprint)
         except BaseException as error:
             failures.append(error)
@@ -151,8 +153,7 @@ def test_readers_see_one_model_whole(folder: Path, old: Embedder, new: Embedder)
     reader.start()
     for _ in range(2):
         work.switch()
-        back = Reembedding(folder, old)
-        back.switch()
+        Reembedding(folder, old).switch()
     work.switch()
     while len(seen) < 3 and not failures:
         reader.join(0.01)
@@ -185,7 +186,7 @@ def test_a_failure_while_switching_changes_nothing(
     work = Reembedding(folder, new)
     work.run()
     with monkeypatch.context() as patched:
-        patched.setattr(reembedding.models, "switch", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patched.setattr(models, "switch", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             work.switch()
     texts = change(folder, old)  # writes go on
