@@ -66,7 +66,7 @@ def served(stand_ins: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Ite
         Reranker(stand_ins["Alibaba-NLP/gte-multilingual-reranker-base"]) as reranker,
         MemoryStore(StoreConfig.for_embedder(embedder)) as store,
     ):
-        extension = search_extension(HybridIndex(embedder, store)) + rerank_extension({"gte": reranker})
+        extension = search_extension(HybridIndex(embedder, store)) + rerank_extension({"gte-reranker": reranker})
         app = create_app(embedder, extension=extension)
         monkeypatch.setattr("twinvec.server.transport._TRANSPORT", httpx.ASGITransport(app=app))
         yield
