@@ -4,43 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from twinvec.errors import ConfigurationError, InvalidRecordError
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.ingestion.rows import BadRowError, Document
 from twinvec_stores.metadata import check_text, plain_id
 from twinvec_stores.records import check_metadata
 
 MAX_ID_BYTES = 1000  # leaves room for a chunk number
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document to ingest.
-
-    Attributes:
-        id: its id, 1 to 1000 bytes; None: derived from text and metadata, so that equal documents have equal ids.
-        text: the text to embed, as a whole or in chunks.
-        metadata: JSON object, used by filters. Every chunk has it.
-    """
-
-    id: str | None
-    text: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-class BadRowError(Exception):
-    """A row that does not yield a document.
-
-    Attributes:
-        id: the document's id, if it could be read.
-    """
-
-    def __init__(self, reason: str, id: str | None = None) -> None:
-        super().__init__(reason)
-        self.id = id
 
 
 class Parser:

@@ -10,14 +10,16 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from twinvec.errors import IngestError
-from twinvec_stores.config import FieldType
-from twinvec_stores.ingestion.documents import BadRowError
 from twinvec_stores.ingestion.reports import readable
+from twinvec_stores.ingestion.rows import BadRowError
 
-Kinds: TypeAlias = Mapping[str, FieldType]
+if TYPE_CHECKING:
+    from twinvec_stores.config import FieldType
+
+Kinds: TypeAlias = "Mapping[str, FieldType]"
 MAX_BYTES = 64 * 2**20  # per line or text: a file without line breaks must not fill the memory
 BOM = b"\xef\xbb\xbf"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://\S+")

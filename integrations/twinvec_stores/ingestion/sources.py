@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twinvec.errors import ConfigurationError, IngestError
-from twinvec_stores.ingestion.documents import Document
 from twinvec_stores.ingestion.files import READERS, reader_of
 from twinvec_stores.ingestion.folders import Walked, read_folder, size_of, walk
 from twinvec_stores.ingestion.readers import Reading, Row, is_url, suffix_of
+from twinvec_stores.ingestion.rows import Document
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from twinvec.errors import IngestError
 from twinvec.text.unicode import lone_surrogate
 from twinvec_stores.arrow import require_pyarrow
-from twinvec_stores.config import FieldType
-from twinvec_stores.ingestion.documents import BadRowError
 from twinvec_stores.ingestion.readers import (
     MAX_BYTES,
     NOT_UTF8,
@@ -25,6 +23,10 @@ from twinvec_stores.ingestion.readers import (
     suffix_of,
 )
 from twinvec_stores.ingestion.reports import readable
+from twinvec_stores.ingestion.rows import BadRowError
+
+if TYPE_CHECKING:
+    from twinvec_stores.config import FieldType
 
 _PARQUET_ROWS = 128
 _SEEN = 200  # lines examined for quotes around the cells of a TSV file

@@ -12,7 +12,6 @@ from typing import Any
 
 from twinvec.errors import ConfigurationError
 from twinvec.text.unicode import lone_surrogate
-from twinvec_stores.ingestion.documents import BadRowError, Document
 from twinvec_stores.ingestion.readers import (
     BOM,
     DAMAGED,
@@ -25,6 +24,7 @@ from twinvec_stores.ingestion.readers import (
     suffix_of,
 )
 from twinvec_stores.ingestion.reports import readable
+from twinvec_stores.ingestion.rows import BadRowError, Document
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".pdf")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)

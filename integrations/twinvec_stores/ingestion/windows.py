@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twinvec_stores.ingestion.chunking import Chunker
-from twinvec_stores.ingestion.documents import BadRowError, Parser, content_hash
+from twinvec_stores.ingestion.documents import Parser, content_hash
 from twinvec_stores.ingestion.items import Item
+from twinvec_stores.ingestion.rows import BadRowError
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.ingestion.spans import Span
 from twinvec_stores.protocol import HybridStore
