@@ -27,6 +27,7 @@ def read(name: str) -> Any:
 
 SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
 STORES, QUALITY, SHARES = map(read, ("stores-synthetic", "quality", "quality-shares"))
+CONTEXTS = read("chunk-document")
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -224,6 +225,25 @@ def shares() -> Iterator[str]:
     yield f"Against the default of {default} it"
 
 
+def contexts() -> Iterator[str]:
+    subjects, details = CONTEXTS["subjects"], CONTEXTS["details"]
+    yield f"chunks of {CONTEXTS['chunk_tokens']} tokens"
+    yield f"{subjects['held back']['queries']} short questions about the subjects of {subjects['documents']} long"
+    yield f"{details['held back']['queries']} about details of {details['documents']} long FAQ answers"
+    for shown, name in {
+        "truncated documents": "truncated",
+        "chunks": "chunks",
+        '`chunk_context="headings"`': "headings",
+        '`chunk_context="document"`': "document, weight 1",
+    }.items():
+        found = [part["held back"][name] for part in (subjects, details)]
+        cells = [fraction(row["ndcg@10"]["hybrid"]) for row in found]
+        for row in found:
+            low, high = map(difference, row["minus truncated, 95%"]["hybrid"])
+            cells.append("" if name == "truncated" else f"{low} to {high}")
+        yield f"| {shown} | {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
 def short() -> Iterator[str]:
     """What the README takes out of all that."""
     mixed = SPEED["ratios"]["gte-base, mixed"]
@@ -273,6 +293,7 @@ CONDITIONS = {
     NUMBERS: [
         "AMD EPYC, 2 cores", "an Intel Xeon with AMX, 2 cores",
         "top 10 of 100 + 100", "exact top 10", "nDCG@10", "in the 9 collections", "95% interval",
+        "weights of the document's beginning than 1",
         "0.75 dense + 0.25 sparse, each scaled from 0 to 1", "matches 1%, 50%", "rrf 1:1", "dbsf 1:1",
         "0.7 to 0.3", "0.75 to 0.25", "weight of .25 to .35",
         "300 questions and 500 documents each",
@@ -280,7 +301,7 @@ CONDITIONS = {
     README: ["2 shared cores", "nDCG@10"],
 }  # fmt: skip
 NAMES = re.compile(r"\b(bf16|fp32|int8|p50|p95|e5-small|GTE-base|BM25)\b|!\[.*?\)|`[^`]*`|\]\([^)]*\)")
-CLAIMS = {NUMBERS: (speed, peers, callers, langchain, stores, quality, shares), README: (short,)}
+CLAIMS = {NUMBERS: (speed, peers, callers, langchain, stores, quality, shares, contexts), README: (short,)}
 
 
 def page(name: str) -> str:
