@@ -277,7 +277,7 @@ import ray
 import twinvec_ray
 from twinvec_stores import ShardFolder, read_export
 
-ray.init("local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
+ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False)
 rows = ray.data.from_items([{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
 report = twinvec_ray.ingest(TEXTS, gte, ShardFolder("shards"), workers=twinvec_ray.Workers(cpus=1))
 assert (report.new, report.failed) == (2, 0)
