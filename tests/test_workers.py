@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from functools import partial
 
+import pytest
+
 from twinvec.workers import Workers
 
 
@@ -41,3 +43,39 @@ def test_work_beyond_the_most_threads_waits_and_is_done_before_the_end() -> None
     gate.set()
     pool.join()
     assert sorted(done) == list(range(10))
+
+
+def test_a_thread_that_is_just_being_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, starting, go_on, done = Workers("test"), threading.Event(), threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slowly(thread: threading.Thread) -> None:
+        if thread.name == "test":
+            starting.set()
+            go_on.wait()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slowly)
+    errors: list[BaseException] = []
+
+    def join() -> None:
+        joining.set()
+        try:
+            pool.join()
+        except RuntimeError as error:
+            errors.append(error)
+
+    joining = threading.Event()
+    caller = threading.Thread(target=pool.run, args=(done.set,), name="caller")
+    closer = threading.Thread(target=join, name="closer")
+    caller.start()
+    starting.wait()
+    pool.close()
+    closer.start()
+    joining.wait()
+    closer.join(0.05)  # an error comes at once
+    go_on.set()
+    caller.join()
+    closer.join()
+    assert errors == []
+    assert done.is_set()

@@ -52,7 +52,9 @@ class Workers:
 
     def join(self) -> None:
         """Wait for the threads to end, except the caller's own."""
-        for thread in self._threads:
+        with self._lock:  # another caller may be just starting one
+            threads = list(self._threads)
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
 

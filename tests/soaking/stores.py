@@ -124,7 +124,10 @@ class Writer:
         self._watch(search, Role.QUERY, [row])
 
     def _check_results(self, row: int, mode: str | None, results: list[Result]) -> None:
-        """Compare records with their texts, and cosines with those of the rows alone."""
+        """Compare records with their texts, and the cosines of this writer's with those of the rows alone.
+
+        Another writer may replace one of its records after it was ranked and before it is read.
+        """
         rows = [self._known(result.record)[0] for result in results]
         scores = [result.score for result in results]
         if scores != sorted(scores, reverse=True):
@@ -134,7 +137,8 @@ class Writer:
         query, documents = (self._client.truth[role].dense for role in (Role.QUERY, Role.DOCUMENT))
         assert query is not None
         assert documents is not None
-        difference = float(np.abs(documents[rows] @ query[row] - scores).max(initial=0))
+        off = np.abs(documents[rows] @ query[row] - np.array(scores))
+        difference = max((off[i] for i, result in enumerate(results) if result.record.id in self._ids), default=0.0)
         if difference > 2e-3:
             raise WrongError("search", f"a score differs by {difference:.2g} from the cosine")
         mine = max((float(documents[own] @ query[row]) for own, _ in self.held.values()), default=-1.0)

@@ -120,7 +120,7 @@ class Searching:
         return ranking + found
 
     async def records(self, hits: Sequence[Hit], *, with_vectors: bool = False) -> dict[str, Record]:
-        """Return the records of hits by id; some may just have been deleted."""
+        """Return the records of hits by id; some may just have been deleted, or replaced by others than were ranked."""
         if not hits:
             return {}
         ids = [hit.id for hit in hits]
