@@ -13,6 +13,7 @@ from langsmith import Client
 from langsmith import evaluate as langsmith_evaluate
 from langsmith.schemas import Example
 from llama_index.core.evaluation import RetrieverEvaluator
+from urllib3.util.retry import Retry
 
 from langchain_twinvec import TwinVecEmbeddings
 from langchain_twinvec import TwinVecVectorStore as LangChainStore
@@ -77,7 +78,9 @@ def test_langsmiths_evaluate(index: HybridIndex, own: Evaluation) -> None:
     def target(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"ids": [document.id for document in chain.invoke(inputs["question"])]}
 
-    client = Client(api_url="http://127.0.0.1:1", api_key="none", auto_batch_tracing=False)
+    client = Client(
+        api_url="http://127.0.0.1:1", api_key="none", auto_batch_tracing=False, retry_config=Retry(0), timeout_ms=1
+    )
     rows = langsmith_evaluate(target, data=EXAMPLES, evaluators=[recall], client=client, upload_results=False)
     found = {row["example"].id: row["evaluation_results"]["results"][0].score for row in rows}
     assert [found[example.id] for example in EXAMPLES] == own.ways["hybrid"].scores[f"R@{K}"].tolist()
