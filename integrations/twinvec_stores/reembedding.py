@@ -13,7 +13,7 @@ from twinvec_stores.engines.embedded import models
 from twinvec_stores.engines.embedded.store import EmbeddedStore, ModelStore
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
-from twinvec_stores.transfer import delete_others
+from twinvec_stores.transfer import delete_others, lacking_in
 
 _PAGE = 256
 
@@ -42,11 +42,10 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
     """
     target.config.check(StoreConfig.for_embedder(embedder), repr(target))
     seen = embedded = 0
-    for page in source.scroll_all(limit=_PAGE):
-        known = {record.id: _content(record) for record in target.get([record.id for record in page])}
-        if changed := [record for record in page if known.get(record.id) != _content(record)]:
-            target.upsert(_embedded(changed, embedder))
-            embedded += len(changed)
+    for page, lacking in lacking_in(target, source.scroll_all(limit=_PAGE), _content):
+        if lacking:
+            target.upsert(_embedded(lacking, embedder))
+            embedded += len(lacking)
         seen += len(page)
         if progress is not None:
             progress(seen)

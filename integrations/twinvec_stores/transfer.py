@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -57,12 +57,11 @@ def copy_store(
         StoreEngineError: a record is damaged; those before it have been written.
     """
     target.config.check(_without_settings(source.config), repr(target))
-    resumed, n = target.count() > 0, 0
-    for page in source.scroll_all(limit=_PAGE, with_vectors=True):
-        records = [undamaged(record) for record in page]
-        known = {r.id: _content(r) for r in target.get([r.id for r in page], with_vectors=True)} if resumed else {}
-        if changed := [record for record in records if known.get(record.id) != _content(record)]:
-            target.upsert(RecordBatch.of(changed))
+    n = 0
+    pages = ([undamaged(r) for r in page] for page in source.scroll_all(limit=_PAGE, with_vectors=True))
+    for page, lacking in lacking_in(target, pages, _content, with_vectors=True):
+        if lacking:
+            target.upsert(RecordBatch.of(lacking))
         n += len(page)
         if progress is not None:
             progress(n)
@@ -70,6 +69,21 @@ def copy_store(
         delete_others(source, target)
     target.flush()
     return n
+
+
+def lacking_in(
+    target: HybridStore,
+    pages: Iterable[list[Record]],
+    content: Callable[[Record], object],
+    *,
+    with_vectors: bool = False,
+) -> Iterator[tuple[list[Record], list[Record]]]:
+    """Yield each page, and those of its records that a store does not have with the same content."""
+    filled = target.count() > 0
+    for page in pages:
+        found = target.get([record.id for record in page], with_vectors=with_vectors) if filled else []
+        known = {record.id: content(record) for record in found}
+        yield page, [record for record in page if known.get(record.id) != content(record)]
 
 
 def _content(record: Record) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import ir_measures
 import pytest
 
-from reference.gte import build_gte
 from reference.rerankers import build_cross_encoder
 from twinvec import Embedder, Reranker
 from twinvec.errors import ConfigurationError
@@ -31,12 +29,6 @@ QUESTIONS = Questions(
     {f"q{i}": {f"d{i}": 2, f"d{(i + 1) % 6}": 1} for i in range(6)},
     {f"q{i}": {"kind": "odd" if i % 2 else "even"} for i in range(6)},
 )
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(build_gte(tmp_path_factory.mktemp("gte"), dtype="float32"), dtype="float32") as embedder:
-        yield embedder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,6 @@ from langchain_twinvec import TwinVecEmbeddings
 from langchain_twinvec import TwinVecVectorStore as LangChainStore
 from llama_index_twinvec import HybridRetriever, TwinVecEmbedding
 from llama_index_twinvec import TwinVecVectorStore as LlamaIndexStore
-from reference.gte import build_gte
 from twinvec import Embedder
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 from twinvec_stores.evaluation import Evaluation, Questions, evaluate, read_questions
@@ -34,12 +32,6 @@ EXAMPLES = [
     Example(id=UUID(int=i), inputs={"question": text}, outputs={"documents": RELEVANT[id]})
     for i, (id, text) in enumerate(ASKED.items())
 ]
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(build_gte(tmp_path_factory.mktemp("gte"), dtype="float32"), dtype="float32") as embedder:
-        yield embedder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from reference.gte import build_gte
 from stores import postgres
 from twinvec import BaseReranker, Embedder, EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError, StoreMismatchError
@@ -33,12 +32,6 @@ from twinvec_stores import (
 from twinvec_stores.evaluation import Questions, evaluate, split, tune
 
 N, DIM = 60, 32
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(build_gte(tmp_path_factory.mktemp("gte"), dtype="float32"), dtype="float32") as embedder:
-        yield embedder
 
 
 class Planted:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -18,7 +17,7 @@ from ray.cluster_utils import Cluster
 from ray_.conftest import MEMORY
 from ray_.shared_store import SharedStore, create_shared, open_shared
 from stores import postgres
-from stores_ingest.holding import held, plain
+from stores_ingest.holding import assert_same
 from twinvec import Embedder, ModelSpec
 from twinvec.errors import CheckpointNotFoundError, ConfigurationError, FingerprintMismatchError, IngestError
 from twinvec_ray import Workers
@@ -58,21 +57,6 @@ def alone(source: list[Any], embedder: Embedder) -> tuple[HybridStore, IngestRep
     """What one process makes of it."""
     store = MemoryStore(StoreConfig.for_embedder(embedder))
     return store, ingest(source, embedder, store, **CHUNKS)
-
-
-def assert_same(store: HybridStore, expected: HybridStore) -> None:
-    """Compare record by record, every bit of the vectors."""
-    left, right = held(store), held(expected)
-    assert left.keys() == right.keys()
-    for id, record in left.items():
-        other = right[id]
-        assert plain(record) == plain(other)
-        assert record.dense is not None
-        assert other.dense is not None
-        np.testing.assert_array_equal(record.dense, other.dense)
-        assert record.sparse is not None
-        assert other.sparse is not None
-        assert record.sparse.to_dict() == other.sparse.to_dict()
 
 
 def outcomes(report: IngestReport) -> tuple[Any, ...]:

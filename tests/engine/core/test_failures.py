@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from engine.fakes import Forward, Gate, NoCache, core_of, lose_device, replace_forward, until
 from support import TEXTS, dense_of
-from twinvec import Embedder
+from twinvec import Embedder, EmbeddingBatch
 from twinvec.compute.encoder import Encoder
 from twinvec.errors import (
     ConfigurationError,
@@ -289,14 +289,20 @@ def test_a_defect_in_the_device_thread_hangs_nobody(embedder: Embedder, monkeypa
     assert len(embedder.embed_documents(["x"])) == 1
 
 
+def two_pending(embedder: Embedder, gate: Gate, pool: ThreadPoolExecutor) -> list[Future[EmbeddingBatch]]:
+    """Return two calls, one of which the device is held at."""
+    calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
+    assert gate.entered.wait(60)
+    until(lambda: len(core_of(embedder).state.jobs) == 2)
+    return calls
+
+
 def test_closing_rejects_what_is_pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(folder, dtype="float32", memo_bytes=0)
     gate = Gate()
     replace_forward(embedder, monkeypatch, gate)
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
-        assert gate.entered.wait(60)
-        until(lambda: len(core_of(embedder).state.jobs) == 2)
+        calls = two_pending(embedder, gate, pool)
         closing = pool.submit(embedder.close)
         for call in calls:
             with pytest.raises(ConfigurationError, match="closed"):
@@ -310,9 +316,7 @@ def test_draining_lets_what_is_pending_finish(folder: Path, monkeypatch: pytest.
     gate = Gate()
     replace_forward(embedder, monkeypatch, gate)
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(embedder.embed_documents, [str(i)]) for i in range(2)]
-        assert gate.entered.wait(60)
-        until(lambda: len(core_of(embedder).state.jobs) == 2)
+        calls = two_pending(embedder, gate, pool)
         closing = pool.submit(embedder.close, drain=True)
         until(lambda: not embedder.healthy)
         gate.open.set()

@@ -37,6 +37,7 @@ from twinvec.errors import (
     TwinVecError,
 )
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded.durable import sync_folder, write_durably
 from twinvec_stores.engines.embedded.models import MODELS_FILES, serving
 from twinvec_stores.engines.points import DENSE, SPARSE, indexes
 
@@ -189,7 +190,7 @@ class Folder:
         def apply(shard: EdgeShard) -> None:
             if (self.path / COUNT).exists():
                 (self.path / COUNT).unlink(missing_ok=True)
-                _sync(self.path)
+                sync_folder(self.path)
             with self._writing():
                 shard.update(operation)
 
@@ -309,21 +310,22 @@ class Folder:
         from qdrant_edge import EdgeShard
 
         with self._typed_errors(), self._writing():
-            if not _has_room(self.path, 0):
-                self._try_to_load()
+            self._try_to_load_without_room()
             shard = EdgeShard.load(str(self.path / SHARD))
             _check_count(self.path, shard)
         # of a killed optimizer; only once the engine's own lock shows that none is running any more
         shutil.rmtree(self.path / SHARD / "temp_segments", ignore_errors=True)
         return shard
 
-    def _try_to_load(self) -> None:
-        """Load the shard in a child process, which a full disk kills in place of this one; reading needs little."""
+    def _try_to_load_without_room(self) -> None:
+        """On a nearly full disk, first load the shard in a child process, which it kills in place of this one."""
         try:
-            _run_child("opening", self.path / SHARD, self._lock, None)
-        except StoreEngineError:
             need_room(self.path, 0)
-            raise
+        except StoreEngineError as no_room:
+            try:
+                _run_child("opening", self.path / SHARD, self._lock, None)
+            except StoreEngineError:
+                raise no_room from None
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -385,16 +387,12 @@ def _everything() -> CountRequest:
 
 def need_room(path: Path, size: int) -> None:
     """Refuse before the engine does: on a full disk its memory-mapped files kill the process with SIGBUS."""
-    if not _has_room(path, size):
-        free = shutil.disk_usage(path).free
+    free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
+    if free < needed:
         raise StoreEngineError(
-            f"{path}: the disk is nearly full ({free >> 20} MiB free, {3 * size + _RESERVE >> 20} MiB needed): free "
-            "some space, then continue; everything written so far is safe"
+            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): free some space, "
+            "then continue; everything written so far is safe"
         )
-
-
-def _has_room(path: Path, size: int) -> bool:
-    return shutil.disk_usage(path).free >= 3 * size + _RESERVE
 
 
 def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
@@ -435,33 +433,17 @@ def _make(path: Path, config: StoreConfig) -> None:
     shard.close()
     new.rename(path / SHARD)
     _write(path, config)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def _write(path: Path, config: StoreConfig) -> None:
     """Write the configuration, completely or not at all."""
-    temporary = path / f"{CONFIG}.new"
-    with temporary.open("w", encoding="utf-8") as file:
-        data = config.to_dict()
-        json.dump({**data, _SUM: _sum(data)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / CONFIG)
-    _sync(path)
+    data = config.to_dict()
+    write_durably(path / CONFIG, json.dumps({**data, _SUM: _sum(data)}, indent=2))
 
 
 def _sum(data: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(data, sort_keys=True).encode())
-
-
-def _sync(folder: Path) -> None:
-    """Make the folder's list of files durable."""
-    with contextlib.suppress(OSError):  # not supported on every system
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _engine_config(config: StoreConfig) -> EdgeConfig:

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from twinvec.errors import StoreMismatchError
+from twinvec_stores.engines.embedded.durable import write_durably
 
 _MODELS, _SERVING, _CONFIG = "models", "serving", "store.json"
 MODELS_FILES = {_MODELS, _SERVING, f"{_SERVING}.new"}
@@ -48,18 +47,7 @@ def place(root: Path, fingerprint: str, document_prompt: str) -> Path:
 def switch(root: Path, folder: Path) -> None:
     """Let a folder serve from now on, in one step that survives a power failure."""
     names = {"serving": _name(root, folder), "before": _name(root, serving(root))}
-    temporary = root / f"{_SERVING}.new"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(names, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(root / _SERVING)
-    with contextlib.suppress(OSError):  # not supported on every system
-        descriptor = os.open(root, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_durably(root / _SERVING, json.dumps(names))
 
 
 def _name(root: Path, folder: Path) -> str:
