@@ -28,7 +28,7 @@ test-slow: $(VENV)/.dev ## the tests that take long: notebooks, kills, whole ben
 	$(BIN)/python -m pytest -m slow
 
 quick: $(VENV)/.dev ## the tests that need no torch, engines in memory alone and few random runs, in seconds
-	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant and not postgres and not million" $(QUICK)
+	TWINVEC_TESTS=quick TWINVEC_FUZZ=50 $(BIN)/python -m pytest -k "not embedded and not qdrant and not postgres and not milvus and not million" $(QUICK)
 
 lint: $(VENV)/.dev ## ruff, who may import whom, mypy --strict
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ with Embedder(gte) as embedder:
     missing("ray", lambda: __import__("twinvec_ray"))
     missing("llama-index", lambda: __import__("llama_index_twinvec"))
     config = StoreConfig.for_embedder(embedder)
+    missing("milvus", lambda: twinvec_stores.open_store("milvus://localhost", config))
     missing("postgres", lambda: twinvec_stores.open_store("postgresql://localhost/x", config))
     missing("qdrant", lambda: twinvec_stores.QdrantStore("http://localhost:6333", "kb", config))
     missing("serve", lambda: __import__("twinvec.server").server.create_app(embedder))
@@ -120,6 +121,22 @@ with Embedder(gte) as embedder:
     except StoreEngineError as error:  # as nothing listens there
         assert "localhost:1/none" in str(error) and "secret" not in str(error), error
 assert PostgresStore.__name__ == "PostgresStore"
+print("done")
+"""
+)
+
+_MILVUS = (
+    _START
+    + """
+from twinvec import Embedder
+from twinvec.errors import StoreEngineError
+from twinvec_stores import MilvusStore, StoreConfig
+
+with Embedder(gte) as embedder:
+    try:
+        MilvusStore("milvus://reader:secret@localhost:1/none", "kb", StoreConfig.for_embedder(embedder), timeout=1)
+    except StoreEngineError as error:  # as nothing listens there
+        assert "localhost:1/none" in str(error) and "secret" not in str(error), error
 print("done")
 """
 )
@@ -292,6 +309,7 @@ SCRIPTS = {
     "none": _NONE,
     "bm25": _BM25,
     "embedded": _EMBEDDED,
+    "milvus": _MILVUS,
     "postgres": _POSTGRES,
     "qdrant": _QDRANT,
     "parquet": _PARQUET,

@@ -20,6 +20,7 @@ class Settings:
         token_budget: TWINVEC_TOKEN_BUDGET: tokens per forward pass; chosen for the device when unset. A larger budget
             fills a bigger device, a smaller one saves memory.
         qdrant_api_key: TWINVEC_QDRANT_API_KEY: key of a Qdrant server, unless one is passed.
+        milvus_token: TWINVEC_MILVUS_TOKEN: key, or "user:password", of a Milvus server, unless one is passed.
         api_key: TWINVEC_API_KEY: the key that ``twinvec serve`` requires and ``RemoteEmbedder`` sends, unless one is
             passed.
         url: TWINVEC_URL: the only server that ``api_key`` is sent to. If unset, a RemoteEmbedder sends the key to an
@@ -31,6 +32,7 @@ class Settings:
     offline: bool = False
     token_budget: int | None = None
     qdrant_api_key: str | None = field(default=None, repr=False)
+    milvus_token: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
     url: str | None = None
 
@@ -53,6 +55,7 @@ class Settings:
             offline=offline in ("1", "true"),
             token_budget=int(budget) if budget is not None else None,
             qdrant_api_key=env.get("TWINVEC_QDRANT_API_KEY") or None,
+            milvus_token=env.get("TWINVEC_MILVUS_TOKEN") or None,
             api_key=env.get("TWINVEC_API_KEY") or None,
             url=env.get("TWINVEC_URL") or None,
         )

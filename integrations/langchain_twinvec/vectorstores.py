@@ -90,15 +90,16 @@ class TwinVecVectorStore(ManagedStore):
                 half. A subclass that overrides ``embed_documents`` or ``embed_query`` is called through these.
             sparse: the sparse half for other Embeddings: "bm25", or TwinVecSparseEmbeddings. None: dense only.
             path: a folder, for the embedded engine.
-            url: a Qdrant server or cluster, http:// or https://; or a PostgreSQL database, postgresql://.
+            url: a Qdrant server or cluster, http:// or https://; a PostgreSQL database, postgresql://; or a Milvus
+                server, milvus://.
             store: an open store. With none of the three: in memory.
             collection: collection on the server; default "twinvec".
             fields: metadata fields to index, with their types ("keyword", "integer", "float", "bool").
-            quantization: "int8", "binary" or "first_dim=256": what a first pass reads; see ``StoreConfig``.
+            quantization: "int8" keeps a compressed copy of the dense vectors for the first pass.
             mode: default mode of searches: "hybrid", "dense" or "sparse"; None: hybrid if the model has both halves.
             fusion: default fusion of searches: a Fusion, or the name of a method; None: ``Fusion()``.
-            options: with ``url``, further arguments of ``QdrantStore`` (api_key, prefer_grpc, collection_options ...)
-                or ``PostgresStore`` (pool_size, timeout).
+            options: with ``url``, further arguments of ``QdrantStore`` (api_key, prefer_grpc, collection_options ...),
+                ``PostgresStore`` (pool_size, timeout) or ``MilvusStore`` (token, consistency ...).
 
         Raises:
             ConfigurationError: the arguments contradict each other, or these are not embeddings.

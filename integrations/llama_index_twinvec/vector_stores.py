@@ -109,7 +109,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             sparse: the sparse half for another kind of embedding: "bm25", or a TwinVecSparseEmbedding. None: dense
                 only.
             path: a folder, for the embedded engine.
-            url: a Qdrant server or cluster, http:// or https://; or a PostgreSQL database, postgresql://.
+            url: a Qdrant server or cluster, http:// or https://; a PostgreSQL database, postgresql://; or a Milvus
+                server, milvus://.
             client: your own QdrantClient, which stays open; ``aclient`` is its async twin, without which threads are
                 used.
             aclient: see ``client``.
@@ -117,10 +118,10 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             collection: collection on the server; default "twinvec".
             fields: when the store is created: metadata fields to index for fast filters, with their types ("keyword",
                 "integer", "float", "bool"). Filters on other fields work, but more slowly.
-            quantization: when the store is created: "int8", "binary" or "first_dim=256"; see ``StoreConfig``.
+            quantization: when the store is created: "int8" keeps compressed vectors in memory.
             fusion: how HYBRID merges both halves: a method's name or a ``Fusion``. None: the store's own.
             options: further options for a server: api_key, prefer_grpc, timeout, collection_options ...; see
-                ``QdrantStore`` and ``PostgresStore``.
+                ``QdrantStore``, ``PostgresStore`` and ``MilvusStore``.
 
         Raises:
             FingerprintMismatchError: the store contains another model's vectors.

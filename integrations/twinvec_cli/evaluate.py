@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from twinvec_stores.evaluation import Comparison, Evaluation, Loss
 
-_STORES = "A store, or several to compare: folders, or URLs of Qdrant servers and PostgreSQL databases."
+_STORES = "A store, or several to compare: folders, or URLs of Qdrant and Milvus servers and PostgreSQL databases."
 _MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; the first one is used for comparisons."
 _SHOWN = 10  # questions with the largest losses
 

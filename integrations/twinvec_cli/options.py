@@ -56,7 +56,7 @@ Store = Annotated[
     str,
     typer.Argument(
         metavar="STORE",
-        help="A folder, or the URL of a Qdrant server (http...) or of a PostgreSQL database.",
+        help="A folder, or the URL of a Qdrant (http...) or Milvus server or of a PostgreSQL database.",
         show_default=False,
     ),
 ]

@@ -40,6 +40,7 @@ from twinvec_stores.shards import ShardFolder
 from twinvec_stores.transfer import copy_store, export_store, import_store, read_export
 
 if TYPE_CHECKING:
+    from twinvec_stores.engines.milvus.store import MilvusStore
     from twinvec_stores.engines.postgres.store import PostgresStore
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "In",
     "IngestReport",
     "MemoryStore",
+    "MilvusStore",
     "Ne",
     "Not",
     "Or",
@@ -101,7 +103,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PostgresStore":  # its package needs the extra
+    if name == "MilvusStore":  # its package needs the extra, as does the next one's
+        from twinvec_stores.engines.milvus.store import MilvusStore
+
+        return MilvusStore
+    if name == "PostgresStore":
         from twinvec_stores.engines.postgres.store import PostgresStore
 
         return PostgresStore

@@ -56,14 +56,17 @@ def _contents(records: list[Record], target: HybridStore) -> Iterator[str]:
 
 def _rankings(records: list[Record], source: HybridStore, target: HybridStore) -> Iterator[str]:
     dense = source.config.quantization == target.config.quantization
+    asked: list[tuple[str, StoreQuery]] = []
     for record in records:
-        queries: list[StoreQuery] = [SparseQuery(record.sparse)] if record.sparse is not None else []
-        queries += [DenseQuery(record.dense)] if record.dense is not None and dense else []
-        wanted, found = (store.search(queries, limit=_LIMIT, exact=True) for store in (source, target))
-        for query, one, other in zip(queries, wanted, found, strict=True):
-            if not _alike(one, other):
-                kind = "dense" if isinstance(query, DenseQuery) else "sparse"
-                yield f"the {kind} search for the record {record.id!r} finds other records, or with other scores"
+        asked += [(record.id, SparseQuery(record.sparse))] if record.sparse is not None else []
+        asked += [(record.id, DenseQuery(record.dense))] if record.dense is not None and dense else []
+    queries = [query for _, query in asked]
+    # in one call, as an engine may read every vector for it
+    wanted, found = (store.search(queries, limit=_LIMIT, exact=True) for store in (source, target))
+    for (id, query), one, other in zip(asked, wanted, found, strict=True):
+        if not _alike(one, other):
+            kind = "dense" if isinstance(query, DenseQuery) else "sparse"
+            yield f"the {kind} search for the record {id!r} finds other records, or with other scores"
 
 
 def _alike(wanted: list[Hit], found: list[Hit]) -> bool:

@@ -17,7 +17,8 @@ from twinvec_stores.protocol import HybridStore
 
 _QDRANT = ("http://", "https://")
 _POSTGRES = ("postgresql://", "postgres://")
-_SERVERS = (*_QDRANT, *_POSTGRES)
+_MILVUS = "milvus://"
+_SERVERS = (*_QDRANT, *_POSTGRES, _MILVUS)
 _FORMS = f"a server's must begin with {', '.join(_SERVERS)}"
 
 
@@ -66,17 +67,18 @@ def open_store(
     """Open a store, or create it.
 
     Args:
-        location: a folder; the URL of a Qdrant server (http:// or https://) or of a PostgreSQL database
-            (postgresql://); or ":memory:".
+        location: a folder; the URL of a Qdrant server (http:// or https://), of a PostgreSQL database
+            (postgresql://) or of a Milvus server (milvus://); or ":memory:".
         config: what the store contains; see ``EmbeddedStore``. Required for ":memory:".
         collection: collection on the server, in PostgreSQL a schema; default "twinvec".
         read_only: for a folder: read a snapshot, even while others have it open; see ``EmbeddedStore``.
         options: further arguments of ``QdrantStore``: api_key (default: TWINVEC_QDRANT_API_KEY), prefer_grpc,
-            collection_options ...; or of ``PostgresStore``: pool_size, timeout.
+            collection_options ...; of ``PostgresStore``: pool_size, timeout; or of ``MilvusStore``: token (default:
+            TWINVEC_MILVUS_TOKEN), consistency, timeout ...
 
     Raises:
         ConfigurationError: the options do not suit the location.
-        StoreError: see ``EmbeddedStore``, ``QdrantStore`` and ``PostgresStore``.
+        StoreError: see ``EmbeddedStore``, ``QdrantStore``, ``PostgresStore`` and ``MilvusStore``.
     """
     where = os.fspath(location)
     if read_only and (is_server(where) or where == ":memory:"):
@@ -84,6 +86,11 @@ def open_store(
     if where.startswith(_QDRANT):
         options.setdefault("api_key", Settings.from_env().qdrant_api_key)
         return QdrantStore(where, collection or "twinvec", config, **options)
+    if where.startswith(_MILVUS):
+        from twinvec_stores.engines.milvus.store import MilvusStore
+
+        options.setdefault("token", Settings.from_env().milvus_token)
+        return MilvusStore(where, collection or "twinvec", config, **options)
     if is_server(where):
         from twinvec_stores.engines.postgres.store import PostgresStore
 
@@ -109,7 +116,7 @@ def open_target(location: str, config: StoreConfig, *, collection: str | None = 
     try:
         return open_store(location, collection=collection)
     except StoreNotFoundError:
-        if location.startswith(_POSTGRES):
+        if location.startswith((*_POSTGRES, _MILVUS)):
             config = replace(config, quantization=None)
         return open_store(location, config, collection=collection)
 

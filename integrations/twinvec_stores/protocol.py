@@ -41,7 +41,7 @@ class StoreInfo:
     """The result of ``HybridStore.info``.
 
     Attributes:
-        engine: "memory", "embedded", "qdrant" or "postgres".
+        engine: "memory", "embedded", "qdrant", "postgres" or "milvus".
         location: folder, or URL and collection.
         records: number of records.
         has_graph: whether dense search may use an HNSW graph; None if the engine does not say.

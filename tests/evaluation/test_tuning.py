@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from stores import postgres
+from stores import milvus, postgres
 from twinvec import BaseReranker, Embedder, EmbeddingBatch, SparseBatch
 from twinvec.errors import ConfigurationError, StoreMismatchError
 from twinvec_stores import (
@@ -174,7 +174,7 @@ CHOICE: dict[str, Any] = {"fusion": Fusion("rrf", 0.2, 0.8), "fetch_k": 50}
 TEXTS = [f"text number {i} about {subject}" for i, subject in enumerate(["lists", "files", "sockets", "dates"] * 5)]
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
     if request.param == "memory":
@@ -184,6 +184,9 @@ def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) ->
             yield store
     elif request.param == "postgres":
         with postgres.new_store(config) as store:
+            yield store
+    elif request.param == "milvus":
+        with milvus.new_store(config) as store:
             yield store
     else:
         with QdrantStore(client=QdrantClient(":memory:"), config=config) as store:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from reference.giga import build_giga_0826
-from stores import postgres
+from stores import milvus, postgres
 from twinvec import Embedder
 from twinvec.errors import FusionWarning
 from twinvec_stores import EmbeddedStore, Fusion, HybridIndex, HybridStore, MemoryStore, StoreConfig
@@ -36,13 +36,14 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
         yield embedder
 
 
-@pytest.fixture(params=["memory", "embedded", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
     makes: dict[str, Callable[[], HybridStore]] = {
         "memory": lambda: MemoryStore(config),
         "embedded": lambda: EmbeddedStore(tmp_path / "s", config),
         "postgres": lambda: postgres.new_store(config),
+        "milvus": lambda: milvus.new_store(config),
     }
     with makes[request.param]() as made:
         yield made

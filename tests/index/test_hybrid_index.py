@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from reference.gte import build_gte
-from stores import postgres
+from stores import milvus, postgres
 from support import dense_of, sparse_of
 from twinvec import Embedder, SparseBatch
 from twinvec.errors import ConfigurationError, FingerprintMismatchError
@@ -49,7 +49,9 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
         yield embedder
 
 
-@pytest.fixture(scope="module", params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(
+    scope="module", params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)]
+)
 def index(
     request: pytest.FixtureRequest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[HybridIndex]:
@@ -61,6 +63,8 @@ def index(
         store = EmbeddedStore(tmp_path_factory.mktemp("stores") / "index", config)
     elif request.param == "postgres":
         store = postgres.new_store(config)
+    elif request.param == "milvus":
+        store = milvus.new_store(config)
     else:
         store = QdrantStore(client=QdrantClient(":memory:"), config=config)
     with HybridIndex(embedder, store) as index:

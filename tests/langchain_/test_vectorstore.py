@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient
 from langchain_.gate import Gate, turns_while_held
 from langchain_twinvec import TwinVecEmbeddings, TwinVecVectorStore
 from reference.sentence_layouts import build_splade
-from stores import postgres
+from stores import milvus, postgres
 from twinvec import Task
 from twinvec.errors import (
     ConfigurationError,
@@ -37,13 +37,15 @@ METADATA = [{"year": 2000 + i, "kind": "ab"[i % 2]} for i in range(len(TEXTS))]
 QUERY = "sort files"
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def filled(request: pytest.FixtureRequest, gte: TwinVecEmbeddings, tmp_path: Path) -> Iterator[TwinVecVectorStore]:
     if request.param == "qdrant":
         config = StoreConfig.for_embedder(gte.embedder)
         store = TwinVecVectorStore(gte, store=QdrantStore(client=QdrantClient(":memory:"), config=config))
     elif request.param == "postgres":
         store = TwinVecVectorStore(gte, url=postgres.url(), collection=postgres.new_name())
+    elif request.param == "milvus":
+        store = TwinVecVectorStore(gte, url=milvus.url(), collection=milvus.new_name())
     else:
         store = TwinVecVectorStore(gte, path=tmp_path / "index" if request.param == "embedded" else None)
     with store:

@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from llama_index_.conftest import local_clients
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
 from llama_index_twinvec.filters import from_llama_index
-from stores import postgres
+from stores import milvus, postgres
 from twinvec import Embedder
 from twinvec.errors import FilterError
 from twinvec_stores import And, QdrantStore, StoreConfig
@@ -61,7 +61,9 @@ OPERATORS: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(
+    scope="module", params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)]
+)
 def store(
     request: pytest.FixtureRequest, gte: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TwinVecVectorStore]:
@@ -74,6 +76,8 @@ def store(
         options["store"] = inner
     elif request.param == "postgres":
         options |= {"url": postgres.url(), "collection": postgres.new_name(), "fields": {"year": "integer"}}
+    elif request.param == "milvus":
+        options |= {"url": milvus.url(), "collection": milvus.new_name(), "fields": {"year": "integer"}}
     elif request.param == "embedded":
         folder: Path = tmp_path_factory.mktemp("filters") / "index"
         options |= {"path": folder, "fields": {"year": "integer", "lang": "keyword", "tags": "keyword"}}

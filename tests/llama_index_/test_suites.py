@@ -27,7 +27,7 @@ from llama_index.core.vector_stores.types import VectorStoreQueryMode as Mode
 
 from llama_index_.conftest import local_clients
 from llama_index_twinvec import TwinVecVectorStore
-from stores import postgres
+from stores import milvus, postgres
 from twinvec.errors import ConfigurationError, InvalidRecordError, TwinVecError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,7 +68,7 @@ def nodes() -> list[BaseNode]:
     ]
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TwinVecVectorStore]:
     place: dict[str, Any] = {}
     if request.param == "qdrant":
@@ -76,6 +76,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TwinVecVec
         place = {"client": client, "aclient": aclient, "collection": "test"}
     elif request.param == "postgres":
         place = {"url": postgres.url(), "collection": postgres.new_name()}
+    elif request.param == "milvus":
+        place = {"url": milvus.url(), "collection": milvus.new_name()}
     elif request.param == "embedded":
         place = {"path": tmp_path / "index"}
     with TwinVecVectorStore(Vectors(), **place) as made:

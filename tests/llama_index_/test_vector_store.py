@@ -34,7 +34,7 @@ from llama_index_.conftest import Gate, local_clients
 from llama_index_.counting import Counter
 from llama_index_.samples import QUERY, TEXTS, ask, by, nodes
 from llama_index_twinvec import TwinVecEmbedding, TwinVecVectorStore
-from stores import postgres
+from stores import milvus, postgres
 from support import dense_of, sparse_of
 from twinvec import Embedder
 from twinvec.errors import (
@@ -50,7 +50,7 @@ from twinvec_stores.engines.embedded import folder as _folder
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 
 
-@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def any_store(request: pytest.FixtureRequest, gte: Embedder, tmp_path: Path) -> Iterator[TwinVecVectorStore]:
     embedding = TwinVecEmbedding(embedder=gte)
     if request.param == "qdrant":
@@ -60,6 +60,8 @@ def any_store(request: pytest.FixtureRequest, gte: Embedder, tmp_path: Path) -> 
         store = TwinVecVectorStore(embedding, store=inner)
     elif request.param == "postgres":
         store = TwinVecVectorStore(embedding, url=postgres.url(), collection=postgres.new_name())
+    elif request.param == "milvus":
+        store = TwinVecVectorStore(embedding, url=milvus.url(), collection=milvus.new_name())
     else:
         store = TwinVecVectorStore(embedding, path=tmp_path / "store" if request.param == "embedded" else None)
     with store:

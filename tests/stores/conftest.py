@@ -9,17 +9,18 @@ from typing import Any, cast
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from stores import postgres
+from stores import milvus, postgres
 from stores.oracle import Driver
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.milvus.store import MilvusStore
 from twinvec_stores.engines.postgres.store import PostgresStore
 from twinvec_stores.engines.qdrant import QdrantStore
 from twinvec_stores.protocol import HybridStore
 
 Make = Callable[[StoreConfig], Driver]
-ENGINES = ["memory", "embedded", "qdrant", "postgres"]
+ENGINES = ["memory", "embedded", "qdrant", "postgres", pytest.param("milvus", marks=pytest.mark.slow)]
 
 
 def local_clients() -> tuple[QdrantClient, AsyncQdrantClient]:
@@ -38,6 +39,9 @@ def make_driver(engine: str, config: StoreConfig, folder: Path, *, through_async
     if engine == "postgres":
         collection = postgres.new_name()
         return Driver(lambda: PostgresStore(postgres.url(), collection, config), through_async=through_async)
+    if engine == "milvus":
+        name = milvus.new_name()
+        return Driver(lambda: MilvusStore(milvus.url(), name, config), through_async=through_async)
     client, async_client = local_clients()
 
     def make() -> HybridStore:

@@ -15,6 +15,7 @@ from stores.conftest import Make
 from stores.oracle import Driver, Oracle, Row, batch, dense_query, row, sparse_query
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Eq, Exists, Filter, HasId, In, Ne, Not, Or, Range
+from twinvec_stores.protocol import everything
 from twinvec_stores.records import StoreQuery
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
@@ -221,7 +222,8 @@ def scrolled(driver: Driver, limit: int, filter: Filter | None, *, with_vectors:
     while True:
         page, cursor = driver.call("scroll", cursor, limit=limit, filter=filter, with_vectors=with_vectors)
         rows += map(row, page)
-        assert len(page) == limit or cursor is None
+        # only an engine that leaves a filter to us may have shorter pages
+        assert len(page) == limit or cursor is None or driver.store._hard(everything(filter))
         if cursor is None:
             return rows
 

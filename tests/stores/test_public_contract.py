@@ -10,9 +10,18 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from stores import postgres
+from stores import milvus, postgres
 from stores.conftest import local_clients
-from twinvec_stores import EmbeddedStore, Filter, HybridStore, MemoryStore, PostgresStore, QdrantStore, StoreConfig
+from twinvec_stores import (
+    EmbeddedStore,
+    Filter,
+    HybridStore,
+    MemoryStore,
+    MilvusStore,
+    PostgresStore,
+    QdrantStore,
+    StoreConfig,
+)
 from twinvec_stores.records import Record
 from twinvec_stores.testing import EngineUnderTest, StoreStateMachine, StoreTests
 from twinvec_stores.testing.suite import CONFIG
@@ -48,6 +57,13 @@ class Postgres(EngineUnderTest):
         return PostgresStore(postgres.url(), self.collections.setdefault(folder, postgres.new_name()), config)
 
 
+class Milvus(EngineUnderTest):
+    collections: ClassVar[dict[Path, str]] = {}
+
+    def open_store(self, config: StoreConfig, folder: Path) -> HybridStore:
+        return MilvusStore(milvus.url(), self.collections.setdefault(folder, milvus.new_name()), config)
+
+
 class TestMemory(Memory, StoreTests): ...
 
 
@@ -63,6 +79,9 @@ class TestQdrant(Qdrant, StoreTests):
 class TestPostgres(Postgres, StoreTests): ...
 
 
+class TestMilvus(Milvus, StoreTests): ...
+
+
 class MemoryStates(Memory, StoreStateMachine): ...
 
 
@@ -75,11 +94,15 @@ class QdrantStates(Qdrant, StoreStateMachine): ...
 class PostgresStates(Postgres, StoreStateMachine): ...
 
 
+class MilvusStates(Milvus, StoreStateMachine): ...
+
+
 TestMemoryStates = MemoryStates.TestCase
 TestEmbeddedStates = EmbeddedStates.TestCase
 TestQdrantStates = local(QdrantStates.TestCase)
 TestPostgresStates = PostgresStates.TestCase
-for states in (TestMemoryStates, TestEmbeddedStates, TestQdrantStates, TestPostgresStates):
+TestMilvusStates = MilvusStates.TestCase
+for states in (TestMemoryStates, TestEmbeddedStates, TestQdrantStates, TestPostgresStates, TestMilvusStates):
     states.settings = SETTINGS
 
 

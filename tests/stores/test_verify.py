@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stores.conftest import make_driver
+from stores.conftest import ENGINES, make_driver
 from stores.oracle import Row, batch
 from twinvec.errors import ConfigurationError, StoreEngineError
 from twinvec.vectors import SparseVector
@@ -84,7 +84,7 @@ def answers(store: Any) -> Any:
     return json.loads(json.dumps(sorted(found, key=repr)))
 
 
-@pytest.mark.parametrize("engine", ["memory", "embedded", "qdrant", "postgres"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_an_undamaged_store_is_intact(engine: str, tmp_path: Path) -> None:
     driver = make_driver(engine, CONFIG, tmp_path / "s")

@@ -12,7 +12,7 @@ import pytest
 
 from reference.gte import build_gte
 from reference.sentence_layouts import build_sentence_transformer
-from stores import postgres
+from stores import milvus, postgres
 from twinvec import Embedder
 from twinvec_stores import EmbeddedStore, HybridStore, MemoryStore, StoreConfig
 
@@ -56,13 +56,14 @@ def memory(embedder: Embedder) -> MemoryStore:
     return MemoryStore(StoreConfig.for_embedder(embedder))
 
 
-@pytest.fixture(params=["memory", "embedded", "postgres"])
+@pytest.fixture(params=["memory", "embedded", "postgres", pytest.param("milvus", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[HybridStore]:
     config = StoreConfig.for_embedder(embedder)
     makes: dict[str, Callable[[], HybridStore]] = {
         "memory": lambda: MemoryStore(config),
         "embedded": lambda: EmbeddedStore(tmp_path / "store", config),
         "postgres": lambda: postgres.new_store(config),
+        "milvus": lambda: milvus.new_store(config),
     }
     with makes[request.param]() as store:
         yield store

@@ -160,8 +160,8 @@ class StoreTests(EngineUnderTest):
         assert len(seen) == len(set(seen))
 
     def test_scroll_all_gives_every_page(self, store: HybridStore) -> None:
-        put(store, *(record(f"r{i}", metadata={"i": i}) for i in range(23)))
-        asked: dict[str, Any] = {"limit": 5, "filter": Range("i", gte=3), "with_vectors": True}
+        put(store, *(record(f"r{i}", metadata={"n": i}) for i in range(23)))
+        asked: dict[str, Any] = {"limit": 5, "filter": Range("n", gte=3), "with_vectors": True}
 
         async def through_async() -> list[list[Record]]:
             return [page async for page in store.ascroll_all(**asked)]
