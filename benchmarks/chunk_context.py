@@ -1,9 +1,9 @@
 """What a chunk's context changes, on long documents of two kinds; rankings are of documents (``group_by``).
 
 "subjects": long descriptions of the packages installed here, found by their one-line summaries, which are left out of
-them: short questions about what a page is about; with ``--pages``, those of a file of objects with id, title, text and
-query. "details": a folder in BEIR's layout whose documents join several
-answers, found by the questions of one of them. Nothing is tuned here.
+them: short questions about what a page is about. "details": a folder in BEIR's layout whose documents join several
+answers, found by the questions of one of them. With ``--pages`` both are questions about the pages of a file of
+``manual_pages.py``. Nothing is tuned here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +57,11 @@ def subjects(most: int) -> Collection:
     return Collection(documents, [summary for _, summary in chosen], [str(document.id) for document in documents])
 
 
-def pages(path: Path) -> Collection:
-    """Return the pages of a file of JSON objects, and the question that each answers."""
+def pages(path: Path, question: str) -> Collection:
+    """Return the pages of a file of ``manual_pages.py``, and the question of this name that each answers."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     documents = [Document(row["id"], row["text"], {"title": row["title"]}) for row in rows]
-    return Collection(documents, [row["query"] for row in rows], [row["id"] for row in rows])
+    return Collection(documents, [row[question] for row in rows], [row["id"] for row in rows])
 
 
 def details(folder: Path, most: int) -> Collection:
@@ -92,11 +93,14 @@ def interval(differences: Scores) -> list[float]:
     return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
 
 
-def measure(collection: Collection, embedder: Embedder, chunk_tokens: int) -> dict[str, Any]:
+def measure(
+    collection: Collection, embedder: Embedder, chunk_tokens: int, ways: Sequence[str] = tuple(_WAYS)
+) -> dict[str, Any]:
     """Return each way's scores, and the intervals of its differences from truncated documents and plain chunks."""
     measured: dict[str, dict[str, Scores]] = {}
     result: dict[str, Any] = {"documents": len(collection.documents), "queries": len(collection.queries)}
-    for name, options in _WAYS.items():
+    for name in ways:
+        options = _WAYS[name]
         index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
         start, tokens = time.monotonic(), embedder.stats()["tokens"]
         chunks = None if name == "truncated" else chunk_tokens
@@ -120,8 +124,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--name", required=True, help="of the model, for the file")
-    parser.add_argument("--details", type=Path, required=True, help="a folder in BEIR's layout")
-    parser.add_argument("--pages", type=Path, help="questions about subjects, in place of installed packages'")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--details", type=Path, help="a folder in BEIR's layout")
+    source.add_argument("--pages", type=Path, help="both kinds of questions, in place of those")
+    parser.add_argument("--ways", nargs="+", choices=list(_WAYS), default=list(_WAYS))
     parser.add_argument("--documents", type=int, nargs=2, default=(116, 150), help="of details and of subjects")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--chunk-tokens", type=int, default=128)
@@ -137,9 +143,12 @@ def main() -> None:
             "chunk_tokens": arguments.chunk_tokens,
         }
         long, short = arguments.documents
-        about = subjects(short) if arguments.pages is None else pages(arguments.pages)
-        for name, collection in (("details", details(arguments.details, long)), ("subjects", about)):
-            result[name] = measure(collection, embedder, arguments.chunk_tokens)
+        if arguments.pages is None:
+            collections = {"details": details(arguments.details, long), "subjects": subjects(short)}
+        else:
+            collections = {"details": pages(arguments.pages, "detail"), "subjects": pages(arguments.pages, "query")}
+        for name, collection in collections.items():
+            result[name] = measure(collection, embedder, arguments.chunk_tokens, arguments.ways)
             arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

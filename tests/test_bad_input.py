@@ -30,6 +30,7 @@ from twinvec.errors import (
     TwinVecError,
     UnsupportedCheckpointError,
 )
+from twinvec_stores.config import StoreConfig
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,19 @@ def test_unknown_keywords_fail(gte_folder: Path, gte: Embedder) -> None:
 def test_fewer_dims_are_refused_without_matryoshka(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not trained for fewer dimensions"):
         Embedder(build_giga_0826(tmp_path), dim=32)
+
+
+def test_a_first_pass_over_fewer_dims_is_refused_without_matryoshka(tmp_path: Path, gte: Embedder) -> None:
+    with (
+        Embedder(build_giga_0826(tmp_path)) as giga,
+        pytest.raises(ConfigurationError, match="not trained for fewer dimensions"),
+    ):
+        StoreConfig.for_embedder(giga, quantization="first_dim=32")
+    assert gte.dim is not None
+    config = StoreConfig.for_embedder(gte, quantization=f"first_dim={gte.dim // 2}")
+    assert (config.dim, config.first_dim) == (gte.dim, gte.dim // 2)
+    with pytest.raises(ConfigurationError, match=rf"dim=1: .* supports \d+ to {gte.dim} dimensions"):
+        StoreConfig.for_embedder(gte, quantization="first_dim=1")
 
 
 def test_sparse_is_refused_where_there_is_none(tmp_path: Path) -> None:

@@ -263,6 +263,14 @@ class BaseEmbedder(ABC):
         """
         raise ConfigurationError(f"spans (late chunking) need an Embedder, which {type(self).__name__} is not")
 
+    def check_elastic(self, dim: int) -> None:
+        """Check that the first ``dim`` dims of a vector are a vector of this model (Matryoshka).
+
+        Raises:
+            ConfigurationError: it says why not.
+        """
+        raise ConfigurationError(f"the first {dim} dims need an Embedder, which {type(self).__name__} is not")
+
     @abstractmethod
     def stats(self) -> dict[str, Any]:
         """Return the model's counters and settings; see ``Embedder.stats``."""

@@ -108,6 +108,16 @@ class Embedder(LocalModel, BaseEmbedder):
                 f"pools by {', '.join(modes)}"
             )
 
+    def check_elastic(self, dim: int) -> None:
+        """Check that the first ``dim`` dims of a vector are a vector of this model (Matryoshka).
+
+        Raises:
+            ConfigurationError: the model has sparse vectors only, or was not trained for these dims.
+        """
+        from twinvec.engine.opening import check_dim
+
+        check_dim(dim, self._core.model.description, self.spec.model)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.spec, self.options)
 
@@ -152,11 +162,9 @@ class Embedder(LocalModel, BaseEmbedder):
 
     def _request(self, asked: CheckedCall, wanted: CallOptions) -> Request:
         """Return what is asked of the dense model."""
-        dim = self.dim
+        dim = wanted.dim or self.dim
         if wanted.dim is not None:
-            from twinvec.engine.opening import check_dim
-
-            dim = check_dim(wanted.dim, self._core.model.description, self.spec.model)
+            self.check_elastic(wanted.dim)
         fail_on_overflow = wanted.fail_on_overflow
         if fail_on_overflow is None:
             fail_on_overflow = self.options.on_overflow == "error"

@@ -95,7 +95,7 @@ class TwinVecVectorStore(ManagedStore):
             store: an open store. With none of the three: in memory.
             collection: collection on the server; default "twinvec".
             fields: metadata fields to index, with their types ("keyword", "integer", "float", "bool").
-            quantization: "int8" keeps a compressed copy of the dense vectors for the first pass.
+            quantization: "int8", "binary" or "first_dim=256": what a first pass reads; see ``StoreConfig``.
             mode: default mode of searches: "hybrid", "dense" or "sparse"; None: hybrid if the model has both halves.
             fusion: default fusion of searches: a Fusion, or the name of a method; None: ``Fusion()``.
             options: with ``url``, further arguments of ``QdrantStore`` (api_key, prefer_grpc, collection_options ...),

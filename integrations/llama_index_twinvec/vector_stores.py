@@ -118,7 +118,7 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             collection: collection on the server; default "twinvec".
             fields: when the store is created: metadata fields to index for fast filters, with their types ("keyword",
                 "integer", "float", "bool"). Filters on other fields work, but more slowly.
-            quantization: when the store is created: "int8" keeps compressed vectors in memory.
+            quantization: when the store is created: "int8", "binary" or "first_dim=256"; see ``StoreConfig``.
             fusion: how HYBRID merges both halves: a method's name or a ``Fusion``. None: the store's own.
             options: further options for a server: api_key, prefer_grpc, timeout, collection_options ...; see
                 ``QdrantStore``, ``PostgresStore`` and ``MilvusStore``.

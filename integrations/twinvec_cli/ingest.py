@@ -95,7 +95,8 @@ def ingest(
     prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
     dim: Dim = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8, for a new store.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="int8, binary or first_dim=256, for a new store.", show_default=False),
     ] = None,
     collection: Collection = None,
     device: Device = "auto",
@@ -187,8 +188,7 @@ def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[t
         return
     note(f"Loading {wanted.model} ...")
     with Embedder(wanted.model, device=device, trust_remote_code=trust_remote_code, **wanted.options) as embedder:
-        quantization: Any = wanted.quantization  # checked by StoreConfig
-        config = StoreConfig.for_embedder(embedder, fields=wanted.fields, quantization=quantization)
+        config = StoreConfig.for_embedder(embedder, fields=wanted.fields, quantization=wanted.quantization)
         with open_store(wanted.location, config, collection=wanted.collection) as store:
             yield embedder, store
 

@@ -41,7 +41,7 @@ class FusionMethod(str, Enum):
 
 _QUERY = "The query; a single - reads one query per line from stdin."
 _FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
-_COMPARISON = re.compile(r"\s*([^\s{}<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
+_COMPARISON = re.compile(r"\s*((?:\"[^\"]*\"|[^\s{}<>=!\"])+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
 _OPERATORS = {">=": "$gte", "<=": "$lte", "!=": "$ne", "==": "$eq", "=": "$eq", ">": "$gt", "<": "$lt"}
 _MMR = "Diversify results: weight of relevance, from 0 to 1 (0.5 is common)."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from twinvec_cli.options import Collection, Store
 from twinvec_cli.reembed import reembed
 
 if TYPE_CHECKING:
-    from twinvec_stores import StoreInfo
+    from twinvec_stores import StoreConfig, StoreInfo
 
 store = typer.Typer(no_args_is_help=True, help="Inspect, verify, optimize, copy, re-embed, export and import a store.")
 store.command()(reembed)
@@ -56,7 +56,8 @@ def info(
 def optimize(location: Store, collection: Collection = None) -> None:
     """Build the graph for fast dense search, and clean up after many writes.
 
-    Takes seconds to minutes; worthwhile above about ten thousand records. Interrupting it loses nothing.
+    Takes seconds to minutes; worthwhile above about ten thousand records. Readers go on meanwhile. Interrupting it
+    loses nothing, and the next call goes on with what is left.
     """
     from twinvec_stores import open_store
 
@@ -127,7 +128,7 @@ def copy(
         str | None, typer.Option(metavar="NAME", help="Collection of TO on its server.", show_default=False)
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8 or none, for a new TO. Default: as FROM.")
+        str | None, typer.Option(metavar="NAME", help="int8, binary or none, for a new TO. Default: as FROM.")
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete what TO has and FROM lacks.")] = False,
     sample: Annotated[
@@ -151,10 +152,7 @@ def copy(
 
     place = without_password(target)
     with readable(source, collection) as read:
-        config = read.config
-        if quantization is not None:
-            chosen: Any = None if quantization == "none" else quantization  # checked by StoreConfig
-            config = replace(config, quantization=chosen)
+        config = _quantized(read.config, quantization)
         with open_target(target, config, collection=to_collection) as written:
             if read.info().location == written.info().location:
                 raise ConfigurationError(f"FROM and TO are the same store, {place}")
@@ -197,7 +195,7 @@ def import_(
     location: Store,
     collection: Collection = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8 or none, for a new store.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="int8, binary or none, for a new store.", show_default=False)
     ] = None,
 ) -> None:
     """Read an export into a store, which is created if it does not exist.
@@ -208,9 +206,7 @@ def import_(
     from twinvec_stores.opening import without_password
 
     config, _ = read_export(file)
-    if quantization is not None:
-        chosen: Any = None if quantization == "none" else quantization  # checked by StoreConfig
-        config = replace(config, quantization=chosen)
+    config = _quantized(config, quantization)
     with open_store(location, config, collection=collection) as opened:
         with progress_line() as show:
             n = import_store(file, opened, lambda done: show(f"Importing: {done}"))
@@ -250,3 +246,14 @@ def _readable(info: StoreInfo) -> dict[str, str]:
 
 def _megabytes(size: int | None) -> str:
     return "unknown size" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _quantized(config: StoreConfig, quantization: str | None) -> StoreConfig:
+    if quantization is None:
+        return config
+    changed = replace(config, quantization=None if quantization == "none" else quantization)
+    if changed.first_dim not in (None, config.first_dim):
+        raise ConfigurationError(
+            f"--quantization {quantization}: only the model can tell, so use it with `twinvec ingest`"
+        )
+    return changed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from twinvec.errors import ConfigurationError, FingerprintMismatchError, StoreMismatchError
 from twinvec.joined import JoinedEmbedder
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
 FieldType = Literal["keyword", "integer", "float", "bool", "datetime", "text"]
-Quantization = Literal["int8"]
+Quantization: TypeAlias = str  # "int8", "binary", or "first_dim=" and a number
+_FIRST_DIM = re.compile(r"first_dim=([1-9][0-9]{0,5})", re.ASCII)
 SCHEMA_VERSION = 2  # 1: fingerprints came from samples of the weights
 
 
@@ -36,8 +38,10 @@ class StoreConfig:
             for ISO 8601 strings with at most microseconds (datetimes and dates are converted to them), "text" for
             strings searched by ``HasWords``. A field is a key, ``outer.inner`` for nested objects, also in lists, or
             ``"a.b"`` in double quotes for a key that contains a dot.
-        quantization: "int8" keeps a compressed copy of the dense vectors in memory for the first pass; the best
-            candidates are rescored with the full vectors.
+        quantization: what a first pass of dense search reads, kept in memory, while the full vectors stay on the disk
+            and rescore the best candidates. "int8": a quarter of their size; "binary": a 32nd, for at least some 500
+            dims; "first_dim=256": their first 256 dims (or another number), of models trained for it (Matryoshka).
+            None: the full vectors themselves.
         search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense,
             rerank_k), as chosen by ``twinvec tune``; see ``HybridIndex.set_search``. Never compared.
         schema_version: layout of the stored records, and what the fingerprint covers.
@@ -62,14 +66,29 @@ class StoreConfig:
             raise ConfigurationError(f"dim={self.dim!r} must be a positive integer or None")
         if self.idf and not self.sparse:
             raise ConfigurationError("idf=True needs sparse=True")
-        if self.quantization not in (None, *get_args(Quantization)):
-            raise ConfigurationError(f'quantization={self.quantization!r} must be "int8" or None')
-        if self.quantization is not None and self.dim is None:
-            raise ConfigurationError("quantization is for dense vectors: this store has none")
+        self._check_quantization()
         for name, kind in self.fields.items():
             parse_field(name)
             if kind not in get_args(FieldType):
                 raise ConfigurationError(f"fields[{name!r}]={kind!r} is not one of {', '.join(get_args(FieldType))}")
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        if self.first_dim is None and self.quantization not in ("int8", "binary"):
+            raise ConfigurationError(
+                f'quantization={self.quantization!r} must be "int8", "binary", "first_dim=256" (or any number) or None'
+            )
+        if self.dim is None:
+            raise ConfigurationError("quantization is for dense vectors: this store has none")
+        if self.first_dim is not None and self.first_dim >= self.dim:
+            raise ConfigurationError(f"quantization={self.quantization!r} needs fewer dims than the store's {self.dim}")
+
+    @property
+    def first_dim(self) -> int | None:
+        """Return the number of dims that a first pass reads, if it reads only some."""
+        match = _FIRST_DIM.fullmatch(self.quantization) if isinstance(self.quantization, str) else None
+        return int(match[1]) if match else None
 
     @classmethod
     def for_embedder(
@@ -80,8 +99,12 @@ class StoreConfig:
         quantization: Quantization | None = None,
         task: Task | str | None = None,
     ) -> StoreConfig:
-        """Return the configuration of a store for this model's vectors; ``task`` replaces the embedder's own."""
-        return cls(
+        """Return the configuration of a store for this model's vectors; ``task`` replaces the embedder's own.
+
+        Raises:
+            ConfigurationError: ``quantization`` is not defined for this model.
+        """
+        config = cls(
             fingerprint=embedder.spec.fingerprint,
             model=embedder.spec.model,
             document_prompt=embedder.prompt_for("document", task),
@@ -92,6 +115,9 @@ class StoreConfig:
             fields=fields or {},
             quantization=quantization,
         )
+        if config.first_dim is not None:
+            embedder.check_elastic(config.first_dim)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON types."""

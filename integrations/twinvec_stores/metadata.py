@@ -75,7 +75,9 @@ def check_text(value: Any, name: str) -> str:
 def _plain(value: Any, name: str, depth: int) -> Any:
     if isinstance(value, Enum) and not isinstance(value, int):
         value = value.value if isinstance(value.value, str) else value.name
-    elif isinstance(value, np.generic):
+    elif isinstance(value, np.ndarray) and not value.ndim:
+        value = value[()]
+    if isinstance(value, np.generic):
         value = _python(value)
     if value is None or isinstance(value, bool):
         return value
@@ -117,11 +119,16 @@ def _container(value: Any, name: str, depth: int) -> Any:
         raise InvalidRecordError(f"{name:.200} is nested more than {_MAX_DEPTH} deep", field=name)
     if not isinstance(value, Mapping):
         items = [_plain(inner, f"{name}[{i}]", depth - 1) for i, inner in enumerate(value)]
-        return sorted(items, key=lambda item: (str(type(item)), item)) if is_set else items
+        return sorted(items, key=_order) if is_set else items
     return {
         check_text(key, f"{name}: key {key!r:.60}"): _plain(inner, f"{name}[{key!r:.60}]", depth - 1)
         for key, inner in value.items()
     }
+
+
+def _order(item: Any) -> tuple[str, Any]:
+    """Return what sorts the items of sets, of which those of different types cannot be compared."""
+    return type(item).__name__, item if isinstance(item, (int, float, str)) else repr(item)
 
 
 def _python(value: np.generic) -> Any:
@@ -134,6 +141,8 @@ def _python(value: np.generic) -> Any:
 
 def _is_missing(value: Any) -> bool:
     """Return whether this is NaN, NA, or pandas' NaT (a datetime that is not equal to itself)."""
-    if isinstance(value, (float, Decimal, datetime.date)):
+    if isinstance(value, Decimal):
+        return value.is_nan()  # a signalling one cannot even be compared
+    if isinstance(value, (float, datetime.date)):
         return bool(value != value)  # noqa: PLR0124
     return type(value).__name__ == "NAType"

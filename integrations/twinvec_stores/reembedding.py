@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from twinvec import BaseEmbedder
-from twinvec.errors import ConfigurationError
+from twinvec.errors import ConfigurationError, StoreEngineError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded import models
 from twinvec_stores.engines.embedded.store import EmbeddedStore, ModelStore
+from twinvec_stores.ingestion.regrouping import Regrouping, needs_document
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
 from twinvec_stores.transfer import delete_others, lacking_in
@@ -29,8 +31,8 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
     Args:
         source: remains unchanged; on any engine.
         target: a store for the embedder's vectors, on any engine.
-        embedder: the model. What ``chunk_context="headings"`` put before a chunk is put there again; the chunks of
-            ``"late"`` and ``"document"`` do without their documents, which the store does not have.
+        embedder: the model. Chunks remain the same, and so does their ``chunk_context``: headings are put before them
+            again, and for ``"late"`` and ``"document"`` the documents are put together again from their chunks.
         progress: called with the number of records of the source that the target has so far.
 
     Returns:
@@ -39,18 +41,30 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
     Raises:
         FingerprintMismatchError: the target is for another model.
         InvalidRecordError: the model returned a vector of zeros for a text.
+        ConfigurationError: the model does not support the ``chunk_context`` of a chunk.
+        StoreEngineError: chunks that are embedded with their documents are missing or half written. Everything else has
+            been embedded.
     """
     target.config.check(StoreConfig.for_embedder(embedder), repr(target))
     seen = embedded = 0
+    regrouping = Regrouping(source, embedder)
     for page, lacking in lacking_in(target, source.scroll_all(limit=_PAGE), _content):
-        if lacking:
-            target.upsert(_embedded(lacking, embedder))
-            embedded += len(lacking)
+        alone = [record for record in lacking if not needs_document(record)]
+        batches = regrouping.embed([record for record in lacking if needs_document(record)])
+        for batch in chain([_embedded(alone, embedder)] if alone else [], batches):
+            target.upsert(batch)
+            embedded += len(batch)
         seen += len(page)
         if progress is not None:
             progress(seen)
     delete_others(source, target)
     target.flush()
+    if regrouping.incomplete:
+        names = ", ".join(map(repr, sorted(regrouping.incomplete)[:3]))
+        raise StoreEngineError(
+            f"{len(regrouping.incomplete)} documents could not be embedded with their context, as chunks of them are "
+            f"missing or half written: {names}. Finish their ingest, or delete them, and run this again"
+        )
     return embedded
 
 

@@ -104,10 +104,36 @@ class TestSearch:
         assert len(answer["results"]) == 3
 
     def test_filter_and_threshold(self, run: Run, folder: Path) -> None:
-        (answer,) = found(run("search", folder, "x", "--json", "--filter", '{"year": {"$gte": 2020}}'))
-        assert {result["id"] for result in answer["results"]} == {"moscow", "sort"}
+        for filter in ('{"year": {"$gte": 2020}}', "year>=2020", ' "year" >= 2020 '):
+            (answer,) = found(run("search", folder, "x", "--json", "--filter", filter))
+            assert {result["id"] for result in answer["results"]} == {"moscow", "sort"}
         (answer,) = found(run("search", folder, TEXTS["sort"], "--json", "--mode", "dense", "--threshold", 0.9999))
         assert [result["id"] for result in answer["results"]] == ["sort"]
+
+    def test_filters_by_keys_and_dates_as_people_have_them(self, run: Run, tmp_path: Path, gte: str) -> None:
+        rows: list[dict[str, Any]] = [
+            {"id": "flat", "a.b": 1, "day": "2025-01-01T01:00:00+02:00"},
+            {"id": "nested", "a": {"b": 1}, "day": "2025-01-01"},
+            {"id": "list", "tags": [{"id": 5}, {"id": 6}], "day": "2025-01-01T00:30"},
+            {"id": "named", "a key": "x=1"},
+        ]
+        path, index = tmp_path / "rows.jsonl", tmp_path / "index"
+        path.write_text("".join(json.dumps({"text": "sort", **row}) + "\n" for row in rows))
+        options = ("--model", gte, "--field", "day:datetime")
+        assert run("ingest", path, "--store", index, *options).exit_code == 0
+        for filter, expected in {
+            "a.b=1": {"flat", "nested"},
+            '"a.b"=1': {"flat"},
+            "tags.id>5": {"list"},
+            "tags[].id=5": {"list"},
+            "tags[].id!=5": {"flat", "nested", "named"},
+            '"a key"=x=1': {"named"},
+            "day>=2025-01-01": {"nested", "list"},
+            "day<2025-01-01T00:30:00Z": {"flat", "nested"},
+            "day<=2025-01-01T03:30:00+03:00": {"flat", "nested", "list"},
+        }.items():
+            (answer,) = found(run("search", index, "sort", "--json", "--filter", filter))
+            assert {result["id"] for result in answer["results"]} == expected, filter
 
     def test_queries_from_stdin(self, run: Run, folder: Path) -> None:
         answers = found(run("search", folder, "-", "--json", "-k", 1, stdin=f"{TEXTS['paris']}\n\n{TEXTS['moscow']}\n"))

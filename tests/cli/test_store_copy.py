@@ -67,6 +67,10 @@ def test_settings_of_a_new_one(run: Run, folder: Path, tmp_path: Path) -> None:
     result = run("store", "copy", tmp_path / "int8", postgres.url(), "--to-collection", postgres.new_name())
     assert result.exit_code == 0
     assert "has quantization None, not int8" in result.stderr
+    result = run("store", "copy", folder, tmp_path / "first", "--quantization", "first_dim=2")
+    assert result.exit_code == 2
+    assert "use it with `twinvec ingest`" in result.stderr
+    assert not (tmp_path / "first").exists()
 
 
 def test_another_process_may_be_writing(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_bfloat16_stays_within_its_roundings_and_is_repeated_bitwise(
 
 @LAYOUTS
 def test_slices_of_their_real_size(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "ROWS", 128)
+    monkeypatch.setattr(linear, "ROWS", 512)
     batch = make_batch((300, 1, 290, 2))
     family = FAMILIES["gte"]
     backbone = family.wrap(family.build())

@@ -189,6 +189,8 @@ def test_a_store_made_here_opens_with_the_remote_and_the_other_way(
         near.add(DOCUMENTS, ids=[str(i) for i in range(len(DOCUMENTS))])
         expected = plain(near.search("capital of Russia", k=4, explain=True))
     assert StoreConfig.for_embedder(remote).fingerprint == StoreConfig.for_embedder(gte).fingerprint
+    with pytest.raises(ConfigurationError, match="need an Embedder, which RemoteEmbedder is not"):
+        StoreConfig.for_embedder(remote, quantization="first_dim=8")
     with HybridIndex(remote, open_store(tmp_path / "index", StoreConfig.for_embedder(remote))) as far:
         assert plain(far.search("capital of Russia", k=4, explain=True)) == expected
         assert plain(asyncio.run(far.asearch("capital of Russia", k=4, explain=True))) == expected

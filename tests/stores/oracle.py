@@ -129,7 +129,7 @@ def keys_of(field: str) -> list[str]:
 
 
 def values_at(value: Any, keys: Sequence[str], quoted: bool = False) -> list[Any]:
-    """All that a path leads to: dots join keys, or lead into objects and into the objects of lists."""
+    """All that a path leads to: dots join keys, or lead into objects and those in lists, ``[]`` only into lists."""
     if not keys:
         return [value]
     if isinstance(value, list):
@@ -140,7 +140,10 @@ def values_at(value: Any, keys: Sequence[str], quoted: bool = False) -> list[Any
     found = []
     for length in lengths:
         key = ".".join(keys[:length])
-        if key in value and (keys[length:] == [] or isinstance(value[key], (dict, list))):
+        if key.endswith("[]") and not quoted:
+            inner = value.get(key[:-2])
+            found += values_at(inner, keys[length:]) if isinstance(inner, list) else []
+        elif key in value and (keys[length:] == [] or isinstance(value[key], (dict, list))):
             found += values_at(value[key], keys[length:], quoted)
     return found
 
@@ -160,7 +163,7 @@ def instant_within(value: Any, bounds: Range) -> bool:
     """Dates and times by the standard library; without an offset they are UTC."""
 
     def instant(text: Any) -> datetime.datetime:
-        read = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        read = datetime.datetime.fromisoformat(str(text).upper().replace("Z", "+00:00"))
         return read if read.tzinfo else read.replace(tzinfo=datetime.timezone.utc)
 
     try:

@@ -73,7 +73,7 @@ def edits() -> list[Any]:
         "sparse": [False, "yes", None],
         "idf": [False, 1, None],
         "fields": [None, [], {"a": "nothing"}, {"n": "keyword"}, {"": "keyword"}],
-        "quantization": ["int8", "int4", 8],
+        "quantization": ["int8", "int4", 8, "first_dim=4", "first_dim=0", "first_dim=2.0", " binary"],
         "schema_version": [None, 1, 3, "2"],
     }
     return [(name, value) for name, given in values.items() for value in given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from twinvec.errors import (
 )
 from twinvec.vectors import SparseBatch
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded.disk import folder_size
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.records import RecordBatch
 
@@ -75,7 +77,7 @@ def large(template: Path, tmp_path: Path) -> Iterator[EmbeddedStore]:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[Any]]:
     """Every child process that is started; they are looked after often."""
-    monkeypatch.setattr("twinvec_stores.engines.embedded.folder._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("twinvec_stores.engines.embedded.segments._POLL_SECONDS", 0.01)
     started: list[subprocess.Popen[Any]] = []
 
     class Recorded(subprocess.Popen):  # type: ignore[type-arg]
@@ -96,14 +98,16 @@ def assert_complete(store: EmbeddedStore, vectors: Vectors) -> None:
     assert [r.sparse.to_dict() for r in records if r.sparse is not None] == [{i % 7: 1.0 + i} for i in range(N)]
 
 
-def check_rankings(store: EmbeddedStore, vectors: Vectors, *, exact: bool) -> None:
+def check_rankings(store: EmbeddedStore, vectors: Vectors, *, exact: bool, prefix: str = "r") -> None:
     chosen = list(range(0, 100, 5))
     rankings = store.search([dense_query(*vectors[i].tolist()) for i in chosen], limit=10, exact=exact)
     products = vectors[chosen].astype(np.float64) @ vectors.T.astype(np.float64)
     found = 0
     for hits, scores in zip(rankings, products, strict=True):
-        assert [hit.score for hit in hits] == pytest.approx([scores[int(hit.id[1:])] for hit in hits], abs=1e-5)
-        found += len({hit.id for hit in hits} & {f"r{i}" for i in np.argsort(-scores)[:10]})
+        assert [hit.score for hit in hits] == pytest.approx(
+            [scores[int(hit.id.removeprefix(prefix))] for hit in hits], abs=1e-5
+        )
+        found += len({hit.id for hit in hits} & {f"{prefix}{i}" for i in np.argsort(-scores)[:10]})
     assert found >= (200 if exact else 195)
 
 
@@ -175,10 +179,10 @@ def test_an_interrupted_optimizer_is_stopped(
 
 OPTIMIZER = """
 import sys
-from twinvec_stores.engines.embedded import folder as _folder
+from twinvec_stores.engines.embedded import segments
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 
-_folder._POLL_SECONDS = 0.01
+segments._POLL_SECONDS = 0.01
 EmbeddedStore(sys.argv[1]).optimize(lambda seconds, size: size and print("going", flush=True))
 """
 
@@ -245,13 +249,169 @@ def test_others_wait_for_an_optimizer_and_close_ends_them(large: EmbeddedStore, 
     assert not is_locked(large.path)
 
 
-def test_quantized_vectors_are_ranked_by_the_full_ones(folder: Path, vectors: Vectors) -> None:
-    with EmbeddedStore(folder, replace(LARGE, quantization="int8")) as store:
+def test_searches_and_readers_go_on_while_it_is_optimized(
+    large: EmbeddedStore, vectors: Vectors, children: list[subprocess.Popen[Any]]
+) -> None:
+    seen: list[bool] = []
+
+    def look(seconds: float, size: int) -> None:
+        if seen or children[0].poll() is not None:
+            return
+        check_rankings(large, vectors, exact=True)
+        with EmbeddedStore(large.path, read_only=True) as reader:
+            assert_complete(reader, vectors)
+        seen.append(children[0].poll() is None)
+
+    large.optimize(look)
+    assert seen == [True]
+    assert large.info().has_graph is True
+
+
+@pytest.fixture
+def two_segments(large: EmbeddedStore, vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> EmbeddedStore:
+    """N records in a segment that is full, and as many more of the opposite vectors."""
+    monkeypatch.setattr("twinvec_stores.engines.embedded.segments.SEGMENT_BYTES", 11 * 2**20)
+    monkeypatch.setattr("twinvec_stores.engines.embedded.folder._MAX_LOG", 2**12)
+    large.upsert(RecordBatch(["-r0"], ["x"], -vectors[:1], SparseBatch.from_dicts([{}])))  # makes the log full
+    opposite = large_batch(-vectors, range(1, N))
+    large.upsert(RecordBatch([f"-{id}" for id in opposite.ids], opposite.texts, opposite.dense, opposite.sparse))
+    return large
+
+
+def test_a_full_segment_is_followed_by_another_and_each_has_a_graph(
+    two_segments: EmbeddedStore, vectors: Vectors, children: list[subprocess.Popen[Any]]
+) -> None:
+    store = two_segments
+    assert store.info().segments == 3  # both are full
+    store.upsert(large_batch(vectors, range(0, N, 7)))  # in the older segment, where they are
+    assert store.count() == 2 * N
+    check_rankings(store, vectors, exact=False)
+    folder = store.path / "shard" / "segments"
+
+    def graphs() -> set[str]:
+        return {path.parts[-3] for path in folder.glob("*/vector_index-dense/graph.bin")}
+
+    def stop(seconds: float, size: int) -> None:
+        if len(children) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.optimize(stop)
+    [first] = graphs()  # what was finished before stays
+    assert store.count() == 2 * N
+    check_rankings(store, vectors, exact=False)
+    store.optimize()
+    assert len(children) == 3
+    assert len(graphs()) == 2
+    assert first in graphs()
+    assert not {"optimizing", "optimized"} & {path.name for path in store.path.iterdir()}
+    assert store.count() == 2 * N
+    check_rankings(store, vectors, exact=False)
+    check_rankings(store, -vectors, exact=True, prefix="-r")
+    store.optimize()
+    assert len(children) == 3  # nothing needs it
+
+
+@pytest.mark.slow
+def test_a_segment_with_many_deleted_records_is_rebuilt(
+    large: EmbeddedStore, vectors: Vectors, children: list[subprocess.Popen[Any]]
+) -> None:
+    large.optimize()
+    large.delete([f"r{i}" for i in range(1000, 1200)])
+    large.optimize()
+    assert len(children) == 1  # a seventh is not enough
+    large.delete([f"r{i}" for i in range(1200, N)])
+    before = folder_size(large.path / "shard" / "segments")
+    large.optimize()
+    assert len(children) == 2
+    assert folder_size(large.path / "shard" / "segments") < 0.8 * before
+    large.upsert(large_batch(vectors, range(1000, N)))
+    assert_complete(large, vectors)
+    check_rankings(large, vectors, exact=False)
+
+
+@pytest.mark.slow
+def test_a_half_done_replacement_is_completed_at_the_next_opening(
+    large: EmbeddedStore, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed anywhere between the child's end and the last step."""
+    monkeypatch.setattr("twinvec_stores.engines.embedded.folder.Folder._reopen", killed)
+    with pytest.raises(StoreEngineError, match="killed"):
+        large.optimize()
+    large.close()
+    old = {path.name for path in (large.path / "shard" / "segments").iterdir()}
+    for step in ("nothing", "removed", "moved"):
+        folder = large.path.with_name(step)
+        shutil.copytree(large.path, folder)
+        segments, result = folder / "shard" / "segments", folder / "optimized"
+        replaced = (result / "replaced").read_text().split()
+        assert set(replaced) <= old
+        if step in ("removed", "moved"):
+            shutil.rmtree(segments / replaced[0])
+        if step == "moved":
+            for made in (result / "segments").iterdir():
+                made.rename(segments / made.name)
+        with EmbeddedStore(folder) as store:
+            assert store.info().has_graph is True
+            assert_complete(store, vectors)
+        assert not result.exists()
+
+
+def test_a_result_that_was_not_taken_over_is_dropped_by_the_next_write(
+    large: EmbeddedStore, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("twinvec_stores.engines.embedded.folder.Folder._reopen", killed)
+        with pytest.raises(StoreEngineError):
+            large.optimize()
+    large.upsert(large_batch(-vectors, range(7)))
+    large.close()
+    with EmbeddedStore(large.path) as store:
+        assert store.info().has_graph is False
+        [record] = store.get(["r3"], with_vectors=True)
+        np.testing.assert_array_equal(record.dense, -vectors[3])
+
+
+def killed(_: object) -> None:
+    raise StoreEngineError("killed")
+
+
+def elastic(vectors: Vectors) -> Vectors:
+    """Vectors whose first dims say most, as Matryoshka models make them."""
+    rows = vectors * np.where(np.arange(DIM) < 256, 1.0, 0.1)
+    unit: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+@pytest.mark.parametrize(
+    ("quantization", "files"),
+    [
+        ("int8", {"vector_storage-dense": "quantized.data"}),
+        ("binary", {"vector_storage-dense": "quantized.data"}),
+        ("first_dim=256", {"vector_storage-first": "matrix.dat"}),
+    ],
+)
+def test_the_best_of_a_first_pass_are_ranked_by_the_full_vectors(
+    folder: Path, vectors: Vectors, quantization: str, files: dict[str, str]
+) -> None:
+    vectors = elastic(vectors)
+    with EmbeddedStore(folder, replace(LARGE, quantization=quantization)) as store:
         store.upsert(large_batch(vectors, range(N)))
         for _ in range(2):
             check_rankings(store, vectors, exact=False)
             check_rankings(store, vectors, exact=True)
             store.optimize()
         assert store.info().has_graph is True
-        assert list((folder / "shard" / "segments").glob("*/vector_storage-dense/quantized.*"))
         assert_complete(store, vectors)
+    [sealed] = {path.parents[1] for path in (folder / "shard").glob("segments/*/vector_index-*/graph.bin")}
+    described = json.loads((sealed / "segment.json").read_text())["config"]["vector_data"]
+    assert described["dense"]["storage_type"] == "Mmap"  # the full vectors are read from the disk
+    for place, name in files.items():
+        assert (
+            0
+            < (sealed / place / name).stat().st_size
+            <= vectors.nbytes / {"int8": 3.9, "binary": 31}.get(quantization, 7.9)
+        )
+    with EmbeddedStore(folder) as store:
+        assert store.config.quantization == quantization
+        check_rankings(store, vectors, exact=False)

@@ -144,6 +144,15 @@ CASES: list[tuple[Filter, dict[str, Any], bool]] = [
     (Range("k", gte=0), {}, False),
     (Range("k", gte=0), {"k": {"k": 1}}, False),
     (Not(Range("k", gte=0)), {}, True),
+    # ranges of moments
+    (Range("k", gte="2024-01-01"), {"k": "2024-01-01t00:00:00z"}, True),
+    (Range("k", gte="2024-01-01"), {"k": "2024-01-01T01:00:00+01:00"}, True),
+    (Range("k", gt="2024-01-01"), {"k": "2024-01-01T01:00:00+01:00"}, False),
+    (Range("k", lt="2024-01-01"), {"k": "2024-01-01T23:58:00+23:59"}, True),
+    (Range("k", lt="0001-01-01"), {"k": "0001-01-01T00:00:00+05:00"}, True),
+    (Range("k", gt="9999-12-31T23:59:59"), {"k": "9999-12-31T23:59:59-05:00"}, True),
+    (Range("k", gte="0001-01-01"), {"k": "2024-01-01T00:00:00+24:00"}, False),
+    (Range("k", gte="0001-01-01"), {"k": "٢٠٢٤-01-01"}, False),
     # ids
     (HasId([ID]), {}, True),
     (HasId(["other", ID]), {}, True),

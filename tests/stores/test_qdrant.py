@@ -56,6 +56,32 @@ def test_quantization_is_the_servers() -> None:
     assert request.params.quantization.rescore is True
 
 
+@pytest.mark.parametrize("quantization", ["int8", "binary", "first_dim=2"])
+def test_what_a_first_pass_reads_is_in_memory_and_the_full_vectors_on_the_disk(quantization: str) -> None:
+    client = recorded()
+    config = StoreConfig(fingerprint="one", dim=4, sparse=False, quantization=quantization)
+    rows = [Row(f"r{i}", dense=(0.8, 0.0, *values)) for i, values in enumerate([(0.6, 0.0), (0.0, 0.6), (-0.6, 0.0)])]
+    with open_store(client, config) as store:
+        store.upsert(batch([*rows, Row("far", dense=(-1.0, 0.0, 0.0, 0.0))], config))
+        for exact in (False, True):
+            [hits] = store.search([dense_query(0.8, 0, 0.6, 0)], limit=1, exact=exact)
+            assert [hit.id for hit in hits] == ["r0"]
+            assert hits[0].score == pytest.approx(1, abs=1e-6)
+    [asked] = client.asked("create_collection")
+    assert asked["vectors_config"]["dense"].on_disk is True
+    first, exactly = (asked["requests"][0] for asked in client.asked("query_batch_points"))
+    assert exactly.prefetch is None
+    if quantization == "first_dim=2":
+        assert asked["vectors_config"]["first"] == models.VectorParams(size=2, distance=models.Distance.DOT)
+        assert asked["vectors_config"]["dense"].hnsw_config.m == 0
+        [pass_] = first.prefetch
+        assert (pass_.using, pass_.query, pass_.limit) == ("first", [1.0, 0.0], 4 * first.limit)
+    else:
+        kind = asked["quantization_config"]
+        assert (kind.scalar if quantization == "int8" else kind.binary).always_ram is True
+        assert first.params.quantization.oversampling > 1
+
+
 @pytest.mark.parametrize(
     "name", ["vectors_config", "sparse_vectors_config", "quantization_config", "metadata", "collection_name"]
 )

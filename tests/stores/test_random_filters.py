@@ -55,6 +55,7 @@ STRINGS = ["", "x", "X", "apple", "Apple pie", "apple pie, red", "1", "true", "p
 DAYS = [
     *("2024-01-01", "2024-01-01T00:00:00Z", "2024-01-01T02:00:00+03:00", "2025-06-01T12:00:00+03:00"),
     *("2025-06-01T09:00:00", "2025-06-01 09:00:00.000001", "0001-01-01", "9999-12-31T23:59:59.999999"),
+    *("0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-23:59"),
 ]
 COMMON: list[Any] = [1, 1.0, 1e300, True, "x", 2**53, float(2**60)]
 POOLS: dict[str, list[Any]] = {
@@ -68,8 +69,11 @@ POOLS: dict[str, list[Any]] = {
     "ui": WHOLE,
     "uf": FLOATS,
     "um": [*STRINGS[:3], *FLOATS[:5], 0, 1, True, False],
-    "uday": [*DAYS, "no day"],
+    "uday": [*DAYS, "no day", "2025-06-01T09:00:00+24:00"],
 }
+
+
+NESTED = {"o.k": "s", "o.i": "i", "o.day": "day", '"o.k"': "s", "o[].k": "s", "o[].i": "i", "o[].day": "day"}
 
 
 def value_of(name: str, draw: random.Random) -> Any:
@@ -92,8 +96,8 @@ def metadata(draw: random.Random) -> dict[str, Any]:
 
 
 def leaf(draw: random.Random) -> Filter:
-    name = draw.choice([*POOLS, "o.k", "o.i", "o.day"])
-    pool = POOLS[{"o.k": "s", "o.i": "i", "o.day": "day"}.get(name, name)]
+    name = draw.choice([*POOLS, *NESTED])
+    pool = POOLS[NESTED.get(name, name)]
     text = draw.choice(["p", "apple", "X", "pie", "le p"])
     makes: list[Callable[[], Filter]] = [
         lambda: Eq(name, draw.choice(pool)),

@@ -252,6 +252,9 @@ RULE: dict[str, tuple[Any, Any]] = {
     "numpy bool": (np.bool_(True), True),
     "numpy string": (np.str_("x"), "x"),
     "numpy array": (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    "numpy array of no dimension": (np.array(3), 3),
+    "numpy date of no dimension": (np.array("2024-01-02", "datetime64[D]"), "2024-01-02"),
+    "numpy object of no dimension": (np.array(decimal.Decimal("1.5"), object), "1.5"),
     "datetime": (datetime.datetime(2024, 1, 2, 3, 4, 5), "2024-01-02T03:04:05"),
     "datetime with an offset": (datetime.datetime(2024, 1, 2, 3, tzinfo=TZ), "2024-01-02T03:00:00+03:00"),
     "date": (datetime.date(2024, 1, 2), "2024-01-02"),
@@ -268,10 +271,13 @@ RULE: dict[str, tuple[Any, Any]] = {
     "nan": (math.nan, None),
     "numpy nan": (np.float32("nan"), None),
     "decimal nan": (decimal.Decimal("nan"), None),
+    "decimal signalling nan": (decimal.Decimal("sNaN"), None),
     "nat": (np.datetime64("NaT"), None),
     "pandas na": (PANDAS_NA, None),
     "set": ({"b", "a"}, ["a", "b"]),
     "set of numbers": (frozenset({10, 9}), [9, 10]),
+    "set of missing values": ({math.nan, None, np.float32("nan")}, [None, None, None]),
+    "set of what cannot be compared": ({(1, "a"), ("a", 1)}, [["a", 1], [1, "a"]]),
     "nested": ({"a": [{"b": datetime.date(2024, 1, 2)}, math.nan]}, {"a": [{"b": "2024-01-02"}, None]}),
 }
 

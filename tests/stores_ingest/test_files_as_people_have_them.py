@@ -38,6 +38,23 @@ def test_the_delimiter_is_seen(embedder: Embedder, memory: MemoryStore, tmp_path
     assert stored(memory) == {"1": ("an apple", {"n": "5"}), "2": ("a fig", {"n": ""})}
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "metadata"),
+    [
+        ('id;text;"price, euro"', "1;apple;2,5", {"price, euro": "2,5"}),
+        ("id\ttext\ta;b,c", "1\tapple\tx", {"a;b,c": "x"}),
+        ('"id"|"text"|"a,b"', "1|apple|x", {"a,b": "x"}),
+        ('"id","text","a;b;c"', "1,apple,x", {"a;b;c": "x"}),
+    ],
+)
+def test_the_delimiter_beside_names_with_others(
+    embedder: Embedder, memory: MemoryStore, tmp_path: Path, header: str, row: str, metadata: dict[str, str]
+) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    assert ingest(tmp_path / "a.csv", embedder, memory).failed == 0
+    assert stored(memory) == {"1": ("apple", metadata)}
+
+
 def test_a_value_without_a_column_is_told(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,text,\n1,an apple,lost?\n")
@@ -63,6 +80,10 @@ def test_a_quote_that_is_not_closed_is_told_with_its_lines(
         ("---\nnot: [closed\n---\nx", "---\nnot: [closed\n---\nx", None),
         ("---\nwords between two lines\n---\nx", "---\nwords between two lines\n---\nx", None),
         ("a\n---\ntitle: x\n---\n", "a\n---\ntitle: x\n---\n", None),
+        ("---\n---\n# Apples\n", "# Apples\n", None),
+        ("---\n\n---\n# Apples\n", "# Apples\n", None),
+        ("---\n# Apples\n---\nred\n", "---\n# Apples\n---\nred\n", None),  # lines around a heading
+        ("---\ntitle: |-\n  a --- b\n---\nred\n", "red\n", "a --- b"),
     ],
 )
 def test_front_matter(
@@ -72,6 +93,20 @@ def test_front_matter(
     ingest(tmp_path, embedder, memory)
     found, metadata = stored(memory)["a.md"]
     assert (found, metadata.get("title"), metadata["source"]) == (text, title, "a.md")
+
+
+def test_a_source_of_its_own_stays(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\nsource: the almanac\n---\nApples")
+    (tmp_path / "b.csv").write_text("id,text,source\n1,Pears,the almanac\n")
+    ingest(tmp_path, embedder, memory)
+    assert [metadata["source"] for _, metadata in stored(memory).values()] == ["the almanac"] * 2
+
+
+def test_a_page_nested_too_deeply_is_a_bad_row(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<div>" * 20_000 + "apple")
+    (tmp_path / "b.html").write_text("<p>pear</p>")
+    report = ingest(tmp_path, embedder, memory)
+    assert (report.new, [failure.id for failure in report.failures]) == (1, ["a.html"])
 
 
 def test_documents_of_frameworks(embedder: Embedder, memory: MemoryStore) -> None:
@@ -170,9 +205,14 @@ def test_a_pdf_that_cannot_be_read_is_told(
     embedder: Embedder, memory: MemoryStore, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "a.pdf").write_bytes(content)
+    for name in ("b.txt", "c.txt"):
+        (tmp_path / name).write_text("pear")
     report = ingest(tmp_path, embedder, memory)
-    assert report.new + report.failed == 1
-    assert all("PDF" in failure.reason or "OCR" in failure.reason for failure in report.failures)
+    assert (report.new + report.failed, report.failed <= 1) == (3, True)
+    for failure in report.failures:
+        assert ("PDF" in failure.reason or "OCR" in failure.reason, failure.id) == (True, "a.pdf")
+    (tmp_path / "c.txt").unlink()  # what cannot be read keeps nothing else from being pruned
+    assert ingest(tmp_path, embedder, memory, prune=True).deleted == 1
 
 
 @pytest.mark.parametrize(("name", "module", "extra"), [("a.pdf", "pypdf", "pdf"), ("a.html", "bs4", "html")])

@@ -1,4 +1,4 @@
-"""Sources elsewhere: an S3 server of moto's, and pages of a web server, both on this machine."""
+"""Sources elsewhere: an S3 server of moto's, an emulator of Google's storage, and a web server, all on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import gzip
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 
 import boto3
 import pytest
+from gcp_storage_emulator.server import create_server
+from gcsfs import GCSFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from stores_ingest.holding import assert_equal, texts
 from twinvec import Embedder
 from twinvec.errors import ConfigurationError, IngestError
-from twinvec_stores import HybridStore, MemoryStore, ingest
+from twinvec_stores import MemoryStore, ingest
 
 FILES = {
     "docs/a.txt": b"apple",
@@ -64,15 +67,33 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.delete()
 
 
-def test_a_folder_of_s3_is_what_the_same_folder_is_here(
-    embedder: Embedder, store: HybridStore, bucket: Any, tmp_path: Path
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[GCSFileSystem]:
+    """A bucket of Google's named "texts" with the files; gcsfs finds the emulator through the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket="texts"):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        GCSFileSystem.clear_instance_cache()
+        made = GCSFileSystem()
+        for name, content in FILES.items():
+            made.pipe_file(f"texts/{name}", content)
+        yield made
+    GCSFileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(("scheme", "filled"), [("s3", "bucket"), ("gs", "google")])
+def test_a_folder_in_a_bucket_is_what_the_same_folder_is_here(
+    request: pytest.FixtureRequest, embedder: Embedder, memory: MemoryStore, scheme: str, filled: str, tmp_path: Path
 ) -> None:
+    request.getfixturevalue(filled)
     for name, content in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    there, here = MemoryStore(store.config), MemoryStore(store.config)
-    report = ingest("s3://texts/docs", embedder, there)
+    there, here = memory, MemoryStore(memory.config)
+    report = ingest(f"{scheme}://texts/docs", embedder, there)
     expected = ingest(tmp_path / "docs", embedder, here)
     assert texts(there) == {
         "a.txt": "apple",
@@ -84,7 +105,20 @@ def test_a_folder_of_s3_is_what_the_same_folder_is_here(
     for each in (report, expected):
         assert (each.new, each.failed, each.files) == (4, 0, 6)
         assert each.passed_over == {".png": 1, ".tsv without a column 'text'": 1}
-    assert ingest("s3://texts/docs/", embedder, there).unchanged == 4
+    assert ingest(f"{scheme}://texts/docs/", embedder, there).unchanged == 4
+
+
+def test_google_is_followed_and_what_it_does_not_have_is_told(
+    embedder: Embedder, memory: MemoryStore, google: GCSFileSystem
+) -> None:
+    ingest("gs://texts/docs", embedder, memory)
+    google.rm_file("texts/docs/a.txt")
+    report = ingest("gs://texts/docs", embedder, memory, prune=True)
+    assert (report.unchanged, report.deleted) == (3, 1)
+    assert ingest(["gs://texts/rows.jsonl", "gs://texts/other"], embedder, memory).new == 3
+    for url in ("gs://texts/none", "gs://nobucket/docs", "gs://texts/none.jsonl"):
+        with pytest.raises(IngestError, match=url):
+            ingest(url, embedder, memory)
 
 
 def test_files_of_s3(embedder: Embedder, memory: MemoryStore, bucket: Any) -> None:

@@ -161,7 +161,7 @@ def _bert_layer(layer: Any, rows: torch.Tensor, packed: TokenBatch) -> torch.Ten
 
 def _in_slices(rest: Callable[..., torch.Tensor], hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Run everything after attention; both are [tokens, width], ``hidden`` may be overwritten."""
-    parts = list(slices(len(hidden))) if hidden.device.type == "cpu" else []
+    parts = list(slices(*hidden.shape)) if hidden.device.type == "cpu" else []
     if len(parts) < 2:
         return rest(hidden, attended)
     for part in parts:
@@ -246,7 +246,7 @@ def _gated_slices(self: Any, x: torch.Tensor) -> torch.Tensor:
     """On a CPU gate and up stay two products: the second is multiplied by the first, row by row, as it is written."""
     rows, activation = x.flatten(0, -2), _activation(self.act_fn)
     parts = []
-    for part in slices(len(rows)):
+    for part in slices(*rows.shape):
         gated = product(self.gate_proj, rows[part], activation)
         parts.append(self.down_proj(product(self.up_proj, rows[part], times=gated)))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -2,7 +2,7 @@
 
 ``F.linear`` passes weights as they are to a BLAS, or lays them out again on every call; for the few rows of a query
 that costs more than the product. oneDNN also builds a plan for each number of rows (about 2 ms, 0.7 MB), so rows run in
-slices of ``ROWS``, and the remainder is padded to one of ``_SIZES``.
+slices whose size is one of few, and the last is padded to the next one.
 
 A layer that oneDNN cannot run, or runs differently from torch, stays as it is.
 """
@@ -21,8 +21,10 @@ from twinvec.compute.quantization import Int8Linear, inverse_scales, linear_laye
 
 logger = logging.getLogger(__name__)
 
-ROWS = 128  # per slice: 85 to 99% of the full rate, and everything between two products stays in the L2 cache
-_SIZES = (8, 16, 32, 64, 96, 128)
+ROWS = 512  # per slice at most
+_SIZES = (8, 16, 32, 64, 96, 128)  # above, multiples of ``_STEP``: each number of rows has a plan of its own
+_STEP = 64
+_SLICE = 512 * 384  # elements: beyond that, what lies between two products leaves the L2 cache
 _POST_OPS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative to the largest result, at load time
 _ZERO_POINT = 128
@@ -30,9 +32,10 @@ _ZERO_POINT = 128
 _ROUND = 1.5 * 2**23 + _ZERO_POINT
 
 
-def slices(rows: int) -> Iterator[slice]:
-    """Split rows into parts of ``ROWS``."""
-    return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
+def slices(rows: int, width: int) -> Iterator[slice]:
+    """Split rows of a width into parts of at most ``ROWS`` that stay in the cache."""
+    size = min(max(_SLICE // width // _STEP * _STEP, _SIZES[-1]), ROWS)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def product(
@@ -80,7 +83,7 @@ class PackedLinear(nn.Module):
         self._weight = self._pack(layer.weight.detach())
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _SIZES[-1])
         return packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,10 +95,11 @@ class PackedLinear(nn.Module):
         times: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """See ``product``."""
-        if len(rows) <= ROWS:
+        parts = list(slices(len(rows), min(self.in_features, self.out_features)))
+        if len(parts) < 2:
             return self._slice(rows, activation, plus, times)
         out = rows.new_empty(len(rows), self.out_features)
-        for part in slices(len(rows)):
+        for part in parts:
             more = (None if other is None else other[part] for other in (plus, times))
             out[part] = self._slice(rows[part], activation, *more)
         return out
@@ -134,7 +138,7 @@ class PackedInt8Linear(PackedLinear):
         self._bias = None if layer.bias is None else layer.bias.float()
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [ROWS, self.in_features])
+        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [_SIZES[-1], self.in_features])
         return packed
 
     def _slice(
@@ -163,14 +167,14 @@ class PackedInt8Linear(PackedLinear):
 
 def filled_rows(rows: int) -> int:
     """Return the number of rows that products will run on; starting with that many saves padding in each layer."""
-    full = max(rows - 1, 0) // ROWS * ROWS
-    return full + next(size for size in _SIZES if rows - full <= size)
+    return next((size for size in _SIZES if rows <= size), -(-rows // _STEP) * _STEP)
 
 
 def _fill(rows: torch.Tensor) -> torch.Tensor:
     """Return rows padded with zeros to the next size."""
     n = rows.shape[0]  # len() of a tensor takes three times as long, and this runs often
-    return rows.contiguous() if n in _SIZES else nn.functional.pad(rows, (0, 0, 0, filled_rows(n) - n))
+    missing = filled_rows(n) - n
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
 
 
 def pack(model: nn.Module) -> None:

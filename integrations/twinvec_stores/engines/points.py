@@ -39,6 +39,10 @@ from twinvec_stores.filters.numbers import Interval, comparable
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, checksum, point_id
 
 DENSE, SPARSE = "dense", "sparse"
+FIRST = "first"  # the first dims of the dense vectors
+# candidates of a first pass for each one wanted, rescored with the full vectors
+_OVERSAMPLING = {"int8": 2.0, "binary": 4.0}
+_OVERSAMPLING_FIRST_DIM = 4
 _EXACT, _CHECKSUM = "exact", "crc32"
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
 _SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # ranges in which engines misread 15-digit floats: see _payload
@@ -107,6 +111,7 @@ class Dialect:
     def points(self, batch: RecordBatch) -> list[Any]:
         """Return a batch as points."""
         dense = self._rows(batch.dense) if batch.dense is not None else None
+        first = self._rows(self._first(batch.dense)) if batch.dense is not None and self._config.first_dim else None
         make = self.models.Point if self.is_edge else self.models.PointStruct
         points = []
         for i, record in enumerate(batch):
@@ -116,6 +121,8 @@ class Dialect:
                 payload[_DERIVED_FIELDS] = derived
             if dense is not None:
                 vector[DENSE] = dense[i]
+            if first is not None:
+                vector[FIRST] = first[i]
             if record.sparse is not None:
                 vector[SPARSE] = self.sparse(record.sparse)
                 if self._config.idf:
@@ -129,6 +136,13 @@ class Dialect:
         rows: list[Any] = dense.tolist()
         return rows
 
+    def _first(self, dense: Float32) -> Float32:
+        """Return the first dims of rows, of length 1 again."""
+        first = dense[..., : self._config.first_dim]
+        lengths = np.linalg.norm(first, axis=-1, keepdims=True)
+        shortened: Float32 = np.divide(first, lengths, out=np.zeros_like(first), where=lengths > 0)
+        return shortened
+
     def sparse(self, row: SparseVector) -> Any:
         """Return a sparse row in the package's form."""
         return self.models.SparseVector(indices=row.indices.tolist(), values=row.values.tolist())
@@ -139,12 +153,27 @@ class Dialect:
             return query.vector.tolist(), DENSE
         return self.sparse(query.vector), SPARSE
 
+    def prefetch(self, query: StoreQuery, limit: int, filter: Any, *, exact: bool) -> list[Any] | None:
+        """Return the search over the first dims, whose results the query itself then ranks; None: there is none."""
+        if exact or self._config.first_dim is None or not isinstance(query, DenseQuery):
+            return None
+        options = {
+            "limit": _OVERSAMPLING_FIRST_DIM * limit,
+            "filter": filter,
+            "params": self.models.SearchParams(hnsw_ef=_HNSW_EF),
+        }
+        vector = self._first(query.vector).tolist()
+        if self.is_edge:
+            return [self.models.Prefetch(query=self.models.Query.Nearest(vector, using=FIRST), **options)]
+        return [self.models.Prefetch(query=vector, using=FIRST, **options)]
+
     def parameters(self, query: StoreQuery, *, exact: bool) -> Any:
         """Return the search parameters."""
         if not isinstance(query, DenseQuery):
             return None
-        rescored = self.models.QuantizationSearchParams(rescore=True, oversampling=2.0)
-        quantization = rescored if self._config.quantization is not None else None
+        oversampling = _OVERSAMPLING.get(self._config.quantization or "")
+        rescored = self.models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+        quantization = rescored if oversampling is not None else None
         return self.models.SearchParams(exact=exact, hnsw_ef=_HNSW_EF, quantization=quantization)
 
     def filter(self, condition: Filter) -> Any:

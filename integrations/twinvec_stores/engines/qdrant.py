@@ -22,7 +22,7 @@ from twinvec.errors import (
 from twinvec.flows import Call, call, on_thread, together
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.engines.points import DENSE, SPARSE, Dialect, indexes, to_hits, to_record
+from twinvec_stores.engines.points import DENSE, FIRST, SPARSE, Dialect, indexes, to_hits, to_record
 from twinvec_stores.filters.conditions import And, Filter, HasId
 from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
@@ -177,11 +177,13 @@ class QdrantStore(HybridStore):
 
     def _searching(self, query: StoreQuery, limit: int, filter: Filter, exact: bool) -> Any:
         vector, name = self._dialect.query(query)
+        condition = self._filter(filter)
         return self._models.QueryRequest(
             query=vector,
             using=name,
+            prefetch=self._dialect.prefetch(query, limit, condition, exact=exact),
             limit=limit,
-            filter=self._filter(filter),
+            filter=condition,
             params=self._dialect.parameters(query, exact=exact),
             with_payload=["id"],
         )
@@ -287,16 +289,10 @@ class QdrantStore(HybridStore):
         return stored
 
     def _make(self, config: StoreConfig, options: dict[str, Any]) -> None:
-        models = self._models
-        int8 = models.ScalarQuantization(
-            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
-        )
         arguments = {
-            "vectors_config": {DENSE: models.VectorParams(size=config.dim, distance=models.Distance.DOT)}
-            if config.dim is not None
-            else {},
-            "sparse_vectors_config": {SPARSE: models.SparseVectorParams()} if config.sparse else None,
-            "quantization_config": int8 if config.quantization == "int8" else None,
+            "vectors_config": _dense_vectors(self._models, config),
+            "sparse_vectors_config": {SPARSE: self._models.SparseVectorParams()} if config.sparse else None,
+            "quantization_config": _quantization(self._models, config),
             "metadata": {_METADATA: config.to_dict()},
         }
         if both := sorted(set(options) & {"collection_name", *arguments}):
@@ -316,6 +312,27 @@ class QdrantStore(HybridStore):
 
     def __repr__(self) -> str:
         return f"QdrantStore({self.url!r}, {self.collection!r}, model={self.config.model!r}, dim={self.config.dim})"
+
+
+def _dense_vectors(models: Any, config: StoreConfig) -> dict[str, Any]:
+    vectors = {}
+    if config.dim is not None:
+        beside = None if config.quantization is None else True  # what is searched first is in memory instead
+        graph = models.HnswConfigDiff(m=0) if config.first_dim else None
+        dense = {"size": config.dim, "distance": models.Distance.DOT, "on_disk": beside, "hnsw_config": graph}
+        vectors[DENSE] = models.VectorParams(**dense)
+    if config.first_dim:
+        vectors[FIRST] = models.VectorParams(size=config.first_dim, distance=models.Distance.DOT)
+    return vectors
+
+
+def _quantization(models: Any, config: StoreConfig) -> Any:
+    if config.quantization == "int8":
+        scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+        return models.ScalarQuantization(scalar=scalar)
+    if config.quantization == "binary":
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
+    return None
 
 
 def _refuse_open_key(url: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import TruncationWarning
 from twinvec.workers import in_thread
-from twinvec_stores.ingestion.chunking import ChunkContext
+from twinvec_stores.ingestion.context import ChunkContext
 from twinvec_stores.ingestion.options import OnError, Options
 from twinvec_stores.ingestion.pipeline import Run
 from twinvec_stores.ingestion.processing import LocalProcessor

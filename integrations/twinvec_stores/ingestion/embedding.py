@@ -17,6 +17,7 @@ import numpy as np
 
 from twinvec.errors import TextError, TruncationWarning
 from twinvec_stores.ingestion.items import Embedded, Item, Processed
+from twinvec_stores.ingestion.spans import Span
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder, EmbeddingBatch
@@ -88,12 +89,23 @@ class EmbeddingThread:
         return Processed(items, done)
 
     async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
-        texts = [part for item in items for part in item.parts]
-        windows = [window.chunks for item in items for window in item.windows]
-        if windows:  # a run has them for all documents or for none
-            return await self._embedder.aembed_documents(texts, spans=windows)
-        texts += [item.text[item.beginning.start : item.beginning.end] for item in items if item.beginning is not None]
-        return _mixed(items, await self._embedder.aembed_documents(texts))
+        texts, windows = _inputs(items)
+        return _mixed(items, await self._embedder.aembed_documents(texts, spans=windows))
+
+
+def embed(items: Sequence[Item], embedder: BaseEmbedder) -> EmbeddingBatch:
+    """Return a row for each record of these documents."""
+    texts, windows = _inputs(items)
+    return _mixed(items, embedder.embed_documents(texts, spans=windows))
+
+
+def _inputs(items: Sequence[Item]) -> tuple[list[str], list[Sequence[Span]] | None]:
+    """Return the texts to embed and, for late chunking, the spans of each."""
+    texts = [part for item in items for part in item.parts]
+    if windows := [window.chunks for item in items for window in item.windows]:
+        return texts, windows  # a run has them for all documents or for none
+    texts += [item.text[item.beginning.start : item.beginning.end] for item in items if item.beginning is not None]
+    return texts, None
 
 
 def _mixed(items: Sequence[Item], batch: EmbeddingBatch) -> EmbeddingBatch:

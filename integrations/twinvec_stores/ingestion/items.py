@@ -68,6 +68,12 @@ class Item:
         contexts = self.contexts or [""] * len(self.spans)
         return [before + self.text[s.start : s.end] for before, s in zip(contexts, self.spans, strict=True)]
 
+    @property
+    def skipped(self) -> list[list[Any]]:
+        """Return where its records leave the text out, which is white space: each place, and what is there."""
+        starts, ends = [*(s.start for s in self.spans), len(self.text)], [0, *(s.end for s in self.spans)]
+        return [[end, self.text[end:start]] for end, start in zip(ends, starts, strict=True) if end < start]
+
     def fail(self, reason: str) -> None:
         """Mark it as failed."""
         self.outcome, self.reason = "failed", readable(reason)[:_REASON]

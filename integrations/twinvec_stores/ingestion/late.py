@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from twinvec_stores.ingestion.spans import Span, Window
 
 if TYPE_CHECKING:
-    from twinvec_stores.ingestion.chunking import Cuts
+    from twinvec_stores.ingestion.cuts import Cuts
 
 _MARGIN = 8  # the part of a window that a chunk sees at least on both sides
 

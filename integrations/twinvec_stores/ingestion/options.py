@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from twinvec.errors import ConfigurationError
-from twinvec_stores.ingestion.chunking import ChunkContext
+from twinvec_stores.ingestion.context import ChunkContext
 
 OnError = Literal["skip", "stop"]
 

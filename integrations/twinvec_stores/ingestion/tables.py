@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PARQUET_ROWS = 128
 _SEEN = 200  # lines examined for quotes around the cells of a TSV file
+_DELIMITERS = ",;\t|"
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -52,7 +53,7 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
     rows = lines()
     is_tsv = suffix_of(path) == ".tsv"
     seen = list(itertools.islice(rows, _SEEN if is_tsv else 1))
-    delimiter = reading.delimiter or ("\t" if is_tsv else _delimiter("".join(seen)))
+    delimiter = reading.delimiter or ("\t" if is_tsv else _delimiter("".join(seen), reading.text_field))
     quoting = _quoting(seen, delimiter) if is_tsv else csv.QUOTE_MINIMAL
     reader = csv.reader(itertools.chain(seen, rows), delimiter=delimiter, quoting=quoting, strict=True)
     try:
@@ -85,9 +86,13 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
         yield Row(f"{name}, line {first}", load, end)
 
 
-def _delimiter(header: str) -> str:
-    # spreadsheets in most of Europe write semicolons
-    return "," if "," in header or not any(c in header for c in ";\t|") else max(";\t|", key=header.count)
+def _delimiter(header: str, text_field: str) -> str:
+    """Return what separates the column of texts from others, if that can be seen; spreadsheets often use semicolons."""
+    for delimiter in _DELIMITERS:
+        cells = header.rstrip("\r\n").split(delimiter)
+        if len(cells) > 1 and text_field in [cell.strip('"') for cell in cells]:
+            return delimiter
+    return "," if "," in header else max(_DELIMITERS, key=header.count)
 
 
 def _quoting(lines: list[str], delimiter: str) -> Literal[0, 3]:

@@ -27,7 +27,7 @@ from twinvec_stores.ingestion.reports import readable
 from twinvec_stores.ingestion.rows import BadRowError, Document
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".pdf")
-_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _BLANK = re.compile(r"[ \t]*\n\s*\n")
 
 
@@ -51,14 +51,14 @@ def _read_text(path: Path, id: str) -> Document:
         if len(content) > MAX_BYTES:
             raise BadRowError(f"longer than {MAX_BYTES >> 20} MiB", id)
         text, metadata = _FORMS.get(suffix_of(path), _plain)(content)
-        return Document(id, text, {**metadata, "source": id})
+        return Document(id, text, {"source": id, **metadata})
     except UnicodeDecodeError as error:
         raise BadRowError(f"byte {error.start} is {NOT_UTF8}", id) from None
     except DAMAGED as error:
         raise BadRowError(f"damaged or incomplete: {error}", id) from None
     except OSError as error:
         raise BadRowError(error.strerror or str(error), id) from None
-    except ConfigurationError as error:
+    except (BadRowError, ConfigurationError) as error:
         raise BadRowError(str(error), id) from None
 
 
@@ -80,7 +80,10 @@ def _html(content: bytes) -> tuple[str, Mapping[str, Any]]:
     title = page.title.get_text() if page.title is not None else ""
     for part in page(["head", "script", "style", "noscript", "template", "nav", "svg"]):
         part.decompose()
-    text = markdownify.MarkdownConverter(heading_style="ATX", strip=["img"]).convert_soup(page)
+    try:
+        text = markdownify.MarkdownConverter(heading_style="ATX", strip=["img"]).convert_soup(page)
+    except RecursionError:
+        raise BadRowError("its elements are nested too deeply") from None
     return _BLANK.sub("\n\n", text).strip() + "\n", {"title": " ".join(title.split())} if title.strip() else {}
 
 
@@ -115,6 +118,8 @@ def _without_front_matter(text: str) -> tuple[str, Mapping[str, Any]]:
     match = _FRONT_MATTER.match(text)
     if match is None:
         return text, {}
+    if not match[1].strip():
+        return text[match.end() :], {}
     import yaml
 
     try:

@@ -114,7 +114,7 @@ def _split(items: Sequence[Item], chunker: Chunker | None) -> None:
         return
     divided = chunker.divide([item.text for item in items])
     for item, (item.spans, item.windows, item.beginning) in zip(items, divided, strict=True):
-        item.contexts = chunker.contexts(item.text, item.metadata, item.spans)
+        item.contexts = chunker.headings(item.text, item.metadata, item.spans)
 
 
 def compare(items: Sequence[Item], store: HybridStore) -> None:

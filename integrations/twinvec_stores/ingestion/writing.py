@@ -112,6 +112,10 @@ def _provenance(item: Item, chunk: int, certain: bool) -> dict[str, Any]:
         origin |= {"chunk": chunk, "chunks": chunks, **item.spans[chunk]._asdict()}
         if item.contexts and item.contexts[chunk]:
             origin["context"] = item.contexts[chunk]
+        if item.windows or item.beginning is not None:  # whoever embeds it again needs its document
+            origin["chunk_context"] = "late" if item.windows else "document"
+            if chunk == 0 and item.skipped:
+                origin["skipped"] = item.skipped
     return origin
 
 

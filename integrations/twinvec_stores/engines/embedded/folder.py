@@ -5,6 +5,8 @@ folder/shard/       Qdrant Edge's own files
 folder/lock         held while a process has the folder open
 folder/writing      held while the shard's files change; see ``snapshots``
 folder/readers/     snapshots for processes that only read
+folder/optimizing/  copies of segments that are being rebuilt; see ``segments``
+folder/optimized/   what they have become
 folder/models/      stores of the same records with other models' vectors, folders like this one; see ``models``
 folder/serving      which of them is opened instead of this one
 """
@@ -15,14 +17,12 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -37,31 +37,26 @@ from twinvec.errors import (
     TwinVecError,
 )
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded import segments
+from twinvec_stores.engines.embedded.disk import folder_size, need_room
 from twinvec_stores.engines.embedded.durable import sync_folder, write_durably
 from twinvec_stores.engines.embedded.models import MODELS_FILES, serving
-from twinvec_stores.engines.points import DENSE, SPARSE, indexes
+from twinvec_stores.engines.embedded.optimizer import SEGMENTS
+from twinvec_stores.engines.embedded.segments import OPTIMIZED, OPTIMIZING
+from twinvec_stores.engines.points import DENSE, FIRST, SPARSE, indexes
 
 if TYPE_CHECKING:
-    from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, UpdateOperation
+    from qdrant_edge import CountRequest, EdgeConfig, EdgeShard, EdgeVectorParams, UpdateOperation
 
 _T = TypeVar("_T")
 CONFIG, SHARD, LOCK, COUNT, WRITING, READERS = "store.json", "shard", "lock", "count", "writing", "readers"
-_OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"} | MODELS_FILES
+_OWN_FILES = {CONFIG, f"{CONFIG}.new", SHARD, f"{SHARD}.new", LOCK, COUNT, WRITING, READERS, "ingest"}
+_OWN_FILES |= MODELS_FILES | {OPTIMIZING, OPTIMIZED}
 _STRANGERS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # left by file managers and file systems
 _SUM = "crc32"  # checksum of the rest of store.json
-_POLL_SECONDS = 0.2
 _MAX_LOG, _MAX_LOG_OF_READERS = 2**26, 2**23  # log size at which the log is emptied, since opening a folder replays it
 _MAX_COUNTS = 100_000
-_RESERVE = 64 * 2**20  # free bytes required for writing: log segments and pages grow in steps
-_CHILD = """
-import sys
-sys.path.append(sys.argv[1])
-from qdrant_edge import EdgeShard
-shard = EdgeShard.load(sys.argv[2])
-if sys.argv[3] == "optimizing":
-    shard.optimize()
-shard.close()
-"""
+_TURN_SECONDS = 0.01
 _open: dict[Path, Folder] = {}
 _opening = threading.RLock()
 if hasattr(os, "register_at_fork"):  # otherwise a child could find it held by a thread that does not exist there
@@ -131,7 +126,7 @@ class Folder:
         if self._pid != os.getpid():
             return False
         if self.users == 1:  # operations still running may take long, and must not keep other folders from being opened
-            with self._alone():
+            with self._gate, self._alone():
                 pass
         with _opening:
             self.users -= 1
@@ -191,6 +186,7 @@ class Folder:
             if (self.path / COUNT).exists():
                 (self.path / COUNT).unlink(missing_ok=True)
                 sync_folder(self.path)
+            segments.discard(self.path)  # it would not have what is written now
             with self._writing():
                 shard.update(operation)
 
@@ -204,6 +200,8 @@ class Folder:
                 full = self._unflushed > (_MAX_LOG_OF_READERS if self._has_readers() else _MAX_LOG)
         if full:
             self.flush()
+            if segments.is_full(self.path / SHARD):
+                self._extend()
 
     def flush(self) -> None:
         """Write everything to the disk; see ``run``."""
@@ -230,20 +228,42 @@ class Folder:
         return number
 
     def optimize(self, progress: Callable[[float, int], None] | None) -> None:
-        """Optimize in a child process, because the engine would hold the GIL for minutes.
+        """Rebuild what needs it, a few segments at a time, in child processes: the engine would hold the GIL.
 
-        The engine builds new segments next to the old ones and swaps them at the end, so a crash loses nothing.
+        Searches go on; writes wait for the segments at work. After an interruption, those finished stay finished.
 
         Raises:
-            StoreEngineError: the child failed; the data is unchanged.
+            StoreEngineError: a child failed; the data is unchanged.
         """
+        start, written = time.monotonic(), 0
+
+        def report(_: float, size: int) -> None:
+            if progress is not None:
+                progress(time.monotonic() - start, written + size)
+
+        self.flush()
+        for group in list(segments.groups(self.path / SHARD)):
+            with self._gate:
+                self.flush()
+                present = [segment for segment in group if segment.exists()]  # others may optimize too
+                if present and segments.rebuild(self.path, present, self._lock, report):
+                    written += folder_size(self.path / OPTIMIZED)
+                    self._reopen()
+            time.sleep(_TURN_SECONDS)  # or this thread would be the first again
+
+    def _extend(self) -> None:
+        """Let new records go to a new segment."""
+        new = _make_shard(self.path, self.config)
+        [segment] = (new / SEGMENTS).iterdir()
+        self._reopen(lambda: segment.rename(self.path / SHARD / SEGMENTS / segment.name))
+
+    def _reopen(self, change: Callable[[], object] = lambda: None) -> None:
         with self._alone():
             self._usable()
-            need_room(self.path, 0)  # before closing anything
             try:
                 self._close()
                 with self._writing():
-                    _run_child("optimizing", self.path / SHARD, self._lock, progress)
+                    change()
             finally:
                 self._shard = self._load()
 
@@ -255,7 +275,7 @@ class Folder:
 
     def has_graph(self) -> bool:
         """Return whether a segment has an HNSW graph."""
-        return any((self.path / SHARD).glob(f"segments/*/vector_index-{DENSE}/graph.bin"))
+        return any((self.path / SHARD).glob("segments/*/vector_index-*/graph.bin"))
 
     def size(self) -> int:
         """Return the size on disk in bytes."""
@@ -310,6 +330,7 @@ class Folder:
         from qdrant_edge import EdgeShard
 
         with self._typed_errors(), self._writing():
+            segments.replace(self.path, self.path / SHARD)
             self._try_to_load_without_room()
             shard = EdgeShard.load(str(self.path / SHARD))
             _check_count(self.path, shard)
@@ -323,7 +344,7 @@ class Folder:
             need_room(self.path, 0)
         except StoreEngineError as no_room:
             try:
-                _run_child("opening", self.path / SHARD, self._lock, None)
+                segments.run_child("opening", self.path / SHARD, self._lock)
             except StoreEngineError:
                 raise no_room from None
 
@@ -385,16 +406,6 @@ def _everything() -> CountRequest:
     return CountRequest(exact=True)
 
 
-def need_room(path: Path, size: int) -> None:
-    """Refuse before the engine does: on a full disk its memory-mapped files kill the process with SIGBUS."""
-    free, needed = shutil.disk_usage(path).free, 3 * size + _RESERVE
-    if free < needed:
-        raise StoreEngineError(
-            f"{path}: the disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed): free some space, "
-            "then continue; everything written so far is safe"
-        )
-
-
 def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
     if (path / CONFIG).exists():
         try:
@@ -422,6 +433,12 @@ def _read_or_make(path: Path, config: StoreConfig | None) -> StoreConfig:
 
 def _make(path: Path, config: StoreConfig) -> None:
     need_room(path, 0)
+    _make_shard(path, config).rename(path / SHARD)
+    _write(path, config)
+    sync_folder(path.parent)
+
+
+def _make_shard(path: Path, config: StoreConfig) -> Path:
     new = path / f"{SHARD}.new"
     shutil.rmtree(new, ignore_errors=True)
     from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
@@ -431,9 +448,7 @@ def _make(path: Path, config: StoreConfig) -> None:
         schema = getattr(PayloadSchemaType, kind.capitalize())
         shard.update(UpdateOperation.create_field_index(path_in_payload, schema))
     shard.close()
-    new.rename(path / SHARD)
-    _write(path, config)
-    sync_folder(path.parent)
+    return new
 
 
 def _write(path: Path, config: StoreConfig) -> None:
@@ -447,28 +462,36 @@ def _sum(data: Mapping[str, Any]) -> int:
 
 
 def _engine_config(config: StoreConfig) -> EdgeConfig:
-    from qdrant_edge import (
-        Distance,
-        EdgeConfig,
-        EdgeSparseVectorParams,
-        EdgeVectorParams,
-        ScalarQuantizationConfig,
-        ScalarType,
+    from qdrant_edge import EdgeConfig, EdgeSparseVectorParams
+
+    return EdgeConfig(
+        vectors=_dense_vectors(config), sparse_vectors={SPARSE: EdgeSparseVectorParams()} if config.sparse else None
     )
 
-    int8 = ScalarQuantizationConfig(type=ScalarType.Int8, quantile=0.99, always_ram=True)
-    dense = (
-        {
-            DENSE: EdgeVectorParams(
-                size=config.dim,
-                distance=Distance.Dot,  # rows have length 1, and Cosine would change their last bits
-                quantization_config=int8 if config.quantization == "int8" else None,
-            )
-        }
-        if config.dim is not None
-        else None
+
+def _dense_vectors(config: StoreConfig) -> dict[str, EdgeVectorParams] | None:
+    from qdrant_edge import Distance, EdgeVectorParams, HnswIndexConfig, Memory
+
+    if config.dim is None:
+        return None
+    dense = EdgeVectorParams(
+        size=config.dim,
+        distance=Distance.Dot,  # rows have length 1, and Cosine would change their last bits
+        quantization_config=_quantization(config),
+        memory=None if config.quantization is None else Memory.Cold,  # what is searched first is in memory instead
+        hnsw_config=HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000) if config.first_dim else None,
     )
-    return EdgeConfig(vectors=dense, sparse_vectors={SPARSE: EdgeSparseVectorParams()} if config.sparse else None)
+    if config.first_dim is None:
+        return {DENSE: dense}
+    return {DENSE: dense, FIRST: EdgeVectorParams(size=config.first_dim, distance=Distance.Dot)}
+
+
+def _quantization(config: StoreConfig) -> Any:
+    from qdrant_edge import BinaryQuantizationConfig, Memory, ScalarQuantizationConfig, ScalarType
+
+    if config.quantization == "int8":
+        return ScalarQuantizationConfig(type=ScalarType.Int8, quantile=0.99, memory=Memory.Pinned)
+    return BinaryQuantizationConfig(memory=Memory.Pinned) if config.quantization == "binary" else None
 
 
 def _refuse_data(path: Path) -> None:
@@ -481,48 +504,3 @@ def _refuse_data(path: Path) -> None:
     finally:
         shard.close()
     shutil.rmtree(path / SHARD)
-
-
-def _run_child(
-    task: Literal["opening", "optimizing"],
-    shard: Path,
-    lock: FileLock,
-    progress: Callable[[float, int], None] | None,
-) -> None:
-    import qdrant_edge
-
-    packages = Path(qdrant_edge.__file__).parents[1]
-    start = time.monotonic()
-    child = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-c", _CHILD, str(packages), str(shard), task],
-        stdin=lock._context.lock_file_fd,  # keeps the folder locked if this process is killed and the child is not
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                _, errors = child.communicate(timeout=_POLL_SECONDS)
-                break
-            if progress is not None:
-                progress(time.monotonic() - start, folder_size(shard / "temp_segments"))
-    except BaseException:
-        child.kill()
-        child.communicate()
-        raise
-    if child.returncode:
-        lines = errors.strip().splitlines() or ["no message"]
-        raise StoreEngineError(
-            f"{shard.parent}: {task} failed with status {child.returncode}: {lines[-1]}; nothing was lost"
-        )
-
-
-def folder_size(path: Path) -> int:
-    """Return the size on disk in bytes."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):  # files may disappear
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total

@@ -8,16 +8,15 @@ write. A snapshot is a folder like any other, inside the store's, and its own lo
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from twinvec.errors import StoreEngineError, StoreLockedError, StoreNotFoundError
 from twinvec_stores.config import StoreConfig
+from twinvec_stores.engines.embedded.disk import copy_folder, folder_size, need_room
 from twinvec_stores.engines.embedded.folder import (
     CONFIG,
     COUNT,
@@ -26,14 +25,11 @@ from twinvec_stores.engines.embedded.folder import (
     SHARD,
     WRITING,
     Folder,
-    folder_size,
-    need_room,
 )
 from twinvec_stores.engines.embedded.models import serving
 
-_PATIENCE = 60.0  # seconds to wait for a write to end; an optimizer may take longer
+_PATIENCE = 60.0  # seconds to wait for a write to end, or a new segment
 _POLL_SECONDS = 0.005
-_BLOCK = 2**20
 
 
 def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
@@ -41,7 +37,7 @@ def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
 
     Raises:
         StoreNotFoundError: there is no store.
-        StoreLockedError: it is being optimized.
+        StoreLockedError: it is written to without a pause.
         StoreMismatchError: it was created for other vectors.
         StoreEngineError: it cannot be read, or there is no room for the copy.
     """
@@ -56,13 +52,13 @@ def open_snapshot(path: Path, config: StoreConfig | None) -> Folder:
             copy = path / READERS / uuid.uuid4().hex
             try:
                 with FileLock(path / WRITING, timeout=_PATIENCE, poll_interval=_POLL_SECONDS, thread_local=False):
-                    _copy_folder(path, copy)
+                    _copy(path, copy)
                 return Folder.acquire(copy, config)
             except BaseException:
                 shutil.rmtree(copy, ignore_errors=True)
                 raise
     except Timeout:
-        raise StoreLockedError(f"{path} is being optimized, or written to without a pause: try again later") from None
+        raise StoreLockedError(f"{path} is written to without a pause: try again later") from None
     except OSError as error:
         raise StoreEngineError(f"{path}: cannot create a snapshot of it ({error})") from error
 
@@ -82,38 +78,9 @@ def _remove_dead(readers: Path) -> None:
                 shutil.rmtree(copy, ignore_errors=True)
 
 
-def _copy_folder(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     target.mkdir()
     for name in (CONFIG, COUNT):
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-    for folder, names, files in os.walk(source / SHARD):
-        names[:] = [name for name in names if name != "temp_segments"]
-        made = target / Path(folder).relative_to(source)
-        made.mkdir()
-        for name in files:
-            _copy_file(os.path.join(folder, name), made / name)
-
-
-def _copy_file(source: str, target: Path) -> None:
-    """Copy a file without its holes; the engine's files are full of them."""
-    with open(source, "rb", buffering=0) as read, target.open("wb", buffering=0) as written:
-        written.truncate(os.fstat(read.fileno()).st_size)
-        for start, end in _parts(read.fileno()):
-            read.seek(start)
-            written.seek(start)
-            while block := read.read(min(_BLOCK, end - read.tell())):
-                written.write(block)
-
-
-def _parts(file: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges in which a file has data."""
-    end, size = 0, os.fstat(file).st_size
-    if not hasattr(os, "SEEK_DATA"):
-        yield 0, size
-        return
-    with contextlib.suppress(OSError):  # after the last part there is only a hole
-        while end < size:
-            start = os.lseek(file, end, os.SEEK_DATA)
-            end = os.lseek(file, start, os.SEEK_HOLE)
-            yield start, end
+    copy_folder(source / SHARD, target / SHARD, without="temp_segments")

@@ -50,7 +50,7 @@ class EmbeddedStore(HybridStore):
 
         Raises:
             StoreNotFoundError: there is no store, and ``config`` is None or the store is read-only.
-            StoreLockedError: another process has it open; for a reader: it is being optimized.
+            StoreLockedError: another process has it open; for a reader: it is written to without a pause.
             FingerprintMismatchError: it contains another model's vectors.
             StoreMismatchError: it was created with other settings.
             StoreEngineError: it cannot be read.
@@ -168,10 +168,12 @@ class EmbeddedStore(HybridStore):
 
     def _request(self, query: StoreQuery, limit: int, filter: Filter, exact: bool) -> Any:
         vector, name = self._dialect.query(query)
+        condition = self._filter(filter)
         return self._edge.QueryRequest(
             limit=limit,
             query=self._edge.Query.Nearest(vector, using=name),
-            filter=self._filter(filter),
+            prefetches=self._dialect.prefetch(query, limit, condition, exact=exact),
+            filter=condition,
             params=self._dialect.parameters(query, exact=exact),
             with_payload=["id"],
         )
@@ -205,7 +207,7 @@ class EmbeddedStore(HybridStore):
 
     @threaded
     def _optimize(self, progress: Progress | None) -> None:
-        # in a child process, for seconds to minutes, during which other calls wait; a crash loses nothing
+        # in child processes, for seconds to minutes, during which writes wait; a crash loses nothing
         self._writable().optimize(progress)
 
     @threaded
