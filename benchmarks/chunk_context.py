@@ -35,12 +35,18 @@ _WAYS: dict[str, dict[str, Any]] = {
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Collection(NamedTuple):
-    """Documents, questions, and the id of the one document that answers each."""
+class Questions(NamedTuple):
+    """Questions of one kind, and the id of the one document that answers each."""
 
-    documents: list[Document]
     queries: list[str]
     answers: list[str]
+
+
+class Collection(NamedTuple):
+    """Documents, and kinds of questions about them."""
+
+    documents: list[Document]
+    questions: dict[str, Questions]
 
 
 def subjects(most: int) -> Collection:
@@ -54,14 +60,17 @@ def subjects(most: int) -> Collection:
             found[name.lower()] = Document(name, body.replace(summary, "")), summary
     chosen = [found[name] for name in sorted(found)[:most]]
     documents = [document for document, _ in chosen]
-    return Collection(documents, [summary for _, summary in chosen], [str(document.id) for document in documents])
+    answers = [str(document.id) for document in documents]
+    return Collection(documents, {"subjects": Questions([summary for _, summary in chosen], answers)})
 
 
-def pages(path: Path, question: str) -> Collection:
-    """Return the pages of a file of ``manual_pages.py``, and the question of this name that each answers."""
+def pages(path: Path) -> Collection:
+    """Return the pages of a file of ``manual_pages.py``, and both questions that each answers."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     documents = [Document(row["id"], row["text"], {"title": row["title"]}) for row in rows]
-    return Collection(documents, [row[question] for row in rows], [row["id"] for row in rows])
+    asked = {kind: [row[name] for row in rows] for kind, name in (("details", "detail"), ("subjects", "query"))}
+    answers = [row["id"] for row in rows]
+    return Collection(documents, {kind: Questions(queries, answers) for kind, queries in asked.items()})
 
 
 def details(folder: Path, most: int) -> Collection:
@@ -75,14 +84,15 @@ def details(folder: Path, most: int) -> Collection:
     documents = [Document(row["_id"], row["text"]) for row in rows[:most]]
     known = {document.id for document in documents}
     pairs = [pair for pair in pairs if pair[1] in known]
-    return Collection(documents, [text[query] for query, *_ in pairs], [answer for _, answer, *_ in pairs])
+    questions = Questions([text[query] for query, *_ in pairs], [answer for _, answer, *_ in pairs])
+    return Collection(documents, {"details": questions})
 
 
-def scores(index: HybridIndex, collection: Collection, mode: Any) -> Scores:
+def scores(index: HybridIndex, questions: Questions, mode: Any) -> Scores:
     """Return the nDCG@10 of each query, by document, where one is relevant."""
-    found = index.search_many(collection.queries, k=10, mode=mode, group_by="document")
+    found = index.search_many(questions.queries, k=10, mode=mode, group_by="document")
     names = [[result.record.provenance["document"] for result in results] for results in found]
-    ranks = [ids.index(name) if name in ids else None for name, ids in zip(collection.answers, names, strict=True)]
+    ranks = [ids.index(name) if name in ids else None for name, ids in zip(questions.answers, names, strict=True)]
     return np.array([0.0 if rank is None else 1 / np.log2(rank + 2) for rank in ranks])
 
 
@@ -93,30 +103,27 @@ def interval(differences: Scores) -> list[float]:
     return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
 
 
-def measure(
-    collection: Collection, embedder: Embedder, chunk_tokens: int, ways: Sequence[str] = tuple(_WAYS)
-) -> dict[str, Any]:
+def measure(collection: Collection, embedder: Embedder, chunk_tokens: int, ways: Sequence[str]) -> dict[str, Any]:
     """Return each way's scores, and the intervals of its differences from truncated documents and plain chunks."""
-    measured: dict[str, dict[str, Scores]] = {}
-    result: dict[str, Any] = {"documents": len(collection.documents), "queries": len(collection.queries)}
+    found: dict[str, Any] = {
+        kind: {"documents": len(collection.documents), "queries": len(questions.queries)}
+        for kind, questions in collection.questions.items()
+    }
+    measured: dict[tuple[str, str], dict[str, Scores]] = {}
     for name in ways:
-        options = _WAYS[name]
         index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
         start, tokens = time.monotonic(), embedder.stats()["tokens"]
         chunks = None if name == "truncated" else chunk_tokens
-        report = ingest(collection.documents, embedder, index.store, chunk_tokens=chunks, **options)
-        measured[name] = {mode: scores(index, collection, mode) for mode in _MODES}
-        result[name] = {
-            "records": report.records,
-            "tokens": embedder.stats()["tokens"] - tokens,
-            "ndcg@10": {mode: round(float(rows.mean()), 4) for mode, rows in measured[name].items()},
-        }
-        for other in ("truncated", "chunks"):
-            if other in measured and other != name:
-                against = {m: interval(rows - measured[other][m]) for m, rows in measured[name].items()}
-                result[name][f"minus {other}, 95%"] = against
-        print(name, json.dumps(result[name]), f"{time.monotonic() - start:.0f} s", flush=True)
-    return result
+        report = ingest(collection.documents, embedder, index.store, chunk_tokens=chunks, **_WAYS[name])
+        cost = {"records": report.records, "tokens": embedder.stats()["tokens"] - tokens}
+        for kind, questions in collection.questions.items():
+            own = measured[kind, name] = {mode: scores(index, questions, mode) for mode in _MODES}
+            row = found[kind][name] = {**cost, "ndcg@10": {m: round(float(rows.mean()), 4) for m, rows in own.items()}}
+            for other in ("truncated", "chunks"):
+                if other != name and (against := measured.get((kind, other))) is not None:
+                    row[f"minus {other}, 95%"] = {m: interval(rows - against[m]) for m, rows in own.items()}
+            print(kind, name, json.dumps(row), f"{time.monotonic() - start:.0f} s", flush=True)
+    return found
 
 
 def main() -> None:
@@ -130,25 +137,27 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(_WAYS), default=list(_WAYS))
     parser.add_argument("--documents", type=int, nargs=2, default=(116, 150), help="of details and of subjects")
     parser.add_argument("--max-length", type=int)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk-tokens", type=int, default=128)
     parser.add_argument("--prompts", type=json.loads)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chunk-context.json")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)  # it is one of the ways
-    options = {"prompts": arguments.prompts, "max_length": arguments.max_length}
-    with Embedder(arguments.model, sparse="bm25", dtype="float32", **options) as embedder:
+    options = {"prompts": arguments.prompts, "max_length": arguments.max_length, "dtype": arguments.dtype}
+    with Embedder(arguments.model, sparse="bm25", **options) as embedder:
         result: dict[str, Any] = {
             "model": arguments.name,
             "max_length": embedder.max_length,
+            "dtype": embedder.spec.dtype,
             "chunk_tokens": arguments.chunk_tokens,
         }
         long, short = arguments.documents
-        if arguments.pages is None:
-            collections = {"details": details(arguments.details, long), "subjects": subjects(short)}
+        if arguments.pages is not None:
+            collections = [pages(arguments.pages)]
         else:
-            collections = {"details": pages(arguments.pages, "detail"), "subjects": pages(arguments.pages, "query")}
-        for name, collection in collections.items():
-            result[name] = measure(collection, embedder, arguments.chunk_tokens, arguments.ways)
+            collections = [details(arguments.details, long), subjects(short)]
+        for collection in collections:
+            result |= measure(collection, embedder, arguments.chunk_tokens, arguments.ways)
             arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -75,7 +75,7 @@ def check_text(value: Any, name: str) -> str:
 def _plain(value: Any, name: str, depth: int) -> Any:
     if isinstance(value, Enum) and not isinstance(value, int):
         value = value.value if isinstance(value.value, str) else value.name
-    elif isinstance(value, np.ndarray) and not value.ndim:
+    elif isinstance(value, np.ndarray) and not value.ndim and value is not np.ma.masked:
         value = value[()]
     if isinstance(value, np.generic):
         value = _python(value)
@@ -145,4 +145,4 @@ def _is_missing(value: Any) -> bool:
         return value.is_nan()  # a signalling one cannot even be compared
     if isinstance(value, (float, datetime.date)):
         return bool(value != value)  # noqa: PLR0124
-    return type(value).__name__ == "NAType"
+    return value is np.ma.masked or type(value).__name__ == "NAType"

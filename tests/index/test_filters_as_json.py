@@ -84,6 +84,9 @@ def test_the_whole_decides() -> None:
         ({"a": {"b": 1}}, "'b'"),
         ({"a": {"$contains": ""}}, "needs a text"),
         ({"a": {"$words": "--"}}, "needs words"),
+        ({"tags[0].id": 5}, r"tags\[\].id matches any"),
+        ({"tags[-1]": {"$in": [5]}}, r"tags\[\] matches any"),
+        ({"a[1].b[2]": {"$exists": False}}, r"a\[\].b\[\] matches any"),
     ],
 )
 def test_other_forms_are_refused_with_the_reason(form: Any, message: str) -> None:

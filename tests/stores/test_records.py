@@ -273,6 +273,8 @@ RULE: dict[str, tuple[Any, Any]] = {
     "decimal nan": (decimal.Decimal("nan"), None),
     "decimal signalling nan": (decimal.Decimal("sNaN"), None),
     "nat": (np.datetime64("NaT"), None),
+    "masked": (np.ma.masked, None),
+    "array with a masked value": (np.ma.masked_array([1, 2], [False, True]), [1, None]),
     "pandas na": (PANDAS_NA, None),
     "set": ({"b", "a"}, ["a", "b"]),
     "set of numbers": (frozenset({10, 9}), [9, 10]),

@@ -70,6 +70,8 @@ def test_a_quote_that_is_not_closed_is_told_with_its_lines(
     report = ingest(path, embedder, memory)
     assert list(stored(memory)) == ["1"]
     assert "swallowed lines 3 to 5" in report.failures[0].reason
+    path.write_text('id,text\n1,apple\n2,"fig')
+    assert "a quote is not closed" in ingest(path, embedder, memory).failures[0].reason
 
 
 @pytest.mark.parametrize(
@@ -128,13 +130,14 @@ def test_documents_of_frameworks(embedder: Embedder, memory: MemoryStore) -> Non
 def test_a_folder_of_all_sorts(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("apple")
     os.mkfifo(tmp_path / "b.txt")
+    os.symlink("loop.txt", tmp_path / "loop.txt")
     for name in ("c.png", "d.png", "e"):
         (tmp_path / name).write_text("x")
     report = ingest(tmp_path, embedder, memory)
     assert (report.new, report.failed) == (1, 0)
-    assert report.passed_over == {".png": 2, "not a regular file": 1, "without a suffix": 1}
-    assert report.files == 5
-    assert "skipped    4 of 5 files: 2 .png" in str(report)
+    assert report.passed_over == {".png": 2, "not a regular file": 2, "without a suffix": 1}
+    assert report.files == 6
+    assert "skipped    5 of 6 files: 2 not a regular file, 2 .png" in str(report)
     (tmp_path / "a.txt").unlink()
     with pytest.raises(IngestError, match=r"none of its files can be read .*2 \.png"):
         ingest(tmp_path, embedder, memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from twinvec_stores.filters.conditions import (
 from twinvec_stores.filters.fields import parse_field
 
 Make = Callable[[str, Any], Filter]
+_PLACE = re.compile(r"\[-?\d+\]")
 
 
 def parse_filter(form: Mapping[str, Any]) -> Filter:
@@ -94,10 +96,17 @@ def _operators(filter: Eq | In | Range | Contains | StartsWith | HasWords | Exis
 
 
 def on_key(key: str, make: Make, value: Any) -> Filter:
-    """Return a condition on a metadata key; a key that cannot be a path (see ``fields``) is taken literally."""
+    """Return a condition on a metadata key; a key that cannot be a path (see ``fields``) is taken literally.
+
+    Raises:
+        FilterError: it asks for one place in a list, which no engine can tell.
+    """
     try:
         parse_field(key)
     except FilterError:
+        if _PLACE.search(key):
+            hint = f'{_PLACE.sub("[]", key)} matches any; write "{key}" in double quotes if that is the key'
+            raise FilterError(f"{key}: lists cannot be filtered by position: {hint}", field=key) from None
         key = f'"{key}"'
     return make(key, value)
 

@@ -7,7 +7,7 @@ import re
 
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
-    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(Z|z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?)?",
+    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?\s?(Z|z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d){0,2})?)?",
     re.ASCII,
 )
 _EPOCH = datetime.datetime(1970, 1, 1)
@@ -34,12 +34,13 @@ def moment(value: object) -> int | None:
         )
     except ValueError:
         return None
-    return (local - _EPOCH) // _MICROSECOND - _offset(offset) * 60_000_000
+    return (local - _EPOCH) // _MICROSECOND - _offset(offset) * 1_000_000
 
 
 def _offset(text: str | None) -> int:
-    """Return the minutes of "+03:00", "-0530" or "+03"."""
+    """Return the seconds of "+03:00", "-0530", "+03", or of a local time before there were zones: "+00:19:32"."""
     if text is None or text in "Zz":
         return 0
-    hours, minutes = text[1:3], text[3:].lstrip(":") or "0"
-    return (-1 if text[0] == "-" else 1) * (60 * int(hours) + int(minutes))
+    digits = text[1:].replace(":", "").ljust(6, "0")
+    seconds = 3600 * int(digits[:2]) + 60 * int(digits[2:4]) + int(digits[4:])
+    return -seconds if text[0] == "-" else seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -74,10 +75,20 @@ def size_of(path: Path) -> int:
         return 0
 
 
+def _is_gone(path: Path) -> bool:
+    """Return whether there is nothing under this name, which reading it reports; a link to itself is something."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno != errno.ELOOP
+    return False
+
+
 def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
     """Yield files by name, depth first; links to folders are not followed, which rules out cycles.
 
-    Pipes, sockets and devices, which would block, and files of other kinds are counted in ``passed_over``.
+    Pipes, sockets and devices, which would block, links to themselves, and files of other kinds are counted in
+    ``passed_over``.
     """
     levels = [iter([folder])]
     while levels:
@@ -87,7 +98,7 @@ def walk(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path
             if path.is_dir() and (path is folder or not path.is_symlink()):
                 levels.append(iter(sorted(path.iterdir())))
                 break
-            if is_readable(path) and not path.is_dir() and (path.is_file() or not path.exists()):
+            if is_readable(path) and not path.is_dir() and (path.is_file() or _is_gone(path)):
                 yield path
             elif passed_over is not None and not path.is_dir():
                 passed_over[path.suffix.lower() or "without a suffix" if path.is_file() else "not a regular file"] += 1

@@ -79,6 +79,8 @@ def table(path: Path, reading: Reading) -> Iterator[Row]:
             reason = f"not readable as a table ({error})"
             if reader.line_num > first:
                 reason += f": a quote is not closed, which swallowed lines {first} to {reader.line_num}"
+            elif reader.line_num == first and str(error) == "unexpected end of data":
+                reason += ": a quote is not closed"
             load = functools.partial(fail, reason)
         else:
             if not cells:
