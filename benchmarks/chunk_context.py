@@ -84,8 +84,8 @@ def details(folder: Path, most: int) -> Collection:
     documents = [Document(row["_id"], row["text"]) for row in rows[:most]]
     known = {document.id for document in documents}
     pairs = [pair for pair in pairs if pair[1] in known]
-    questions = Questions([text[query] for query, *_ in pairs], [answer for _, answer, *_ in pairs])
-    return Collection(documents, {"details": questions})
+    asked = Questions([text[query] for query, *_ in pairs], [answer for _, answer, *_ in pairs])
+    return Collection(documents, {"details": asked})
 
 
 def scores(index: HybridIndex, questions: Questions, mode: Any) -> Scores:
