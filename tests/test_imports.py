@@ -63,3 +63,22 @@ def test_a_long_chain_and_a_circle_are_found() -> None:
     assert len(longest(line)) == 12
     with pytest.raises(AssertionError, match="m0 -> m1 -> m0"):
         longest({"m0": {"m1"}, "m1": {"m0"}})
+
+
+def test_ray_is_imported_by_its_own_package_alone() -> None:
+    """Not inside of functions either."""
+    importing = {
+        package.name
+        for package in PACKAGES
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _names(node)
+        if name.partition(".")[0] in ("ray", "twinvec_ray")
+    }
+    assert importing == {"twinvec_ray"}
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module is not None else []

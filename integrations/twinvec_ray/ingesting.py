@@ -20,6 +20,7 @@ from twinvec_stores import HybridStore, IngestReport, MemoryStore, ShardFolder, 
 from twinvec_stores.ingestion.api import warned
 from twinvec_stores.ingestion.options import Options
 from twinvec_stores.ingestion.pipeline import Run
+from twinvec_stores.ingestion.readers import Reading
 
 if TYPE_CHECKING:
     import ray.data
@@ -95,7 +96,7 @@ def ingest(
     from ray.data import Dataset
 
     asked, workers = Options(**options), workers or Workers()
-    rows = _Rows(source) if isinstance(source, Dataset) else source
+    rows = _Rows(source, asked.text_field) if isinstance(source, Dataset) else source
     if isinstance(store, ShardFolder) and asked.prune:
         raise ConfigurationError("prune=True is for stores: shards are written anew, and those of before do not count")
     with contextlib.ExitStack() as stack:
@@ -130,14 +131,24 @@ def _open(
 class _Rows:
     """The rows of a Dataset, in order, without nulls."""
 
-    def __init__(self, dataset: ray.data.Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: ray.data.Dataset, text_field: str) -> None:
+        self._dataset, self._reading = dataset, Reading({}, text_field=text_field)
+
+    def __length_hint__(self) -> int:
+        """Return the number of rows where counting does not mean reading them."""
+        from ray.data.dataset import MaterializedDataset
+
+        return self._dataset.count() if isinstance(self._dataset, MaterializedDataset) else NotImplemented
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._dataset.context.execution_options.preserve_order = True  # the first of equal ids is the one that counts
+        checked = False
         try:
             batches: Iterable[Any] = self._dataset.iter_batches(batch_size=_ROWS, batch_format="pyarrow")
             for batch in batches:
+                if not checked:
+                    self._reading.check_columns("the dataset", batch.column_names)
+                    checked = True
                 for row in batch.to_pylist():
                     yield {name: value for name, value in row.items() if value is not None}
         except ray.exceptions.RayError as error:

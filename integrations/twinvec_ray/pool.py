@@ -8,16 +8,15 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from twinvec.errors import CheckpointError, ConfigurationError, DeviceLostError, IngestError
 from twinvec_ray.models import Model
 from twinvec_ray.worker import PAGES, Loaded, Page, Target, Worker, WorkerReport
 from twinvec_ray.workers import Workers, check_room, nodes
 from twinvec_stores import HybridStore, StoreConfig
-from twinvec_stores.ingestion.items import Embedded, Item, Processed
+from twinvec_stores.ingestion.items import Item, Processed
 from twinvec_stores.ingestion.options import Options
 from twinvec_stores.ingestion.windows import compare
 from twinvec_stores.shards import Shard
@@ -25,6 +24,7 @@ from twinvec_stores.shards import Shard
 _ATTEMPTS = 3  # workers that a page may lose before the run ends
 _SHARD = 32  # pages of a store in one file: fewer files, and a lost worker loses more
 _WORD = 10.0  # seconds between two words about what is waited for
+_DEAD = (RayActorError, OutOfMemoryError)  # the second where Ray itself has killed it, as its node ran out of memory
 _log = logging.getLogger("twinvec_ray")
 
 
@@ -50,7 +50,7 @@ class Job:
     """A page on its way."""
 
     def __init__(self, pool: WorkerPool, items: Sequence[Item]) -> None:
-        self.pool, self.first, self.last = pool, items[0].where, items[-1].where
+        self.pool, self.rows = pool, items
         self.items = ray.put(list(items))
         self.attempts = 0
         self.member: _Member | None = None
@@ -62,11 +62,11 @@ class Job:
 
     def done(self) -> bool:
         """Return whether it has been processed, or has failed by itself."""
-        if not ray.wait([self.page], timeout=0)[0]:
+        if not ray.wait([self.page], timeout=0, fetch_local=False)[0]:
             return False
         try:
             ray.get(self.page)
-        except (RayActorError, ObjectLostError):
+        except (*_DEAD, ObjectLostError):
             return False
         except RayTaskError as error:
             return not isinstance(error.cause, DeviceLostError)
@@ -122,12 +122,13 @@ class WorkerPool:
             self.page = _SHARD
         if store is not None:
             self._compare = lambda items: compare(items, store)
-        for member in list(self._members):
+        opening = [(member, member.actor.open.remote(target, options)) for member in self._members]
+        for member, opened in opening:
             try:
-                ray.get(member.actor.open.remote(target, options))
+                ray.get(opened)
             except RayTaskError as error:
                 raise _cause(error) from None
-            except RayActorError as error:
+            except _DEAD as error:
                 self._lose(member, error)
 
     def submit(self, items: Sequence[Item]) -> Sequence[Job]:
@@ -135,6 +136,9 @@ class WorkerPool:
         if self._compare is not None:
             self._compare(items)
         job = Job(self, items)
+        if self._compare is None:  # nor does anybody write here
+            for item in items:
+                item.text, item.metadata = "", {}
         self._assign(job)
         return [job]
 
@@ -146,7 +150,7 @@ class WorkerPool:
                 page: Page = ray.get(job.page, timeout=_WORD)
             except ray.exceptions.GetTimeoutError:
                 self._admit(0)
-            except RayActorError as error:
+            except _DEAD as error:
                 self._lose(job.member, error)
             except ObjectLostError as error:  # it was done, on a node that is gone
                 self._again(job, error)
@@ -159,13 +163,14 @@ class WorkerPool:
                 job.member.report = page.report
                 if page.shard is not None:
                     self.shards.append(page.shard)
-                return _owned(page.processed)
+                return page.processed(job.rows)
 
     def status(self) -> str:
         """Return how many workers there are, and how busy their devices are."""
         known = [report.busy for report in self.reports() if report.busy is not None]
         busy = f", devices {sum(known) / len(known):.0%} busy" if known else ""
-        return f", {len(self._members)} workers{busy}"
+        n = len(self._members)
+        return f", {n} worker{'' if n == 1 else 's'}{busy}"
 
     def reports(self) -> list[WorkerReport]:
         """Return what each worker has done, also those that are lost."""
@@ -178,9 +183,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers; those that work say what they did."""
-        for member in self._members:
+        closing = [member.actor.close.remote() for member in self._members]
+        closed = ray.wait(closing, num_returns=len(closing), timeout=_WORD)[0] if closing else []
+        for report in closed:
             try:
-                self._gone.append(ray.get(member.actor.close.remote(), timeout=_WORD))
+                self._gone.append(ray.get(report))
             except Exception as error:
                 _log.debug("a worker did not close: %s", error)
         self.cancel()
@@ -221,7 +228,8 @@ class WorkerPool:
         job.member.jobs.discard(job)
         job.attempts += 1
         if job.attempts >= _ATTEMPTS:
-            raise IngestError(f"{job.attempts} workers were lost over {job.first} to {job.last}: {error}") from None
+            where = f"{job.rows[0].where} to {job.rows[-1].where}"
+            raise IngestError(f"{job.attempts} workers were lost over {where}: {error}") from None
         self._assign(job)
 
     def _replace(self, error: Exception) -> None:
@@ -256,7 +264,7 @@ class WorkerPool:
                     ray.get(member.actor.open.remote(*self._open))
             except RayTaskError as error:
                 raise _cause(error) from None
-            except RayActorError as error:
+            except _DEAD as error:
                 if self._members:
                     _log.warning("a new worker was lost at once: %s", _first_line(error))
                     continue
@@ -272,12 +280,6 @@ class WorkerPool:
                 f"the worker on {loaded.node} has another model than the others: {loaded.config.fingerprint} instead "
                 f"of {self._config.fingerprint}. Give a hub id its revision and a dtype, or share one folder"
             )
-
-
-def _owned(processed: Processed) -> Processed:
-    """Return the same in memory of this process, for stores that keep it: Ray's is needed for the next pages."""
-    copies = [Embedded(part.items, part.batch[np.arange(len(part.batch))]) for part in processed.embedded]
-    return Processed(processed.items, copies)
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -31,22 +31,29 @@ def embedding_app(
 
     Args:
         model: see ``twinvec_ray.ingest``.
-        workers: the replicas: how many at least, and what each takes.
-        max_count: how many at most; None: as many as at least.
-        waiting: requests in flight per replica above which another replica is started.
+        workers: the replicas: how many at least, and what each takes; without ``pack``.
+        max_count: how many replicas at most; None: as many as at least.
+        waiting: requests in flight per replica above which another replica is started, after half a minute of them.
         embedder_options: for a model by name.
         server: arguments of ``twinvec.server.create_app``: api_key, limits, hosts ... Without api_key, each replica
             takes TWINVEC_API_KEY from its own environment.
 
     Raises:
-        ConfigurationError: the cluster has no room for ``workers``, or the model is a client of a server.
+        ConfigurationError: the numbers contradict each other, the cluster has no room for ``workers``, or the model is
+            a client of a server.
     """
     from ray import serve
 
     workers = workers or Workers()
+    most = workers.count if max_count is None else max_count
+    if most < workers.count:
+        raise ConfigurationError(f"max_count={max_count} is less than the {workers.count} replicas of workers=")
+    if waiting < 1:
+        raise ConfigurationError(f"waiting={waiting!r} must be at least 1")
+    if workers.pack:
+        raise ConfigurationError("pack=True: replicas outlive this program, in whose memory the folder would be packed")
     check_room(workers, nodes(), reading=False)
     described = Model.of(model, embedder_options, workers)
-
     if described.spec is None:
         raise ConfigurationError("replicas load a model of their own: pass a hub id, a folder or an Embedder")
 
@@ -61,7 +68,7 @@ def embedding_app(
         name="twinvec",
         autoscaling_config={
             "min_replicas": workers.count,
-            "max_replicas": max_count or workers.count,
+            "max_replicas": most,
             "target_ongoing_requests": waiting,
         },
         max_ongoing_requests=_QUEUE * waiting,  # Serve's own default is 5, too few for a batch

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import ray
 
-from twinvec import BaseEmbedder, Embedder
+from twinvec import BaseEmbedder, Embedder, EmbeddingBatch
 from twinvec.errors import CheckpointError
 from twinvec_ray.models import Model
 from twinvec_stores import HybridStore, ShardFolder, StoreConfig, open_store
-from twinvec_stores.ingestion.items import Item, Processed
+from twinvec_stores.ingestion.items import Embedded, Item, Processed
 from twinvec_stores.ingestion.options import Options
 from twinvec_stores.ingestion.processing import LocalProcessor
 from twinvec_stores.ingestion.writing import records, write
 from twinvec_stores.shards import Shard
 
+_FOUND = ("outcome", "reason", "spans", "contexts", "truncated")
 PAGES = 3  # in a worker at a time: one is written, while another is embedded and a third one is split
 
 
@@ -65,17 +68,40 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Page:
-    """What became of a page.
+    """What became of a page: no more than its driver, which has the rows, does not know.
 
     Attributes:
-        processed: its rows, and the vectors that the driver is to write.
+        columns: what was found out of each row: fields of Item.
+        vectors: what the driver is to write: the positions of documents, and the rows of their records.
         shard: the file that was written.
         report: of the worker until now.
     """
 
-    processed: Processed
+    columns: Mapping[str, Sequence[Any]]
+    vectors: Sequence[tuple[Sequence[int], EmbeddingBatch]]
     shard: Shard | None
     report: WorkerReport
+
+    @classmethod
+    def of(cls, items: Sequence[Item], embedded: Sequence[Embedded], shard: Shard | None, report: WorkerReport) -> Page:
+        """Take from the rows what is new."""
+        position = {item: i for i, item in enumerate(items)}
+        columns = {name: [getattr(item, name) for item in items] for name in _FOUND}
+        vectors = [([position[item] for item in part.items], part.batch) for part in embedded]
+        return cls(columns, vectors, shard, report)
+
+    def processed(self, items: Sequence[Item]) -> Processed:
+        """Put it into the rows.
+
+        The vectors are copied into memory of this process, for stores that keep them: Ray's is needed for what is next.
+        """
+        for name, column in self.columns.items():
+            for item, value in zip(items, column, strict=True):
+                setattr(item, name, value)
+        owned = [
+            Embedded([items[i] for i in positions], batch[np.arange(len(batch))]) for positions, batch in self.vectors
+        ]
+        return Processed(items, owned)
 
 
 class Worker:
@@ -98,6 +124,7 @@ class Worker:
         except CheckpointError as error:
             error.args = (f"on the worker {ray.util.get_node_ip_address()}: {error}",)
             raise
+        self._counting = threading.Lock()
         self._start, self._forward = time.monotonic(), self._forward_seconds()
         return Loaded(ray.util.get_node_ip_address(), StoreConfig.for_embedder(self._embedder))
 
@@ -115,23 +142,21 @@ class Worker:
         """Process consecutive rows."""
         name = _shard_name(items, self._processor.config)
         if self._folder is not None and (shard := _known(self._folder, name, items)) is not None:
-            return Page(_without_texts(items), shard, self.report())
-        windows = [pending.result() for pending in self._processor.submit(items)]
-        done = Processed(
-            [item for window in windows for item in window.items],
-            [embedded for window in windows for embedded in window.embedded],
-        )
-        self._documents += sum(item.pending for item in done.items)
-        wanted = done.wanted(stop=self._options.on_error == "stop")
+            return Page.of(items, [], shard, self.report())
+        done = [pending.result() for pending in self._processor.submit(items)]
+        processed = Processed(items, [embedded for window in done for embedded in window.embedded])
+        with self._counting:
+            self._documents += sum(item.pending for item in items)
+        wanted = processed.wanted(stop=self._options.on_error == "stop")
         if self._store is None and self._folder is None:
-            return Page(done, None, self.report())
+            return Page.of(items, processed.embedded, None, self.report())
         shard = None
         if self._folder is not None and wanted:
             shard = self._folder.write(name, [records(embedded) for embedded in wanted], self._processor.config)
         elif self._store is not None:
             for embedded in wanted:
                 write(embedded, self._store)
-        return Page(_without_texts(done.items), shard, self.report())
+        return Page.of(items, [], shard, self.report())
 
     def report(self) -> WorkerReport:
         """Return what it has done until now."""
@@ -172,10 +197,3 @@ def _known(folder: ShardFolder, name: str, items: Sequence[Item]) -> Shard | Non
         if item.outcome != "failed":
             item.outcome = "unchanged"
     return shard
-
-
-def _without_texts(items: Sequence[Item]) -> Processed:
-    """Return rows without what need not travel back."""
-    for item in items:
-        item.text, item.metadata, item.windows, item.contexts = "", {}, (), ()
-    return Processed(items, [])

@@ -23,18 +23,26 @@ MEMORY = 80 * 2**20
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both nodes look for models by hub id."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="session")
+def cluster(hub_cache: Path) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # workers need this folder, too
-    node: dict[str, Any] = {"num_cpus": 2, "object_store_memory": MEMORY}
+    node: dict[str, Any] = {
+        "num_cpus": 2,
+        "object_store_memory": MEMORY,
+        "env_vars": {"TWINVEC_CACHE_DIR": str(hub_cache)},
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
     ray.init(
         cluster.address,
         logging_level=logging.ERROR,
-        runtime_env={
-            "worker_process_setup_hook": open_shared,
-        },
+        runtime_env={"worker_process_setup_hook": open_shared},
     )
     yield cluster
     ray.shutdown()

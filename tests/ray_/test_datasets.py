@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -37,6 +38,25 @@ def test_columns_are_what_an_embedder_returns(
     assert table["token_counts"].to_pylist() == expected.token_counts.tolist()
     assert table["truncated"].to_pylist() == expected.truncated.tolist()
     assert 0 < expected.truncated.sum() < len(texts)
+
+
+@pytest.mark.slow
+def test_batches_of_a_worker_that_is_killed_are_done_again(answers: list[dict[str, Any]], embedder: Embedder) -> None:
+    dataset = ray.data.from_items(answers, override_num_blocks=12)
+    batches = embed_dataset(dataset, embedder, batch_size=5).iter_batches(batch_size=5, prefetch_batches=0)
+    found, killed = {}, 0
+    for batch in batches:
+        found |= dict(zip(batch["_id"], batch["dense"], strict=True))
+        if not killed:
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::MapWorker"):
+                    process.kill()
+                    killed += 1
+    assert killed == 1
+    expected = embedder.embed_documents([row["text"] for row in answers]).dense
+    assert expected is not None
+    for row, dense in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(found[row["_id"]], dense)
 
 
 def test_missing_and_taken_columns_are_refused(spec: ModelSpec) -> None:

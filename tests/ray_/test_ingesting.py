@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,16 +14,28 @@ from typing import Any
 
 import pytest
 import ray
+from pyarrow import Table, parquet
 from ray.cluster_utils import Cluster
+from ray.exceptions import OutOfMemoryError
 
+from checkpoints.test_hub import fill_cache
 from ray_.conftest import MEMORY
 from ray_.shared_store import SharedStore, create_shared, open_shared
+from reference.gte import build_gte
 from stores import postgres
-from stores_ingest.holding import assert_same
+from stores.qdrant_server import QdrantServer
+from stores_ingest.holding import assert_same, held
 from twinvec import Embedder, ModelSpec
-from twinvec.errors import CheckpointNotFoundError, ConfigurationError, FingerprintMismatchError, IngestError
+from twinvec.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    FingerprintMismatchError,
+    IngestError,
+)
 from twinvec_ray import Workers
 from twinvec_ray import ingest as ingest_on_cluster
+from twinvec_ray.worker import Page
 from twinvec_stores import (
     EmbeddedStore,
     HybridStore,
@@ -76,30 +90,51 @@ def test_two_workers_write_what_one_process_writes_though_both_are_killed(
     ray.kill(owner)
 
 
+@pytest.fixture(params=["postgresql", "qdrant's interface"])
+def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """The address of a server, and a collection that it does not have."""
+    if request.param == "postgresql":
+        yield postgres.url(), postgres.new_name()
+        return
+    qdrant = QdrantServer()
+    yield qdrant.url, "records"
+    qdrant.close()
+
+
 @pytest.mark.slow
-def test_all_workers_write_into_a_real_server(
-    source: list[Any], spec: ModelSpec, alone: tuple[HybridStore, IngestReport]
+def test_all_workers_write_into_a_server(
+    server: tuple[str, str], source: list[Any], spec: ModelSpec, alone: tuple[HybridStore, IngestReport]
 ) -> None:
     expected, report = alone
-    address, name = postgres.url(), postgres.new_name()
+    address, name = server
     where, pruned = {"collection": name}, IngestKeywords(**CHUNKS)
     pruned["prune"] = True
     found = ingest_on_cluster(source, spec, address, workers=Workers(count=2), store_options=where, **CHUNKS)
     assert outcomes(found) == outcomes(report)
+    assert [worker.documents > 0 for worker in found.workers] == [True, True]
     with open_store(address, collection=name) as store:
         assert_same(store, expected)
     again = ingest_on_cluster(source[1:], spec, address, store_options=where, **pruned)
     assert (again.unchanged, again.new, again.pruned) == (report.new - 1, 0, False)  # a row could not be read
+    some = [*source[:20], *source[24:50]]  # without the bad rows
+    fewer = ingest_on_cluster(some, spec, address, store_options=where, **pruned)
+    assert (fewer.deleted, fewer.unchanged, fewer.pruned) == (report.new - len(some), len(some), True)
+    with open_store(address, collection=name) as store:
+        assert {record.provenance["document"] for record in held(store).values()} == {row["_id"] for row in some}
 
 
 def test_a_folder_is_written_by_the_driver_alone_and_either_goes_on_with_the_other(
-    source: list[Any], embedder: Embedder, alone: tuple[HybridStore, IngestReport], tmp_path: Path
+    source: list[Any],
+    embedder: Embedder,
+    alone: tuple[HybridStore, IngestReport],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One process stores the first third; the cluster the rest, from a packed model; then nothing is left to do."""
     expected, report = alone
     with EmbeddedStore(tmp_path / "store", expected.config) as store:
         ingest(source[:20], embedder, store, **CHUNKS)
-        found = ingest_on_cluster(source, embedder, store, workers=Workers(pack=True), **CHUNKS)
+        found = ingest_on_cluster(source, embedder, store, workers=Workers(pack=True), show_progress=True, **CHUNKS)
         assert_same(store, expected)
         assert (found.unchanged, found.new) == (20, report.new - 20)
         assert outcomes(found) == outcomes(report)
@@ -107,6 +142,9 @@ def test_a_folder_is_written_by_the_driver_alone_and_either_goes_on_with_the_oth
         assert worker.documents == found.new
         assert worker.busy is not None
         assert 0 < worker.busy <= 1
+        shown = r"64/64 \[\d+:\d\d<00:00, .*, 64 documents, 4 failed, 1 worker, devices \d+% busy\]"
+        assert re.search(shown, capsys.readouterr().err)
+        assert re.search(r"worker +\d+\.\d+\.\d+\.\d+: 40 documents in .* s, its device was busy for \d+%", str(found))
         assert ingest(source, embedder, store, **CHUNKS).unchanged == report.new
         assert store.config.recipe == expected.config.recipe  # the model's own folder, not where it was unpacked
 
@@ -186,7 +224,12 @@ def test_a_driver_is_killed_and_started_again(
 
 
 def test_a_dataset_becomes_shards_that_any_store_imports_and_a_second_run_embeds_nothing(
-    answers: list[dict[str, Any]], spec: ModelSpec, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answers: list[dict[str, Any]],
+    spec: ModelSpec,
+    embedder: Embedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("twinvec_ray.pool._SHARD", 2)
     dataset = ray.data.from_items([{**row, "year": 2020 if i % 2 else None} for i, row in enumerate(answers)])
@@ -199,7 +242,8 @@ def test_a_dataset_becomes_shards_that_any_store_imports_and_a_second_run_embeds
     assert len(list(Path(folder.where).glob("part-*.parquet"))) == 4  # of two pages each
     assert import_store(folder.where, target) == expected.count()
     assert_same(target, expected)
-    again = ingest_on_cluster(dataset, spec, folder, **CHUNKS)
+    again = ingest_on_cluster(dataset, spec, folder, show_progress=True, **CHUNKS)
+    assert f"{len(answers)}/{len(answers)} [" in capsys.readouterr().err
     assert (again.new, again.unchanged) == (0, len(answers))
     assert [worker.documents for worker in again.workers] == [0]
 
@@ -233,3 +277,90 @@ def test_a_bad_row_stops_the_run_where_asked(source: list[Any], spec: ModelSpec,
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert_same(store, alone)
+
+
+@pytest.mark.slow
+def test_texts_that_are_too_long_fail_as_on_one_machine(
+    source: list[Any], spec: ModelSpec, embedder: Embedder, tmp_path: Path
+) -> None:
+    rows = [*source[:24], {"id": "long", "text": "word " * 600}, {"id": "after", "text": "short"}]
+    strict = Embedder(spec, device="cpu", on_overflow="error")
+    alone, store = (MemoryStore(StoreConfig.for_embedder(embedder)) for _ in range(2))
+    report = ingest(rows, strict, alone, batch_size=8)
+    found = ingest_on_cluster(rows, strict, store, batch_size=8)
+    assert outcomes(found) == outcomes(report)
+    assert {"long"} < {failure.id for failure in report.failures}
+    assert_same(store, alone)
+
+
+@pytest.mark.slow
+def test_a_column_that_is_missing_is_told_as_on_one_machine(
+    answers: list[dict[str, Any]], embedder: Embedder, tmp_path: Path
+) -> None:
+    parquet.write_table(Table.from_pylist(answers), tmp_path / "answers.parquet")
+    store, messages = MemoryStore(StoreConfig.for_embedder(embedder)), []
+    runs: list[Callable[[], IngestReport]] = [
+        lambda: ingest(tmp_path / "answers.parquet", embedder, store, text_field="body"),
+        lambda: ingest_on_cluster(tmp_path / "answers.parquet", embedder, store, text_field="body"),
+        lambda: ingest_on_cluster(ray.data.from_items(answers), embedder, store, text_field="body"),
+    ]
+    for run in runs:
+        with pytest.raises(IngestError, match="no column 'body'") as error:
+            run()
+        messages.append(str(error.value).partition(": ")[2])
+    assert len(set(messages)) == 1
+    assert store.count() == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_lacks_the_model_or_has_another_one_is_named(
+    cluster: Cluster, hub_cache: Path, answers: list[dict[str, Any]], embedder: Embedder, tmp_path: Path
+) -> None:
+    """With two CPUs each, one worker is on every node; the third looks elsewhere for models."""
+    repo = "owner/tiny"
+    fill_cache(hub_cache, build_gte(tmp_path / "gte"), repo=repo)
+    node = cluster.add_node(
+        num_cpus=2, object_store_memory=MEMORY, env_vars={"TWINVEC_CACHE_DIR": str(tmp_path / "cache")}
+    )
+    workers, store = Workers(count=3, cpus=2), MemoryStore(StoreConfig.for_embedder(embedder))
+    with pytest.raises(CheckpointNotFoundError, match=rf"on the worker \d+\.\d+\.\d+\.\d+: .*{repo}"):
+        ingest_on_cluster(answers, repo, store, workers=workers)
+    fill_cache(tmp_path / "cache", build_gte(tmp_path / "other", seed=1), repo=repo)
+    with pytest.raises(CheckpointError, match="has another model than the others"):
+        ingest_on_cluster(answers, repo, store, workers=workers)
+    cluster.remove_node(node)
+
+
+@pytest.mark.slow
+def test_a_worker_that_ray_kills_as_memory_runs_out_is_a_lost_worker(
+    answers: list[dict[str, Any]], embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray tells of it with an error of another kind; here it does so of a page that it has."""
+    told: list[Page] = []
+
+    def get(asked: Any, **options: Any) -> Any:
+        found = ray_get(asked, **options)
+        if isinstance(found, Page) and not told:
+            told.append(found)
+            raise OutOfMemoryError("the node ran out of memory")
+        return found
+
+    ray_get = ray.get
+    expected, store = (MemoryStore(StoreConfig.for_embedder(embedder)) for _ in range(2))
+    ingest(answers, embedder, expected, **CHUNKS)
+    monkeypatch.setattr(ray, "get", get)
+    found = ingest_on_cluster(answers, embedder, store, **CHUNKS)
+    assert (found.lost, len(told)) == (1, 1)
+    assert_same(store, expected)
+
+
+@pytest.mark.slow
+def test_workers_have_as_many_threads_as_cpus() -> None:
+    def threads() -> tuple[int, str | None]:
+        import torch
+
+        return torch.get_num_threads(), os.environ.get("RAYON_NUM_THREADS")
+
+    for cpus, expected in ((2, 2), (0.5, 1)):
+        asked = ray.remote(threads).options(**Workers(cpus=cpus).remote_options())
+        assert ray.get(asked.remote()) == (expected, str(expected))

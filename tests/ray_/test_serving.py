@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from ray import serve
 
-from twinvec import Embedder, ModelSpec, RemoteEmbedder
+from twinvec import Embedder, EmbeddingBatch, ModelSpec, RemoteEmbedder
 from twinvec.errors import ConfigurationError, RemoteError
+from twinvec.options import EmbedderOptions
 from twinvec_ray import Workers, embedding_app
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -28,12 +31,16 @@ def address() -> Iterator[str]:
     serve.shutdown()
 
 
+def replicas() -> dict[str, int]:
+    (deployment,) = serve.status().applications["default"].deployments.values()
+    return {str(state): n for state, n in deployment.replica_states.items()}
+
+
 def test_two_replicas_answer_what_an_embedder_returns(
     address: str, spec: ModelSpec, embedder: Embedder, answers: list[dict[str, Any]]
 ) -> None:
     serve.run(embedding_app(spec, workers=Workers(count=2), api_key="secret"))
-    (deployment,) = serve.status().applications["default"].deployments.values()
-    assert deployment.replica_states == {"RUNNING": 2}
+    assert replicas() == {"RUNNING": 2}
     texts = [row["text"][:200] for row in answers]
     with RemoteEmbedder(address, api_key="secret") as remote, ThreadPoolExecutor(8) as callers:
         rows = list(callers.map(lambda text: remote.embed_documents([text]), texts))
@@ -47,3 +54,44 @@ def test_two_replicas_answer_what_an_embedder_returns(
         RemoteEmbedder(address, api_key="another")
     with pytest.raises(ConfigurationError, match="room for 4"):
         embedding_app(spec, workers=Workers(count=5))
+
+
+def test_a_second_replica_is_started_while_calls_wait(
+    address: str,
+    spec: ModelSpec,
+    embedder: Embedder,
+    answers: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight calls are in flight all the time, and more than one per replica is too many."""
+    make = serve.deployment
+
+    def at_once(*, autoscaling_config: dict[str, Any], **options: Any) -> Any:
+        return make(autoscaling_config={**autoscaling_config, "upscale_delay_s": 0}, **options)
+
+    monkeypatch.setattr(serve, "deployment", at_once)
+    serve.run(embedding_app(spec, max_count=2, waiting=1, embedder_options=EmbedderOptions(memo_bytes=0)))
+    assert replicas() == {"RUNNING": 1}
+    texts, enough = [row["text"] for row in answers[:8]], threading.Event()
+
+    def call() -> list[EmbeddingBatch]:
+        batches = [remote.embed_documents(texts)]
+        while not enough.is_set():
+            batches.append(remote.embed_documents(texts))
+        return batches
+
+    with RemoteEmbedder(address) as remote, ThreadPoolExecutor(8) as callers:
+        calls = [callers.submit(call) for _ in range(8)]
+        try:
+            deadline = time.monotonic() + 180
+            while replicas() != {"RUNNING": 2}:
+                assert time.monotonic() < deadline, f"after three minutes: {replicas()}"
+                time.sleep(0.5)
+        finally:
+            enough.set()
+        batches = [batch for found in calls for batch in found.result()]
+    expected = embedder.embed_documents(texts)
+    assert expected.dense is not None
+    for batch in batches:
+        assert batch.dense is not None
+        np.testing.assert_array_equal(batch.dense, expected.dense)

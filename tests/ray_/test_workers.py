@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinvec.errors import ConfigurationError
+from twinvec_ray import embedding_app
 from twinvec_ray.workers import Node, Workers, check_room
 
 SHARES = st.sampled_from([0.25, 0.5, 0.7, 1, 1.5, 2])
@@ -37,6 +38,14 @@ def test_workers_without_room_are_refused_with_the_arithmetic() -> None:
 def test_impossible_shares_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         Workers(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"max_count": 1}, {"waiting": 0}])
+def test_impossible_numbers_of_replicas_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        embedding_app("owner/name", workers=Workers(count=2), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="outlive"):
+        embedding_app("owner/name", workers=Workers(pack=True))
 
 
 @given(NODES, st.integers(1, 5), SHARES, st.sampled_from([0, 0.5, 1]), st.booleans())

@@ -14,6 +14,7 @@ from twinvec_stores.metadata import check_text, plain_id
 from twinvec_stores.records import check_metadata
 
 MAX_ID_BYTES = 1000  # leaves room for a chunk number
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Parser:
@@ -68,7 +69,7 @@ class Parser:
             raise BadRowError(f"the text must be a string, not {type(document.text).__name__}", id)
         if not document.text.strip():
             raise BadRowError("the text is empty", id)
-        if id is not None:
+        if id is not None and table:
             _check_id(_within(table, id))
         return Document(id, document.text, self._checked(id, document.text, document.metadata))
 
@@ -110,8 +111,7 @@ def _of_framework(row: Any) -> Any:
 
 def content_hash(text: str, metadata: Mapping[str, Any], *recipe: Any) -> str:
     """Return 32 hex digits identifying a text, its metadata, and whatever else determines its records."""
-    content = json.dumps([text, metadata, *recipe], sort_keys=True, separators=(",", ":"))
-    return blake2b(content.encode(), digest_size=16).hexdigest()
+    return blake2b(_CANONICAL.encode([text, metadata, *recipe]).encode(), digest_size=16).hexdigest()
 
 
 def _within(table: str, id: str) -> str:

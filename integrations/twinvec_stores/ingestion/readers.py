@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     delimiter: str | None = None
     text_field: str = "text"
 
-    def check_columns(self, path: Path, names: Sequence[str]) -> None:
+    def check_columns(self, path: Path | str, names: Sequence[str]) -> None:
         """Check that a table has texts.
 
         Raises:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +65,8 @@ def open_source(source: Any, reading: Reading) -> Source:
         raise ConfigurationError(
             f"a {type(source).__name__} is not a source: pass a path or documents (df.to_dict('records'))"
         )
-    total = len(source) if isinstance(source, Sized) else None
-    return Source(functools.partial(_items, source), total, "doc")
+    total = operator.length_hint(source, -1)
+    return Source(functools.partial(_items, source), None if total < 0 else total, "doc")
 
 
 def _paths(source: Any) -> list[Path | str] | None:
