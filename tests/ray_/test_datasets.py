@@ -44,7 +44,8 @@ def test_columns_are_what_an_embedder_returns(
 def test_batches_of_a_worker_that_is_killed_are_done_again(answers: list[dict[str, Any]], embedder: Embedder) -> None:
     dataset = ray.data.from_items(answers, override_num_blocks=12)
     batches = embed_dataset(dataset, embedder, batch_size=5).iter_batches(batch_size=5, prefetch_batches=0)
-    found, killed = {}, 0
+    found: dict[str, Any] = {}
+    killed = 0
     for batch in batches:
         found |= dict(zip(batch["_id"], batch["dense"], strict=True))
         if not killed:

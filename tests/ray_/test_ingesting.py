@@ -51,6 +51,7 @@ from twinvec_stores.ingestion.options import IngestKeywords
 
 pytestmark = pytest.mark.usefixtures("cluster")
 CHUNKS: IngestKeywords = {"chunk_tokens": 60, "overlap_tokens": 8, "batch_size": 8}
+SHOWN: IngestKeywords = {**CHUNKS, "show_progress": True}
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +135,7 @@ def test_a_folder_is_written_by_the_driver_alone_and_either_goes_on_with_the_oth
     expected, report = alone
     with EmbeddedStore(tmp_path / "store", expected.config) as store:
         ingest(source[:20], embedder, store, **CHUNKS)
-        found = ingest_on_cluster(source, embedder, store, workers=Workers(pack=True), show_progress=True, **CHUNKS)
+        found = ingest_on_cluster(source, embedder, store, workers=Workers(pack=True), **SHOWN)
         assert_same(store, expected)
         assert (found.unchanged, found.new) == (20, report.new - 20)
         assert outcomes(found) == outcomes(report)
@@ -242,7 +243,7 @@ def test_a_dataset_becomes_shards_that_any_store_imports_and_a_second_run_embeds
     assert len(list(Path(folder.where).glob("part-*.parquet"))) == 4  # of two pages each
     assert import_store(folder.where, target) == expected.count()
     assert_same(target, expected)
-    again = ingest_on_cluster(dataset, spec, folder, show_progress=True, **CHUNKS)
+    again = ingest_on_cluster(dataset, spec, folder, **SHOWN)
     assert f"{len(answers)}/{len(answers)} [" in capsys.readouterr().err
     assert (again.new, again.unchanged) == (0, len(answers))
     assert [worker.documents for worker in again.workers] == [0]
