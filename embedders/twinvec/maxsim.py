@@ -13,10 +13,11 @@ import numpy as np
 from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError
+from twinvec.flows import block, wait
 from twinvec.options import CallOptions, EmbedderKeywords, takes_options
 from twinvec.scoring import BaseReranker, ScoreOptions, Scores, sigmoid
 from twinvec.spec import ModelSpec
-from twinvec.text.prompts import Role
+from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
 
 class MaxSim(BaseReranker):
-    """Scores pairs by vectors of their tokens, with the interface of a Reranker; nothing is stored.
+    """Scores pairs by vectors of their tokens, with the interface of a Reranker.
 
     A score is the sum over the query's vectors of the highest cosine with any vector of the text, divided by their
     number where the model was trained so (bge-m3). Texts are embedded when they are asked for, each once in a call.
-    That costs about as much as a cross-encoder of the same size, but needs no second model.
+    That costs about as much as a cross-encoder of the same size, but needs no second model. Searches in a store that
+    keeps vectors of tokens (``StoreConfig.token_pool``) take those instead.
 
     Examples:
         >>> embedder = Embedder("BAAI/bge-m3")
@@ -66,6 +68,55 @@ class MaxSim(BaseReranker):
                 "sentence-transformers MultiVectorEncoder; a cross-encoder is a twinvec.Reranker"
             )
         self._mean = self._embedder.multi_vectors.mean
+
+    @property
+    def embedder(self) -> BaseEmbedder:
+        """Return the model."""
+        return self._embedder
+
+    def score_tokens(
+        self,
+        pairs: Sequence[tuple[str, int]],
+        texts: MultiBatch,
+        *,
+        task: Task | str | None = None,
+        timeout: float | None = None,
+    ) -> Float32:
+        """Score queries with vectors of texts' tokens that were computed before; only the queries are embedded.
+
+        Args:
+            pairs: queries, and positions in ``texts``.
+            texts: vectors by this model, with the role of documents.
+            task: see ``score``.
+            timeout: see ``score``.
+
+        Returns:
+            float32 [pairs].
+        """
+        return block(self._scored_tokens(pairs, texts, ScoreOptions(task, timeout=timeout)))
+
+    async def ascore_tokens(
+        self,
+        pairs: Sequence[tuple[str, int]],
+        texts: MultiBatch,
+        *,
+        task: Task | str | None = None,
+        timeout: float | None = None,
+    ) -> Float32:
+        """See ``score_tokens``."""
+        return await wait(self._scored_tokens(pairs, texts, ScoreOptions(task, timeout=timeout)))
+
+    async def _scored_tokens(
+        self, pairs: Sequence[tuple[str, int]], texts: MultiBatch, options: ScoreOptions
+    ) -> Float32:
+        if self._closed:
+            raise ConfigurationError("this MaxSim is closed; create a new one")
+        queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
+        rows = np.array([(queries[query], text) for query, text in pairs]).reshape(-1, 2)
+        asked = CallOptions(options.task, dense=False, sparse=False, timeout=options.timeout, multi=True)
+        batch = await self._embedder._embed(Role.QUERY, list(queries), asked)
+        assert batch.multi is not None
+        return self._scores(rows, batch.multi, texts)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and choices of the model; see ``Embedder.stats``."""
@@ -108,18 +159,19 @@ class MaxSim(BaseReranker):
             left = None if end is None else max(end - time.monotonic(), 0.0)
             both.append(await self._embedder._embed(role, list(column), replace(asked, timeout=left)))
         rows = np.array([(queries[query], texts[text]) for query, text in pairs])
-        values = self._scores(rows, *both)
+        queried, read = both[0].multi, both[1].multi
+        assert queried is not None
+        assert read is not None
+        values = self._scores(rows, queried, read)
         truncated = both[0].truncated[rows[:, 0]] | both[1].truncated[rows[:, 1]]
         tokens = sum(int(batch.token_counts.sum()) for batch in both)
         return Scores(values if options.activation != "sigmoid" else sigmoid(values), truncated, tokens)
 
-    def _scores(self, rows: Any, queries: EmbeddingBatch, texts: EmbeddingBatch) -> Float32:
-        assert queries.multi is not None
-        assert texts.multi is not None
+    def _scores(self, rows: Any, queries: MultiBatch, texts: MultiBatch) -> Float32:
         scores = np.zeros(len(rows), dtype=np.float32)
-        for number, query in enumerate(queries.multi):
+        for number, query in enumerate(queries):
             own = np.flatnonzero(rows[:, 0] == number)
-            scores[own] = compare_tokens(query, texts.multi[rows[own, 1]])
+            scores[own] = compare_tokens(query, texts[rows[own, 1]])
             if self._mean:
                 scores[own] /= max(len(query), 1)
         return scores

@@ -82,9 +82,11 @@ class Columns:
         rows = check_rows([node.node_id for node in nodes], texts, columns, config)
         return cls(rows.ids, rows.texts, rows.metadata, provenance)
 
-    def with_vectors(self, dense: Float32, sparse: SparseBatch | None) -> RecordBatch:
+    def with_vectors(
+        self, dense: Float32, sparse: SparseBatch | None, tokens: list[bytes] | None = None
+    ) -> RecordBatch:
         """Return the nodes as records."""
-        return RecordBatch(self.ids, self.texts, dense, sparse, self.metadata, self.provenance)
+        return RecordBatch(self.ids, self.texts, dense, sparse, self.metadata, self.provenance, tokens)
 
 
 def _plain(node: BaseNode) -> BaseNode:

@@ -14,6 +14,7 @@ from twinvec.errors import InvalidRecordError
 from twinvec.flows import call
 from twinvec.vectors import Float32
 from twinvec_stores import HybridIndex
+from twinvec_stores.tokens import kept_tokens
 
 _SAME = 0.95  # minimum cosine of two vectors of one text by one model, in any precision
 
@@ -31,7 +32,18 @@ async def write_nodes(
         dense = await _dense(some, columns.texts, index, embedding, sparse_rows)
         wanted = sparse_rows.documents, sparse_rows.adocuments
         sparse = await call(*wanted, columns.texts) if store.config.sparse else None
-        await call(store.upsert, store.aupsert, columns.with_vectors(dense, sparse))
+        tokens = await _tokens(columns.texts, index)
+        await call(store.upsert, store.aupsert, columns.with_vectors(dense, sparse, tokens))
+
+
+async def _tokens(texts: list[str], index: HybridIndex) -> list[bytes] | None:
+    """Return what the store keeps of the texts' tokens; LlamaIndex embeds the texts, and knows nothing of these."""
+    pool, embedder = index.store.config.token_pool, index.embedder
+    if pool is None:
+        return None
+    methods = embedder.embed_documents, embedder.aembed_documents
+    batch = await call(*methods, texts, task=index.task, dense=False, sparse=False, multi=True)
+    return kept_tokens(batch, pool)
 
 
 async def _dense(

@@ -98,6 +98,15 @@ def ingest(
         str | None,
         typer.Option(metavar="NAME", help="int8, binary or first_dim=256, for a new store.", show_default=False),
     ] = None,
+    token_pool: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="For a new store: keep vectors of tokens for MaxSim, one for N neighbours (bge-m3).",
+            show_default=False,
+        ),
+    ] = None,
     collection: Collection = None,
     device: Device = "auto",
     dtype: Precision = Dtype.AUTO,
@@ -129,7 +138,7 @@ def ingest(
         "sparse": sparse,
         "prompts": _prompts(prompts),
     }
-    wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization)
+    wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization, token_pool)
     with _opened(wanted, device, trust_remote_code) as (embedder, store), warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # the report counts them
         for _ in rounds(sources, location) if watch else [None]:
@@ -166,6 +175,7 @@ class _Wanted:
     options: Mapping[str, Any]
     fields: Mapping[str, Any]
     quantization: str | None
+    token_pool: int | None
 
 
 @contextlib.contextmanager
@@ -174,7 +184,7 @@ def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[t
     from twinvec_stores import StoreConfig, load_embedder, open_store
 
     if wanted.model is None:
-        given = [*wanted.fields, wanted.quantization, *wanted.options.values()]
+        given = [*wanted.fields, wanted.quantization, wanted.token_pool, *wanted.options.values()]
         if set(map(str, given)) - {"None", "auto"}:
             raise ConfigurationError("options of a new store require --model; an existing store keeps its own")
         try:
@@ -188,7 +198,9 @@ def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[t
         return
     note(f"Loading {wanted.model} ...")
     with Embedder(wanted.model, device=device, trust_remote_code=trust_remote_code, **wanted.options) as embedder:
-        config = StoreConfig.for_embedder(embedder, fields=wanted.fields, quantization=wanted.quantization)
+        config = StoreConfig.for_embedder(
+            embedder, fields=wanted.fields, quantization=wanted.quantization, token_pool=wanted.token_pool
+        )
         with open_store(wanted.location, config, collection=wanted.collection) as store:
             yield embedder, store
 

@@ -228,6 +228,8 @@ def _readable(info: StoreInfo) -> dict[str, str]:
     config = info.config
     halves = [f"dense, {config.dim} dimensions"] if config.dim is not None else []
     halves += [("sparse, BM25" if config.idf else "sparse")] if config.sparse else []
+    pool = config.token_pool
+    halves += [f"tokens, {'one by one' if pool == 1 else f'{pool} pooled'}"] if pool is not None else []
     search = {True: "graph (HNSW)", False: "exact", None: "the server's choice"}[info.has_graph]
     return {
         "Engine": info.engine,

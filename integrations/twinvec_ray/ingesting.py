@@ -103,6 +103,8 @@ def ingest(
         pool = WorkerPool(Model.of(model, embedder_options, workers), workers, reading=isinstance(rows, _Rows))
         stack.callback(pool.close)
         held, target = _open(store, pool, store_options or {}, stack)
+        if held.config.token_pool is not None:
+            raise ConfigurationError(f"{held!r} keeps vectors of tokens: fill it with twinvec_stores.ingest")
         writes_here = target == Target()
         pool.open(target, asked, held if writes_here else None)
         report = Run(rows, held, asked, pool).run()

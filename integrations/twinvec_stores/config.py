@@ -42,6 +42,8 @@ class StoreConfig:
             and rescore the best candidates. "int8": a quarter of their size; "binary": a 32nd, for at least some 500
             dims; "first_dim=256": their first 256 dims (or another number), of models trained for it (Matryoshka).
             None: the full vectors themselves.
+        token_pool: keep vectors of tokens for a third stage by ``MaxSim``: 8 bits per dimension, one vector for so many
+            neighbouring tokens. None: keep none.
         search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense,
             rerank_k), as chosen by ``twinvec tune``; see ``HybridIndex.set_search``. Never compared.
         schema_version: layout of the stored records, and what the fingerprint covers.
@@ -56,6 +58,7 @@ class StoreConfig:
     idf: bool = False
     fields: Mapping[str, FieldType] = field(default_factory=dict)
     quantization: Quantization | None = None
+    token_pool: int | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -67,6 +70,9 @@ class StoreConfig:
         if self.idf and not self.sparse:
             raise ConfigurationError("idf=True needs sparse=True")
         self._check_quantization()
+        pool = self.token_pool
+        if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
+            raise ConfigurationError(f"token_pool={pool!r} must be a positive integer or None")
         for name, kind in self.fields.items():
             parse_field(name)
             if kind not in get_args(FieldType):
@@ -97,13 +103,18 @@ class StoreConfig:
         *,
         fields: Mapping[str, FieldType] | None = None,
         quantization: Quantization | None = None,
+        token_pool: int | None = None,
         task: Task | str | None = None,
     ) -> StoreConfig:
         """Return the configuration of a store for this model's vectors; ``task`` replaces the embedder's own.
 
         Raises:
-            ConfigurationError: ``quantization`` is not defined for this model.
+            ConfigurationError: ``quantization`` or ``token_pool`` is not defined for this model.
         """
+        if token_pool is not None and embedder.multi_vectors is None:
+            raise ConfigurationError(
+                f"token_pool is for models with vectors of tokens, such as bge-m3: {embedder.spec.model} has none"
+            )
         config = cls(
             fingerprint=embedder.spec.fingerprint,
             model=embedder.spec.model,
@@ -114,6 +125,7 @@ class StoreConfig:
             idf=embedder.needs_idf,
             fields=fields or {},
             quantization=quantization,
+            token_pool=token_pool,
         )
         if config.first_dim is not None:
             embedder.check_elastic(config.first_dim)
@@ -150,7 +162,7 @@ class StoreConfig:
                 f"{where} has schema version {version}, this version of TwinVec reads {SCHEMA_VERSION}: export it with "
                 "the version that wrote it (`twinvec store export`) and import the file (`twinvec store import`)"
             )
-        if {*data, "search"} != {f.name for f in fields(cls)}:  # stores from before "search" lack it
+        if {*data, "search", "token_pool"} != {f.name for f in fields(cls)}:  # older stores lack these two
             raise StoreMismatchError(f"{where}: its configuration is damaged (fields {', '.join(sorted(data))})")
         kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("fingerprint", "model", "document_prompt"), str)
         kinds |= {"recipe": dict, "fields": dict, "sparse": bool, "idf": bool}
@@ -164,7 +176,7 @@ class StoreConfig:
     def check(self, given: StoreConfig, where: str) -> None:
         """Refuse to open a store created with ``self`` for vectors described by ``given``.
 
-        Indexed fields and quantization are up to the store: ``given`` may leave them out.
+        Indexed fields, quantization and vectors of tokens are up to the store: ``given`` may leave them out.
 
         Raises:
             FingerprintMismatchError: the model differs.
@@ -186,7 +198,8 @@ class StoreConfig:
             )
         differing = [n for n in ("dim", "sparse", "idf") if getattr(self, n) != getattr(given, n)]
         differing += ["fields"] if given.fields and dict(given.fields) != dict(self.fields) else []
-        differing += ["quantization"] if given.quantization not in (None, self.quantization) else []
+        for name in ("quantization", "token_pool"):
+            differing += [name] if getattr(given, name) not in (None, getattr(self, name)) else []
         if differing:
             pairs = [f"{n}={getattr(self, n)!r} instead of {getattr(given, n)!r}" for n in differing]
             raise StoreMismatchError(

@@ -20,6 +20,7 @@ from twinvec.vectors import Float32, SparseBatch, SparseVector
 from twinvec_stores.filters.fields import field_values
 from twinvec_stores.filters.moments import moment
 from twinvec_stores.metadata import check_text, plain_id, plain_metadata
+from twinvec_stores.tokens import unpack_tokens
 
 if TYPE_CHECKING:
     from twinvec_stores.config import FieldType, StoreConfig
@@ -40,6 +41,7 @@ class Record:
         provenance: JSON object from the ingestion: the document, the part of it that is this text, and its hash.
         dense: float32 [dim], if requested and stored.
         sparse: sparse row, if requested and stored.
+        tokens: vectors of its tokens in the form of ``pack_tokens``, if requested and stored.
         checksum: the result of ``checksum`` when it was written; only if it was read with its vectors.
     """
 
@@ -49,6 +51,7 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     dense: Float32 | None = None
     sparse: SparseVector | None = None
+    tokens: bytes | None = None
     checksum: int | None = None
 
 
@@ -63,6 +66,7 @@ class RecordBatch:
         sparse: n sparse rows, if the store has sparse vectors.
         metadata: n JSON objects; None: all empty.
         provenance: n JSON objects; None: all empty.
+        tokens: n results of ``pack_tokens``, if the store has vectors of tokens.
     """
 
     ids: Sequence[str]
@@ -71,6 +75,7 @@ class RecordBatch:
     sparse: SparseBatch | None = None
     metadata: Sequence[Mapping[str, Any]] | None = None
     provenance: Sequence[Mapping[str, Any]] | None = None
+    tokens: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +89,7 @@ class RecordBatch:
                 provenance=self.provenance[i] if self.provenance is not None else {},
                 dense=self.dense[i] if self.dense is not None else None,
                 sparse=self.sparse[i] if self.sparse is not None else None,
+                tokens=self.tokens[i] if self.tokens is not None else None,
             )
 
     @classmethod
@@ -91,11 +97,10 @@ class RecordBatch:
         """Return records, with the vectors they carry, as a batch."""
         dense = [r.dense for r in records if r.dense is not None]
         sparse = [r.sparse for r in records if r.sparse is not None]
-        for name, rows in (("dense", dense), ("sparse", sparse)):
-            if rows and len(rows) < len(records):
-                raise InvalidRecordError(
-                    f"{len(records) - len(rows)} of {len(records)} records lack their {name} vector"
-                )
+        tokens = [r.tokens for r in records if r.tokens is not None]
+        for name, n in (("dense vector", len(dense)), ("sparse vector", len(sparse)), ("token vectors", len(tokens))):
+            if 0 < n < len(records):
+                raise InvalidRecordError(f"{len(records) - n} of {len(records)} records lack their {name}")
         if len({np.shape(row) for row in dense}) > 1:
             raise InvalidRecordError("dense vectors of different dimensions")
         return cls(
@@ -105,6 +110,7 @@ class RecordBatch:
             sparse=_stacked(sparse, "sparse") if sparse else None,
             metadata=[r.metadata for r in records],
             provenance=[r.provenance for r in records],
+            tokens=tokens or None,
         )
 
 
@@ -153,7 +159,7 @@ def checksum(record: Record) -> int:
         found = zlib.crc32(record.dense.tobytes(), found)
     if record.sparse is not None:
         found = zlib.crc32(record.sparse.values.tobytes(), zlib.crc32(record.sparse.indices.tobytes(), found))
-    return found
+    return found if record.tokens is None else zlib.crc32(record.tokens, found)
 
 
 def check_ids(ids: Sequence[Any]) -> list[str]:
@@ -234,7 +240,8 @@ def check_batch(batch: RecordBatch, config: StoreConfig) -> RecordBatch:
             raise error.of(id) from None
     dense = _check_dense(batch.dense, config, ids)
     sparse = _check_sparse(batch.sparse, config, ids)
-    checked = RecordBatch(ids, texts, dense, sparse, metadata, provenance)
+    tokens = _check_tokens(batch.tokens, config, ids)
+    checked = RecordBatch(ids, texts, dense, sparse, metadata, provenance, tokens)
     last = {id: i for i, id in enumerate(ids)}
     return checked if len(last) == n else _rows(checked, sorted(last.values()))
 
@@ -270,6 +277,7 @@ def _rows(batch: RecordBatch, rows: list[int]) -> RecordBatch:
         batch.sparse[rows] if batch.sparse is not None else None,
         [batch.metadata[i] for i in rows],
         [batch.provenance[i] for i in rows],
+        [batch.tokens[i] for i in rows] if batch.tokens is not None else None,
     )
 
 
@@ -347,3 +355,22 @@ def _check_sparse(sparse: SparseBatch | None, config: StoreConfig, ids: Sequence
         row = int(np.searchsorted(sparse.indptr, np.flatnonzero(heavy)[0], side="right")) - 1
         raise InvalidRecordError(f"a sparse weight is above {_MAX_WEIGHT:g}", id=ids[row], field="sparse")
     return sparse
+
+
+def _check_tokens(tokens: Any, config: StoreConfig, ids: Sequence[str]) -> list[bytes] | None:
+    if (tokens is None) != (config.token_pool is None):
+        none = "this store has no vectors of tokens"
+        raise InvalidRecordError("the vectors of tokens are missing" if tokens is None else none)
+    if tokens is None:
+        return None
+    column = _column(tokens, "tokens")
+    if len(column) != len(ids):
+        raise InvalidRecordError(f"{len(ids)} ids but {len(column)} tokens")
+    for id, data in zip(ids, column, strict=True):
+        try:
+            sound = isinstance(data, bytes) and unpack_tokens([data]) is not None
+        except (ValueError, IndexError):
+            sound = False
+        if not sound:
+            raise InvalidRecordError("its vectors of tokens are not a result of pack_tokens", id=id, field="tokens")
+    return column

@@ -15,6 +15,7 @@ from twinvec_stores.engines.embedded.store import EmbeddedStore, ModelStore
 from twinvec_stores.ingestion.regrouping import Regrouping, needs_document
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.tokens import kept_tokens
 from twinvec_stores.transfer import delete_others, lacking_in
 
 _PAGE = 256
@@ -47,11 +48,12 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
     """
     target.config.check(StoreConfig.for_embedder(embedder), repr(target))
     seen = embedded = 0
-    regrouping = Regrouping(source, embedder)
+    pool = target.config.token_pool
+    regrouping = Regrouping(source, embedder, pool)
     for page, lacking in lacking_in(target, source.scroll_all(limit=_PAGE), _content):
         alone = [record for record in lacking if not needs_document(record)]
         batches = regrouping.embed([record for record in lacking if needs_document(record)])
-        for batch in chain([_embedded(alone, embedder)] if alone else [], batches):
+        for batch in chain([_embedded(alone, embedder, pool)] if alone else [], batches):
             target.upsert(batch)
             embedded += len(batch)
         seen += len(page)
@@ -68,8 +70,9 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
     return embedded
 
 
-def _embedded(records: list[Record], embedder: BaseEmbedder) -> RecordBatch:
-    vectors = embedder.embed_documents([f"{record.provenance.get('context', '')}{record.text}" for record in records])
+def _embedded(records: list[Record], embedder: BaseEmbedder, token_pool: int | None) -> RecordBatch:
+    texts = [f"{record.provenance.get('context', '')}{record.text}" for record in records]
+    vectors = embedder.embed_documents(texts, multi=token_pool is not None)
     return RecordBatch(
         ids=[record.id for record in records],
         texts=[record.text for record in records],
@@ -77,6 +80,7 @@ def _embedded(records: list[Record], embedder: BaseEmbedder) -> RecordBatch:
         sparse=vectors.sparse,
         metadata=[record.metadata for record in records],
         provenance=[record.provenance for record in records],
+        tokens=kept_tokens(vectors, token_pool),
     )
 
 
@@ -105,7 +109,8 @@ class Reembedding:
         self._root, self._embedder = Path(path).expanduser().resolve(), embedder
         with EmbeddedStore(self._root, read_only=True) as source:
             old = source.config
-        new = StoreConfig.for_embedder(embedder, fields=old.fields, quantization=old.quantization)
+        pool = old.token_pool if embedder.multi_vectors is not None else None
+        new = StoreConfig.for_embedder(embedder, fields=old.fields, quantization=old.quantization, token_pool=pool)
         if (old.fingerprint, old.document_prompt) == (new.fingerprint, new.document_prompt):
             raise ConfigurationError(f"{self._root} has the vectors of {new.model} already")
         self._config = new

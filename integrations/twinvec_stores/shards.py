@@ -153,7 +153,8 @@ def _table(batch: RecordBatch) -> Any:
         for name in ("metadata", "provenance")
     }
     rows = {name: pyarrow.array(getattr(batch, name), pyarrow.string()) for name in ("ids", "texts")}
-    return pyarrow.table({"id": rows["ids"], "text": rows["texts"], **objects, **vector_columns(batch)})
+    tokens = {} if batch.tokens is None else {"tokens": pyarrow.array(batch.tokens, pyarrow.binary())}
+    return pyarrow.table({"id": rows["ids"], "text": rows["texts"], **objects, **vector_columns(batch), **tokens})
 
 
 def _batch(table: Any) -> RecordBatch:
@@ -168,4 +169,5 @@ def _batch(table: Any) -> RecordBatch:
         offsets = indices.offsets.to_numpy().astype(np.int64)
         sparse = SparseBatch(offsets - offsets[0], indices.flatten().to_numpy(), values.flatten().to_numpy())
     objects = {name: [json.loads(text) for text in rows[name]] for name in ("metadata", "provenance")}
-    return RecordBatch(rows["id"], rows["text"], dense, sparse, objects["metadata"], objects["provenance"])
+    tokens = table["tokens"].to_pylist() if "tokens" in columns else None
+    return RecordBatch(rows["id"], rows["text"], dense, sparse, objects["metadata"], objects["provenance"], tokens)

@@ -251,6 +251,8 @@ def _to_json(record: Record) -> dict[str, Any]:
         row["dense"] = _encode(record.dense, "<f4")
     if record.sparse is not None:
         row["sparse"] = [_encode(record.sparse.indices, "<i4"), _encode(record.sparse.values, "<f4")]
+    if record.tokens is not None:
+        row["tokens"] = base64.b64encode(record.tokens).decode("ascii")
     return row
 
 
@@ -265,6 +267,7 @@ def _from_json(row: dict[str, Any]) -> Record:
         sparse=SparseVector(_decode(sparse[0], "<i4").astype(np.int32), _decode(sparse[1], "<f4").astype(np.float32))
         if sparse is not None
         else None,
+        tokens=base64.b64decode(row["tokens"], validate=True) if "tokens" in row else None,
     )
 
 

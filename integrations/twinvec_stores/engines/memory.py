@@ -177,5 +177,6 @@ def _copied(record: Record, *, with_vectors: bool) -> Record:
         provenance=copy.deepcopy(record.provenance),
         dense=record.dense.copy() if with_vectors and record.dense is not None else None,
         sparse=record.sparse.copy() if with_vectors and record.sparse is not None else None,
+        tokens=record.tokens if with_vectors else None,
         checksum=record.checksum if with_vectors else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
@@ -44,6 +45,7 @@ FIRST = "first"  # the first dims of the dense vectors
 _OVERSAMPLING = {"int8": 2.0, "binary": 4.0}
 _OVERSAMPLING_FIRST_DIM = 4
 _EXACT, _CHECKSUM = "exact", "crc32"
+_TOKENS = "tokens"  # payload field with the vectors of tokens, as base64
 TERMS = "terms"  # payload field with the sparse keys, for exact document frequencies
 _SMALL, _LONG, _LARGE = 1e-8, (1e15, 1e16), 1e30  # ranges in which engines misread 15-digit floats: see _payload
 _DERIVED_FIELDS = "derived"
@@ -127,8 +129,18 @@ class Dialect:
                 vector[SPARSE] = self.sparse(record.sparse)
                 if self._config.idf:
                     payload[TERMS] = record.sparse.indices.tolist()
+            if record.tokens is not None:
+                payload[_TOKENS] = base64.b64encode(record.tokens).decode("ascii")
             points.append(make(id=point_id(record.id), vector=vector, payload=payload))
         return points
+
+    def payload(self, *, with_vectors: bool) -> Any:
+        """Return which payload to read of points that are read with or without their vectors."""
+        if with_vectors or self._config.token_pool is None:
+            return True
+        if self.is_edge:
+            return self.models.PayloadSelector.Exclude([_TOKENS])
+        return self.models.PayloadSelectorExclude(exclude=[_TOKENS])
 
     def _rows(self, dense: Float32) -> Sequence[Any]:
         if self.is_edge:  # it reads buffers twice as fast as lists
@@ -362,6 +374,7 @@ def to_record(point: Any, config: StoreConfig) -> Record:
             provenance=own.get("provenance", {}),
             dense=np.array(vectors[DENSE], dtype=np.float32) if DENSE in vectors else None,
             sparse=_row(vectors.get(SPARSE)) if vectors and config.sparse else None,
+            tokens=base64.b64decode(payload[_TOKENS], validate=True) if vectors and config.token_pool else None,
             checksum=payload.get(_CHECKSUM) if vectors else None,
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -145,7 +145,8 @@ class QdrantStore(HybridStore):
 
     async def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
         asked = [point_id(id) for id in ids]
-        points = await self._ask("retrieve", ids=asked, with_payload=True, with_vectors=with_vectors)
+        payload = self._dialect.payload(with_vectors=with_vectors)
+        points = await self._ask("retrieve", ids=asked, with_payload=payload, with_vectors=with_vectors)
         records = {record.id: record for record in (to_record(point, self.config) for point in points)}
         return [records[id] for id in ids if id in records]
 
@@ -160,7 +161,7 @@ class QdrantStore(HybridStore):
             offset=cursor,
             limit=limit,
             scroll_filter=self._filter(filter),
-            with_payload=True,
+            with_payload=self._dialect.payload(with_vectors=with_vectors),
             with_vectors=with_vectors,
         )
         return [to_record(point, self.config) for point in points], None if following is None else str(following)

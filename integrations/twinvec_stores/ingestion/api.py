@@ -166,7 +166,8 @@ async def aingest(
 
 
 def _run(source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> Run:
-    return Run(source, store, options, LocalProcessor(embedder, store, options))
+    multi = store.config.token_pool is not None
+    return Run(source, store, options, LocalProcessor(embedder, store, options, multi=multi))
 
 
 def warned(report: IngestReport) -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class EmbeddingThread:
     """A private event loop on which windows are embedded."""
 
-    def __init__(self, embedder: BaseEmbedder) -> None:
-        """Prepare to embed."""
-        self._embedder = embedder
+    def __init__(self, embedder: BaseEmbedder, *, multi: bool = False) -> None:
+        """Prepare to embed, with ``multi`` also vectors of tokens."""
+        self._embedder, self._multi = embedder, multi
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._running: set[Future[Processed]] = set()
         self._thread = threading.Thread(target=self._run, name="twinvec-ingest-embed", daemon=True)
@@ -90,13 +90,13 @@ class EmbeddingThread:
 
     async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
         texts, windows = _inputs(items)
-        return _mixed(items, await self._embedder.aembed_documents(texts, spans=windows))
+        return _mixed(items, await self._embedder.aembed_documents(texts, spans=windows, multi=self._multi))
 
 
-def embed(items: Sequence[Item], embedder: BaseEmbedder) -> EmbeddingBatch:
+def embed(items: Sequence[Item], embedder: BaseEmbedder, *, multi: bool = False) -> EmbeddingBatch:
     """Return a row for each record of these documents."""
     texts, windows = _inputs(items)
-    return _mixed(items, embedder.embed_documents(texts, spans=windows))
+    return _mixed(items, embedder.embed_documents(texts, spans=windows, multi=multi))
 
 
 def _inputs(items: Sequence[Item]) -> tuple[list[str], list[Sequence[Span]] | None]:

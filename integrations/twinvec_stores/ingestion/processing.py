@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from twinvec.errors import ConfigurationError
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.ingestion.chunking import Chunker
 from twinvec_stores.ingestion.embedding import EmbeddingThread
@@ -63,17 +64,22 @@ class LocalProcessor:
     ahead: int = 2
     page: int = 1
 
-    def __init__(self, embedder: BaseEmbedder, store: HybridStore | None, options: Options) -> None:
+    def __init__(
+        self, embedder: BaseEmbedder, store: HybridStore | None, options: Options, *, multi: bool = False
+    ) -> None:
         """Prepare to process.
 
         Args:
             embedder: the model.
             store: what the rows are compared with; None: they have been compared.
             options: of the ingest.
+            multi: the target keeps vectors of tokens.
 
         Raises:
-            ConfigurationError: the model does not support the chunks.
+            ConfigurationError: the model or the target does not support the chunks.
         """
+        if multi and options.chunk_context == "late":
+            raise ConfigurationError('the store keeps vectors of tokens, which chunk_context="late" does not give')
         self._config = StoreConfig.for_embedder(embedder)
         self._store, self._batch_size = store, options.batch_size
         self._chunker = (
@@ -81,7 +87,7 @@ class LocalProcessor:
             if options.chunk_tokens is None
             else Chunker(embedder, options.chunk_tokens, options.overlap_tokens, options.chunk_context)
         )
-        self._embedding = EmbeddingThread(embedder)
+        self._embedding = EmbeddingThread(embedder, multi=multi)
 
     @property
     def config(self) -> StoreConfig:

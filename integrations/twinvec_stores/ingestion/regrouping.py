@@ -14,6 +14,7 @@ from twinvec_stores.ingestion.items import Item
 from twinvec_stores.ingestion.spans import Span
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.tokens import kept_tokens
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder
@@ -40,8 +41,8 @@ class Regrouping:
         incomplete: documents that could not be put together, as chunks of them are missing or half written.
     """
 
-    def __init__(self, store: HybridStore, embedder: BaseEmbedder) -> None:
-        self._store, self._embedder = store, embedder
+    def __init__(self, store: HybridStore, embedder: BaseEmbedder, token_pool: int | None = None) -> None:
+        self._store, self._embedder, self._pool = store, embedder, token_pool
         self._contexts = functools.cache(functools.partial(_contexts, embedder))
         self.incomplete: set[str] = set()
 
@@ -90,9 +91,10 @@ class Regrouping:
             if contexts.with_headings:
                 item.contexts = [origin.get("context", "") for origin in origins]
             items.append(item)
-        vectors = embed(items, self._embedder)
+        vectors = embed(items, self._embedder, multi=self._pool is not None)
         records = RecordBatch.of([record for whole in documents for record in whole.records])
-        return replace(records, dense=vectors.dense, sparse=vectors.sparse)
+        tokens = kept_tokens(vectors, self._pool)
+        return replace(records, dense=vectors.dense, sparse=vectors.sparse, tokens=tokens)
 
 
 def _contexts(embedder: BaseEmbedder, kind: Any) -> Contexts:

@@ -14,6 +14,7 @@ from twinvec_stores.ingestion.items import Embedded, Item
 from twinvec_stores.ingestion.seen import Seen
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
+from twinvec_stores.tokens import kept_tokens
 
 _PAGE = 1000
 
@@ -33,7 +34,7 @@ def write(embedded: Embedded, store: HybridStore) -> None:
 def records(embedded: Embedded) -> RecordBatch:
     """Return the records of these documents, for a place where nothing is replaced."""
     rows = _rows(embedded)
-    return _records(embedded.batch, rows, range(len(rows)), True)
+    return _records(embedded.batch, rows, range(len(rows)), True, None)
 
 
 def prune(store: HybridStore, seen: Seen) -> int:
@@ -87,11 +88,11 @@ def _upsert(
     store: HybridStore, batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool
 ) -> None:
     if chosen:
-        store.upsert(_records(batch, rows, chosen, certain))
+        store.upsert(_records(batch, rows, chosen, certain, store.config.token_pool))
 
 
 def _records(
-    batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool
+    batch: EmbeddingBatch, rows: Sequence[tuple[Item, int]], chosen: Sequence[int], certain: bool, pool: int | None
 ) -> RecordBatch:
     vectors = batch if len(chosen) == len(rows) else batch[chosen]
     items = [rows[row] for row in chosen]
@@ -102,6 +103,7 @@ def _records(
         sparse=vectors.sparse,
         metadata=[item.metadata for item, _ in items],
         provenance=[_provenance(item, chunk, certain) for item, chunk in items],
+        tokens=kept_tokens(vectors, pool),
     )
 
 

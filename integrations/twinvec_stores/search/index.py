@@ -21,6 +21,7 @@ from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Result
 from twinvec_stores.search.options import SearchKeywords, SearchOptions, to_stored, with_stored
 from twinvec_stores.search.searching import Searching
+from twinvec_stores.tokens import kept_tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -97,11 +98,17 @@ class HybridIndex:
         given = [uuid.uuid4() for _ in texts] if ids is None else ids
         rows = await on_thread(check_rows, given, texts, metadata, self.store.config)
         embedder, store = self.embedder, self.store
+        pool = store.config.token_pool
         batch = await Call(
-            lambda: embedder.embed_documents(rows.texts, task=self.task, show_progress=show_progress),
-            lambda: embedder.aembed_documents(rows.texts, task=self.task, show_progress=show_progress),
+            lambda: embedder.embed_documents(
+                rows.texts, task=self.task, show_progress=show_progress, multi=pool is not None
+            ),
+            lambda: embedder.aembed_documents(
+                rows.texts, task=self.task, show_progress=show_progress, multi=pool is not None
+            ),
         )
-        records = RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata)
+        tokens = kept_tokens(batch, pool)
+        records = RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata, tokens=tokens)
         await call(store.upsert, store.aupsert, records)
         return rows.ids
 

@@ -10,8 +10,10 @@ from twinvec.errors import ConfigurationError
 from twinvec.flows import call
 from twinvec_stores.records import Hit
 from twinvec_stores.search.fusion import ranked
+from twinvec_stores.tokens import unpack_tokens
 
 if TYPE_CHECKING:
+    from twinvec.maxsim import MaxSim
     from twinvec_stores.search.searching import Found, Searching
 
 
@@ -20,10 +22,19 @@ async def rerank(searching: Searching, found: Sequence[Found]) -> list[Found]:
     reranker, options = searching.options.rerank, searching.options
     assert reranker is not None
     candidates = [each.best[: options.rerank_k] for each in found]
-    records = await searching.records(list({hit.id: hit for hits in candidates for hit in hits}.values()))
+    maxsim = _reads_kept_tokens(searching)
+    chosen = list({hit.id: hit for hits in candidates for hit in hits}.values())
+    records = await searching.records(chosen, with_vectors=maxsim is not None)
     candidates = [[hit for hit in hits if hit.id in records] for hits in candidates]
-    pairs = [(_words(each), records[hit.id].text) for each, hits in zip(found, candidates, strict=True) for hit in hits]
-    scores = iter((await call(reranker.score, reranker.ascore, pairs)).tolist())
+    asked = [(_words(each), records[hit.id]) for each, hits in zip(found, candidates, strict=True) for hit in hits]
+    if maxsim is not None:
+        rows = {record.id: i for i, record in enumerate(records.values())}
+        texts = unpack_tokens([record.tokens or b"" for record in records.values()])
+        places = [(query, rows[record.id]) for query, record in asked]
+        values = await call(maxsim.score_tokens, maxsim.ascore_tokens, places, texts)
+    else:
+        values = await call(reranker.score, reranker.ascore, [(query, record.text) for query, record in asked])
+    scores = iter(values.tolist())
     least = options.min_rerank if options.min_rerank is not None else float("-inf")
     return [
         replace(
@@ -33,6 +44,19 @@ async def rerank(searching: Searching, found: Sequence[Found]) -> list[Found]:
         )
         for each, hits in zip(found, candidates, strict=True)
     ]
+
+
+def _reads_kept_tokens(searching: Searching) -> MaxSim | None:
+    """Return the reranker if it is MaxSim with the model of the vectors that the store keeps of its texts' tokens."""
+    reranker, config = searching.options.rerank, searching.store.config
+    if config.token_pool is None:
+        return None
+    from twinvec.maxsim import MaxSim  # needs torch, which a remote reranker does not
+
+    if type(reranker) is not MaxSim:  # a subclass may read texts in its own way
+        return None
+    same = (reranker.spec.fingerprint, reranker.embedder.prompt_for("document"))
+    return reranker if same == (config.fingerprint, config.document_prompt) else None
 
 
 def _words(found: Found) -> str:

@@ -27,6 +27,7 @@ from twinvec_stores.filters.conditions import And, Eq, HasId, Range
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, Record, RecordBatch, SparseQuery, StoreQuery
 from twinvec_stores.testing.engine import EngineUnderTest
+from twinvec_stores.tokens import pack_tokens
 
 CONFIG = StoreConfig(fingerprint="one", model="models/one", dim=4, idf=True, fields={"n": "integer", "kw": "keyword"})
 _AXIS = (1.0, 0.0, 0.0, 0.0)
@@ -233,6 +234,20 @@ class StoreTests(EngineUnderTest):
         put(store, *(record(f"r{i}", metadata={"odd": [value]}, sparse={i: 1 / 3}) for i, value in enumerate(numbers)))
         assert verify_store(store).damages == ()
         assert [found.metadata[texts[3]] for found in store.get(["\x00!"])] == [odd]
+
+    def test_vectors_of_tokens_are_kept_as_they_are(self, tmp_path: Path) -> None:
+        try:
+            opened = self.open_store(replace(CONFIG, token_pool=2), tmp_path / "store")
+        except ConfigurationError as error:
+            pytest.skip(str(error))  # an engine may refuse them
+        packed = {"a": pack_tokens(np.eye(4, dtype=np.float32), 2), "b": pack_tokens(np.zeros((0, 4), np.float32), 2)}
+        with opened as store:
+            put(store, *(replace(record(id), tokens=tokens) for id, tokens in packed.items()))
+            assert {found.id: found.tokens for found in store.get(["a", "b"], with_vectors=True)} == packed
+            assert [found.tokens for found in store.get(["a", "b"])] == [None, None]
+            pages = store.scroll_all(limit=1, with_vectors=True)
+            assert {found.id: found.tokens for page in pages for found in page} == packed
+            assert verify_store(store).damages == ()
 
     def test_threads_write_and_read_at_once(self, store: HybridStore) -> None:
         def write(thread: int) -> None:

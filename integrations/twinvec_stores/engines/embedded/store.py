@@ -131,7 +131,8 @@ class EmbeddedStore(HybridStore):
 
     @threaded
     def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
-        points = self._run(lambda shard: shard.retrieve([point_id(id) for id in ids], True, with_vectors))
+        payload = self._dialect.payload(with_vectors=with_vectors)
+        points = self._run(lambda shard: shard.retrieve([point_id(id) for id in ids], payload, with_vectors))
         records = {record.id: record for record in (to_record(point, self.config) for point in points)}
         return [records[id] for id in ids if id in records]
 
@@ -150,7 +151,11 @@ class EmbeddedStore(HybridStore):
         self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
         request = self._edge.ScrollRequest(
-            offset=cursor, limit=limit, filter=self._filter(filter), with_payload=True, with_vector=with_vectors
+            offset=cursor,
+            limit=limit,
+            filter=self._filter(filter),
+            with_payload=self._dialect.payload(with_vectors=with_vectors),
+            with_vector=with_vectors,
         )
         points, following = self._run(lambda shard: shard.scroll(request))
         return [to_record(point, self.config) for point in points], None if following is None else str(following)

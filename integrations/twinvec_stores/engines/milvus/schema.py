@@ -45,6 +45,10 @@ def columns(config: StoreConfig) -> Any:
     """
     if config.quantization is not None:
         raise ConfigurationError("Milvus stores have no quantization: leave it out (--quantization none)")
+    if config.token_pool is not None:
+        raise ConfigurationError(
+            "Milvus stores keep no vectors of tokens (token_pool): a string has at most 64 KB there"
+        )
     if config.dim is not None and not 1 < config.dim <= _MAX_DIM:
         raise ConfigurationError(f"Milvus takes vectors of 2 to {_MAX_DIM} dimensions, not {config.dim}")
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)

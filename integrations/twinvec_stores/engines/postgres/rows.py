@@ -81,7 +81,7 @@ def to_record(row: Sequence[Any], config: StoreConfig, *, with_vectors: bool) ->
     """Return a row that was read as a record.
 
     Args:
-        row: id, text, metadata, provenance, exact; with vectors also checksum, keys and weights, dense.
+        row: id, text, metadata, provenance, exact; with vectors also checksum, keys and weights, dense, tokens.
         config: the store's configuration.
         with_vectors: whether it has the vectors.
 
@@ -96,6 +96,8 @@ def to_record(row: Sequence[Any], config: StoreConfig, *, with_vectors: bool) ->
             found["sparse"] = SparseVector(keys, weights)
         if with_vectors and config.dim is not None:
             found["dense"] = Vector.from_binary(vectors.pop(0)).to_numpy().copy()
+        if with_vectors and config.token_pool is not None:
+            found["tokens"] = bytes(vectors.pop(0))
         return Record(unescaped(id), unescaped(text), metadata if exact is None else exact, provenance, **found)
     except (TypeError, ValueError) as error:
         raise StoreEngineError(f"the record {id!r:.60} is damaged ({error!r}): ingest it again") from None
@@ -117,6 +119,8 @@ def _encoded(point: str, record: Record, config: StoreConfig) -> list[Any]:
         row += [_array(record.sparse.indices, _INTEGER), _array(record.sparse.values, _REAL)]
     if record.dense is not None:
         row.append(Vector(record.dense).to_binary())
+    if record.tokens is not None:
+        row.append(record.tokens)
     return row + [_field(record.metadata, name, kind) for name, kind in config.fields.items()]
 
 

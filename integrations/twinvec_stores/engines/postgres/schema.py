@@ -106,6 +106,7 @@ class Schema:
         columns = ["point", "record", "id", "text", "metadata", "provenance", "exact", "checksum"]
         columns += ["keys", "weights"] if config.sparse else []
         columns += ["dense"] if config.dim is not None else []
+        columns += ["tokens"] if config.token_pool is not None else []
         named = [*map(sql.Identifier, columns), *(self.column(name, config) for name in config.fields)]
         return {
             "records": self.text(
@@ -120,6 +121,7 @@ class Schema:
         if with_vectors:
             text += ", checksum" + (", keys, weights" if config.sparse else "")
             text += ", {send}(dense)" if config.dim is not None else ""
+            text += ", tokens" if config.token_pool is not None else ""
         return self.text(text)
 
     def halves(self, config: StoreConfig) -> bool:
@@ -218,6 +220,8 @@ class Schema:
             columns.append(sql.SQL("keys integer[] NOT NULL, weights real[] NOT NULL"))
         if config.dim is not None:
             columns.append(self.text("dense {full}({dim}) NOT NULL", dim=sql.Literal(config.dim)))
+        if config.token_pool is not None:
+            columns.append(sql.SQL("tokens bytea NOT NULL"))
         for name, kind in config.fields.items():
             columns.append(sql.SQL("{} {}").format(self.column(name, config), sql.SQL(COLUMNS[kind][0])))
         return sql.SQL(", ").join(columns)
