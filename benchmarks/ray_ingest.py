@@ -32,8 +32,8 @@ WAYS = {"single process": 0, "1 worker": 1, "2 workers": 2}
 PARTS = ("real", "planned", "layer")
 DIM = 8
 BATCH = 32  # documents of a page, where there are too few of them for the default
-PACE = 0.002  # seconds that a text takes in the planned part
-SLOW = 0.001  # seconds that a document takes in the slow source
+PACE = 0.01  # seconds that a text takes in the planned part, long beside what the layer costs
+SLOW = 0.005  # seconds that a document takes in the slow source
 
 
 class Lookup(DenseSource):
@@ -116,10 +116,10 @@ def planned() -> list[dict[str, float]]:
 
     start_ray()
     paced(1, BATCH)  # imports what is needed
-    first = paced(1, 1500)
+    first = paced(1, 400)
     worker_rate, handing_out = first["rate"], first["driver's CPU microseconds per document"] / 1e6
     rows = []
-    for workers, documents, pause in ((2, 3000, 0.0), (4, 6000, 0.0), (4, 3000, SLOW)):
+    for workers, documents, pause in ((2, 800, 0.0), (4, 1600, 0.0), (4, 800, SLOW)):
         rates = {"worker_rate": worker_rate, "driver_rate": 1 / (pause + handing_out)}
         plan = Plan(documents=documents, workers=workers, batch_size=BATCH, **rates)
         rows.append({**paced(workers, documents, pause), **rates, "forecast": simulate(plan).rate})
