@@ -108,6 +108,7 @@ class Dialect:
         """Keep the package's names."""
         self.models: Any = models
         self._config = config
+        self._indexed = indexes(config)
         self.is_edge = models.__name__ == "qdrant_edge"
 
     def points(self, batch: RecordBatch) -> list[Any]:
@@ -262,8 +263,10 @@ class Dialect:
         return self._in_paths(field, Interval(comparable(value), comparable(value)))  # 1 and 1.0 are the same number
 
     def _in_paths(self, field: str, interval: Interval) -> list[Any]:
-        whole = self._config.fields.get(field) == "integer"
-        return [case for path in _paths(field) for case in self._numbers(path, interval, whole=whole)]
+        cases = []
+        for path in _paths(field):  # an index of integers takes greater numbers for the greatest integer
+            cases += self._numbers(path, interval, whole=self._indexed.get(path) == "integer")
+        return cases
 
     def _numbers(self, key: str, interval: Interval, *, whole: bool) -> list[Any]:
         """Return conditions, one of which holds for a number in the interval; ``whole``: only for integers."""
