@@ -263,7 +263,7 @@ class Dialect:
         return self._in_paths(field, Interval(comparable(value), comparable(value)))  # 1 and 1.0 are the same number
 
     def _in_paths(self, field: str, interval: Interval) -> list[Any]:
-        cases = []
+        cases: list[Any] = []
         for path in _paths(field):  # an index of integers takes greater numbers for the greatest integer
             cases += self._numbers(path, interval, whole=self._indexed.get(path) == "integer")
         return cases
