@@ -288,7 +288,7 @@ def test_declared_fields_change_no_answer(make: Make) -> None:
 def test_no_integer_is_above_all_by_any_spelling_of_a_declared_field(make: Make, field: str) -> None:
     declared = StoreConfig(fingerprint="f", dim=4, sparse=False, fields={"o.i": "integer"})
     driver = make(declared)
-    rows = [{"o": {"i": 2**63 - 1}}, {"o.i": 2**63 - 1}, {"o": [{"i": 2**63 - 1}]}]
+    rows: list[dict[str, Any]] = [{"o": {"i": 2**63 - 1}}, {"o.i": 2**63 - 1}, {"o": [{"i": 2**63 - 1}]}]
     driver.call("upsert", batch([Row(str(i), metadata=metadata) for i, metadata in enumerate(rows)], declared))
     for filter in (Eq(field, 1e300), Range(field, gte=1e19), In(field, [1e300, -1e300])):
         assert driver.call("count", filter) == 0, filter
