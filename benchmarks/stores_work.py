@@ -24,17 +24,20 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 def ingest(name: str, data: Data, folder: Path, most: int) -> dict[str, Any]:
     """Store documents in batches; the seconds hold validation, conversion and the flush, not the reading of files."""
-    before, seconds, documents = memory(), 0.0, 0
+    before, seconds, documents, tenths = memory(), 0.0, 0, [0.0]
     system = CONTENDERS[name].open(folder, data)
     for batch in data.batches(BATCH, most):
         start = time.perf_counter()
         system.write(batch)
         seconds += time.perf_counter() - start
         documents += len(batch)
+        if documents >= len(tenths) * min(most, data.n) / 10:
+            tenths.append(seconds)
     start = time.perf_counter()
     system.flush()
     seconds += time.perf_counter() - start
-    result = {"documents": documents, "seconds": seconds, "memory_before": before, "memory": memory()}
+    result: dict[str, Any] = {"documents": documents, "seconds": seconds, "memory_before": before}
+    result |= {"memory": memory(system), "tenths": [round(b - a, 3) for a, b in itertools.pairwise(tenths)]}
     system.close()
     return {**result, "fsync_s": fsync(folder.parent)}
 
@@ -45,7 +48,7 @@ def optimize(name: str, data: Data, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     system.optimize()
     seconds = time.perf_counter() - start
-    result = {"seconds": seconds, "memory": memory()}
+    result: dict[str, Any] = {"seconds": seconds, "memory": memory(system)}
     result["child_peak"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     system.close()
     return result
@@ -115,16 +118,18 @@ def copy(source: str, target: str) -> None:
         new.truncate()
 
 
-def memory() -> dict[str, int]:
-    """Return this process's resident bytes: all, those that are not mapped files, and the most there ever were."""
+def memory(system: Any = None) -> dict[str, int]:
+    """Return this process's resident bytes: all, those that are not mapped files, and the most there ever were; and its
+    server's, if it has one."""
+    server = {"server": system.server_memory()} if hasattr(system, "server_memory") else {}
     if sys.platform != "linux":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"rss": peak, "anonymous": peak, "peak": peak}
+        return {"rss": peak, "anonymous": peak, "peak": peak, **server}
     # not ru_maxrss: a new process starts with its parent's
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     values = dict(line.split(":", 1) for line in lines)
     names = {"rss": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
-    return {name: int(values[field].split()[0]) * 1024 for name, field in names.items()}
+    return {**{name: int(values[field].split()[0]) * 1024 for name, field in names.items()}, **server}
 
 
 def _run(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], pipe: Any) -> None:
@@ -172,7 +177,7 @@ def _answer(name: str, data: Data, folder: Path, pipe: Any) -> None:
             ids = ask(measure, i % len(queries))
             answers.append((i % len(queries), time.perf_counter() - start, ids))
         pipe.send(answers)
-    pipe.send(memory())
+    pipe.send(memory(system))
     if name != MATVEC:
         system.close()
 
