@@ -31,7 +31,7 @@ def summarise(measured: dict[str, Any]) -> list[dict[str, Any]]:
             row |= {"optimize_s": round(built["seconds"], 1), "disk_optimized": built["disk"] // _MIB}
             row["optimize_peak"] = max(built["memory"]["peak"], built["child_peak"]) // _MIB
         if asked := served.get(name):
-            row |= {"query_memory": _mib(asked["memory"])}
+            row |= {"query_memory": _mib(asked["memory"]), "open_memory": _mib(asked["memory_opened"])}
             row |= {} if CONTENDERS[name].in_memory else {"open_s": round(asked["open_s"], 3)}
             row["queries"] = {measure: _medians(runs) for measure, runs in asked["measures"].items()}
         rows.append(row)
@@ -108,7 +108,7 @@ def show(console: Console, report: dict[str, Any]) -> None:
     console.print("  ingested, indexed: MiB on the disk before and after building the index")
     console.print(f"  a durable write of 4 KiB takes {report['fsync_ms']:.2f} ms here: {LOCAL} makes one per point")
     console.print(_memory(rows, f"{title}: resident memory, MiB"))
-    console.print("  index: the largest process; own: of queried, what is not mapped from files")
+    console.print("  index: the largest process; opened: before a query; own: of queried, not mapped from files")
     console.print(_asking([row for row in rows if "queries" in row], f"{title}: one query at a time; medians"))
     console.print(f"  x: p50 against {HNSW}; found: recall@10, hybrid: of the exact hybrid top 10")
     for name, value in report["ratios"].items():
@@ -142,12 +142,13 @@ def _writing(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _memory(rows: list[dict[str, Any]], title: str) -> Table:
-    table = _table(title, ("",), ("start", "ingested", "peak", "index", "queried", "own"))
+    table = _table(title, ("",), ("start", "ingested", "peak", "index", "opened", "queried", "own"))
     for row in rows:
         ingested, queried = row.get("ingest_memory", {}), row.get("query_memory", {})
         found = {"start": row.get("start_memory"), "ingested": ingested.get("rss"), "peak": ingested.get("peak")}
+        found |= {"opened": row.get("open_memory", {}).get("rss")}
         found |= {"index": row.get("optimize_peak"), "queried": queried.get("rss"), "own": queried.get("anonymous")}
-        table.add_row(row["name"], *_cells(found, ("start", "ingested", "peak", "index", "queried", "own")))
+        table.add_row(row["name"], *_cells(found, ("start", "ingested", "peak", "index", "opened", "queried", "own")))
     return table
 
 

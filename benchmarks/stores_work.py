@@ -150,7 +150,7 @@ def _answer(name: str, data: Data, folder: Path, pipe: Any) -> None:
     contender, queries, before = CONTENDERS[name], data.queries, memory()
     start = time.perf_counter()
     system = contender.open(folder, data)
-    seconds = time.perf_counter() - start
+    seconds, opened = time.perf_counter() - start, memory(system)
     if contender.in_memory and name != MATVEC:
         for batch in data.batches(BATCH, data.n):
             system.write(batch)
@@ -165,7 +165,8 @@ def _answer(name: str, data: Data, folder: Path, pipe: Any) -> None:
     start = time.perf_counter()
     for measure, query in itertools.product(measures(name), range(_WARM_UP)):
         ask(measure, -1 - query)
-    pipe.send({"open_s": seconds, "warm_up_s": time.perf_counter() - start, "memory_before": before})
+    warm_up = time.perf_counter() - start
+    pipe.send({"open_s": seconds, "warm_up_s": warm_up, "memory_before": before, "memory_opened": opened})
     while (message := pipe.recv()) is not None:
         measure, first, most, allowed = message
         answers: list[tuple[int, float, list[str]]] = []

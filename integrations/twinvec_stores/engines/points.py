@@ -42,7 +42,7 @@ from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQu
 DENSE, SPARSE = "dense", "sparse"
 FIRST = "first"  # the first dims of the dense vectors
 # candidates of a first pass for each one wanted, rescored with the full vectors
-_OVERSAMPLING = {"int8": 2.0, "binary": 4.0}
+_OVERSAMPLING = {"int8": 2.0, "binary": 8.0}
 _OVERSAMPLING_FIRST_DIM = 4
 _EXACT, _CHECKSUM = "exact", "crc32"
 _TOKENS = "tokens"  # payload field with the vectors of tokens, as base64

@@ -332,7 +332,10 @@ def _quantization(models: Any, config: StoreConfig) -> Any:
         scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
         return models.ScalarQuantization(scalar=scalar)
     if config.quantization == "binary":
-        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
+        encoding = models.BinaryQuantizationQueryEncoding.SCALAR8BITS
+        return models.BinaryQuantization(
+            binary=models.BinaryQuantizationConfig(always_ram=True, query_encoding=encoding)
+        )
     return None
 
 

@@ -487,11 +487,20 @@ def _dense_vectors(config: StoreConfig) -> dict[str, EdgeVectorParams] | None:
 
 
 def _quantization(config: StoreConfig) -> Any:
-    from qdrant_edge import BinaryQuantizationConfig, Memory, ScalarQuantizationConfig, ScalarType
+    from qdrant_edge import (
+        BinaryQuantizationConfig,
+        BinaryQuantizationQueryEncoding,
+        Memory,
+        ScalarQuantizationConfig,
+        ScalarType,
+    )
 
     if config.quantization == "int8":
         return ScalarQuantizationConfig(type=ScalarType.Int8, quantile=0.99, memory=Memory.Pinned)
-    return BinaryQuantizationConfig(memory=Memory.Pinned) if config.quantization == "binary" else None
+    if config.quantization == "binary":  # queries of 8 bits find more than those of one, and are not stored
+        encoding = BinaryQuantizationQueryEncoding.Scalar8Bits
+        return BinaryQuantizationConfig(memory=Memory.Pinned, query_encoding=encoding)
+    return None
 
 
 def _refuse_data(path: Path) -> None:
