@@ -14,7 +14,7 @@ import typer
 from twinvec.errors import ConfigurationError, StoreLockedError
 from twinvec_cli.console import note, progress_line, warn
 from twinvec_cli.evaluate import default_way, side_by_side
-from twinvec_cli.options import Device, Dim, Dtype, Precision, Qrels, Revision, Sparse, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Qrels, Revision, Sparse, TrustRemoteCode
 
 if TYPE_CHECKING:
     from twinvec import Embedder
@@ -25,11 +25,14 @@ _QUERIES = "Judged questions, as for twinvec eval: switch only if the new model 
 
 
 def reembed(
-    location: Annotated[str, typer.Argument(metavar="STORE", help="A folder.", show_default=False)],
+    location: Annotated[
+        str, typer.Argument(metavar="STORE", help="A folder, or the URL of a PostgreSQL database.", show_default=False)
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="NEW", help="Folder or hub id of the new model.", show_default=False),
     ] = None,
+    collection: Collection = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the model before the last switch.")] = False,
     switch: Annotated[bool, typer.Option("--switch/--no-switch", help="Serve the new vectors at the end.")] = True,
     queries: Annotated[
@@ -47,34 +50,33 @@ def reembed(
 
     Run it again to resume an interrupted run: what is embedded is not embedded again. What was written meanwhile is
     embedded before the switch, which is one step: whoever opens the store gets the old vectors or the new ones, whole.
-    For the switch no other process may have the store open for writing; readers may.
+    For the switch no other process may have a folder open for writing; readers may. In PostgreSQL other processes'
+    writes wait for it.
 
     --rollback is the same in the other direction: what was written since the switch is embedded with the model before.
-    The vectors of both models stay on the disk.
+    The vectors of both models stay.
 
     Examples:
 
     [bold]twinvec store reembed index/ --model BAAI/bge-m3 --queries questions.csv[/bold]
 
     [bold]twinvec store reembed index/ --rollback[/bold]
+
+    [bold]twinvec store reembed postgresql://me@host/database --collection faq --model BAAI/bge-m3[/bold]
     """
     from twinvec import Embedder
     from twinvec_stores import Reembedding, load_embedder
     from twinvec_stores.evaluation import read_questions
-    from twinvec_stores.opening import is_server
+    from twinvec_stores.opening import without_password
     from twinvec_stores.reembedding import previous
 
-    if is_server(location):
-        raise ConfigurationError(
-            "reembed is for folders: on a server, twinvec_stores.reembed(old, new, embedder) fills another collection"
-        )
     if (model is None) != rollback:
         raise ConfigurationError("pass either --model or --rollback")
     load = partial(load_embedder, device=device, trust_remote_code=trust_remote_code)
     questions = None if queries is None else read_questions(queries, qrels)
     with contextlib.ExitStack() as opened:
         if model is None:
-            with previous(location) as store:
+            with previous(location, collection=collection) as store:
                 note(f"Loading {store.config.model} ...")
                 embedder = load(store)
         else:
@@ -89,16 +91,16 @@ def reembed(
                 trust_remote_code=trust_remote_code,
             )
         opened.enter_context(embedder)
-        work = Reembedding(location, embedder)
+        work = Reembedding(location, embedder, collection=collection)
         with progress_line() as show:
             n = work.run(lambda done: show(f"Embedding: {done} records"))
         typer.echo(f"{n} records embedded with {embedder.spec.model}")
-        if questions is not None and not _is_as_good(location, work, embedder, questions, load):
+        if questions is not None and not _is_as_good(work, embedder, questions, load):
             typer.echo("Not switched: it is significantly worse. Without --queries it is switched nevertheless.")
             raise typer.Exit(1)
         if switch:
             _switch(work)
-            typer.echo(f"{location} now has the vectors of {embedder.spec.model}")
+            typer.echo(f"{without_password(location)} now has the vectors of {embedder.spec.model}")
 
 
 def _switch(work: Reembedding) -> None:
@@ -111,16 +113,16 @@ def _switch(work: Reembedding) -> None:
 
 
 def _is_as_good(
-    location: str, work: Reembedding, embedder: Embedder, questions: Questions, load: Callable[[HybridStore], Embedder]
+    work: Reembedding, embedder: Embedder, questions: Questions, load: Callable[[HybridStore], Embedder]
 ) -> bool:
     """Compare both models on judged questions, by their default searches."""
     from rich.console import Console
 
-    from twinvec_stores import EmbeddedStore, HybridIndex
+    from twinvec_stores import HybridIndex
     from twinvec_stores.evaluation import compare, evaluate
 
     progress = sys.stderr.isatty()
-    with EmbeddedStore(location, read_only=True) as source, load(source) as old:
+    with work.open_source() as source, load(source) as old:
         before = evaluate(HybridIndex(old, source), questions, show_progress=progress)
     with work.open_target() as target:
         after = evaluate(HybridIndex(embedder, target), questions, show_progress=progress)

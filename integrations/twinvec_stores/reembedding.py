@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 
 from twinvec import BaseEmbedder
 from twinvec.errors import ConfigurationError, StoreEngineError
 from twinvec_stores.config import StoreConfig
-from twinvec_stores.engines.embedded import models
-from twinvec_stores.engines.embedded.store import EmbeddedStore, ModelStore
 from twinvec_stores.ingestion.regrouping import Regrouping, needs_document
+from twinvec_stores.models import models_of
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
 from twinvec_stores.tokens import kept_tokens
@@ -89,41 +87,47 @@ def _content(record: Record) -> tuple[object, ...]:
 
 
 class Reembedding:
-    """A store in a folder on its way to another model.
+    """A store in a folder or in PostgreSQL on its way to another model.
 
-    The new vectors are kept in a folder within the store's, so that an interrupted ``run`` is resumed, and the old ones
-    remain there, so that going back is a ``Reembedding`` to the model before.
+    The new vectors are kept beside the old ones, in a folder within the store's or in tables of the same schema, so
+    that an interrupted ``run`` is resumed. The old ones remain, so that going back is a ``Reembedding`` to the model
+    before.
     """
 
-    def __init__(self, path: str | os.PathLike[str], embedder: BaseEmbedder) -> None:
+    def __init__(
+        self, location: str | os.PathLike[str], embedder: BaseEmbedder, *, collection: str | None = None
+    ) -> None:
         """Prepare to re-embed a store.
 
         Args:
-            path: the store's folder.
+            location: the store's folder, or the address of its PostgreSQL database.
             embedder: the new model.
+            collection: see ``open_store``.
 
         Raises:
             StoreNotFoundError: there is no store.
-            ConfigurationError: it has this model's vectors.
+            ConfigurationError: it has this model's vectors, or is on a server of another kind.
         """
-        self._root, self._embedder = Path(path).expanduser().resolve(), embedder
-        with EmbeddedStore(self._root, read_only=True) as source:
+        self._models, self._embedder = models_of(location, collection), embedder
+        with self.open_source() as source:
             old = source.config
-        pool = old.token_pool if embedder.multi_vectors is not None else None
-        new = StoreConfig.for_embedder(embedder, fields=old.fields, quantization=old.quantization, token_pool=pool)
-        if (old.fingerprint, old.document_prompt) == (new.fingerprint, new.document_prompt):
-            raise ConfigurationError(f"{self._root} has the vectors of {new.model} already")
+            pool = old.token_pool if embedder.multi_vectors is not None else None
+            new = StoreConfig.for_embedder(embedder, fields=old.fields, quantization=old.quantization, token_pool=pool)
+            if (old.fingerprint, old.document_prompt) == (new.fingerprint, new.document_prompt):
+                raise ConfigurationError(f"{source!r} has the vectors of {new.model} already")
         self._config = new
-        self._target = models.place(self._root, new.fingerprint, new.document_prompt)
 
-    def open_target(self) -> EmbeddedStore:
+    def open_source(self) -> HybridStore:
+        """Open the vectors that serve, to read them."""
+        return self._models.open()
+
+    def open_target(self) -> HybridStore:
         """Open the new vectors, as far as they are there."""
-        self._target.parent.mkdir(exist_ok=True)
-        return ModelStore(self._target, self._config)
+        return self._models.open_model(self._config)
 
     def run(self, progress: Progress | None = None) -> int:
         """Embed what the store has now; see ``reembed``. It may be read and written meanwhile, here and elsewhere."""
-        with EmbeddedStore(self._root, read_only=True) as source, self.open_target() as target:
+        with self.open_source() as source, self.open_target() as target:
             embedded = reembed(source, target, self._embedder, progress)
             if source.info().has_graph and not target.info().has_graph:
                 target.optimize()
@@ -140,24 +144,18 @@ class Reembedding:
             The number of records that were embedded.
 
         Raises:
-            StoreLockedError: another process has the store open for writing.
+            StoreLockedError: another process has the store's folder open for writing.
         """
-        with EmbeddedStore(self._root) as source, self.open_target() as target:
+        with self._models.open_to_write() as source, self.open_target() as target:
             embedded = reembed(source, target, self._embedder, progress)
-            with source._folder.retiring():
-                embedded += reembed(source, target, self._embedder)
-                models.switch(self._root, self._target)
-                target._folder.retired = False
-        return embedded
+            with self._models.switching(source, target):
+                return embedded + reembed(source, target, self._embedder)
 
 
-def previous(path: str | os.PathLike[str]) -> EmbeddedStore:
+def previous(location: str | os.PathLike[str], *, collection: str | None = None) -> HybridStore:
     """Open the vectors that served before the last switch.
 
     Raises:
         ConfigurationError: there was none.
     """
-    folder = models.before(Path(path).expanduser().resolve())
-    if folder is None:
-        raise ConfigurationError(f"{os.fspath(path)} was not re-embedded: there is nothing to go back to")
-    return ModelStore(folder)
+    return models_of(location, collection).open_before()

@@ -249,7 +249,8 @@ def test_refusals(run: Run, folder: Path, tmp_path: Path, bert: str) -> None:
     for arguments, message in (
         ((folder,), "either --model or --rollback"),
         ((folder, "--rollback"), "nothing to go back to"),
-        (("postgresql://host/database", "--model", bert), "reembed is for folders"),
+        (("http://host", "--model", bert), "reembed is for folders and PostgreSQL"),
+        ((folder, "--collection", "x", "--model", bert), "only for a server"),
         ((tmp_path / "nothing", "--model", bert), "there is no store"),
     ):
         result = run("store", "reembed", *arguments)

@@ -17,6 +17,14 @@ from pymilvus import MilvusClient
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.milvus.store import MilvusStore
 
+# the server, which ends with the tests even if they are killed
+_SERVER = """
+import os, sys, threading
+from milvus_lite.cmdline import main
+threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
+main()
+"""
+
 
 class Server:
     """A server in a process and a folder of its own."""
@@ -33,7 +41,8 @@ class Server:
         """Start it, or start it again, and wait until it answers."""
         arguments = ["--data-dir", self._folder, "--host", "127.0.0.1", "--port", str(self._port)]
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "milvus_lite.cmdline", "server", *arguments],
+            [sys.executable, "-u", "-c", _SERVER, "server", *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

@@ -1,7 +1,8 @@
 """The tables of a store: a PostgreSQL schema with the name of the collection.
 
-``store`` has the configuration, ``records`` a row for each record, and ``terms`` a row for each key of each sparse
-vector: an inverted index, which gives exact sparse scores and document frequencies.
+``records`` has a row for each record, and ``terms`` a row for each key of each sparse vector: an inverted index, which
+gives exact sparse scores and document frequencies. ``store`` has the configuration; it has a row for each model that
+the store was embedded with, whose tables have its name (``records_1a2b``), one of which serves.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ from twinvec_stores.config import FieldType, StoreConfig
 
 _OLDEST_SERVER = 140_000  # multiranges
 _OLDEST_VECTOR = (0, 8)  # graph searches that go on until enough records have matched the filter
-_LOCK = 0x7477696E  # held by whoever creates a store in the database
+CREATION = 0x7477696E  # lock of whoever creates tables in the database
+_WRITING = CREATION + 1  # shared by those who write into tables, held by who lets other tables serve
 _MAX_NAME = 63  # bytes; PostgreSQL would cut longer ones
-_TABLES = {name: name for name in ("store", "records", "terms")} | {
-    "sequence": "record_numbers",
-    "graph": "records_graph",
-}
 _MAX_DIM, _MAX_GRAPH_DIM, _MAX_HALF_GRAPH_DIM = 16_000, 2_000, 4_000
 _VECTOR = {
     "full": "vector",
@@ -31,6 +29,7 @@ _VECTOR = {
     "half_ops": "halfvec_ip_ops",
     "send": "vector_send",
 }
+DATA = ("records", "terms")
 COLUMNS: Mapping[FieldType, tuple[str, str]] = {
     "keyword": ("text[]", "gin"),
     "text": ("text[]", "gin"),
@@ -64,9 +63,22 @@ class Schema:
             )
         self.collection, self._where = collection, where
         self._names: dict[str, sql.Composable] = {"schema": sql.Identifier(collection)}
-        for name, table in _TABLES.items():
-            self._names[name] = sql.Identifier(collection, table)
-            self._names[f"{name}_name"] = sql.Literal(sql.Identifier(collection, table).as_string())
+        self.use("")
+
+    def use(self, model: str) -> None:
+        """Name the tables of a model; the first one of a store has no name."""
+        self.model = model
+        suffix = f"_{model}" if model else ""
+        self._graph = f"records{suffix}_graph"
+        tables = {"store": "store", "sequence": "record_numbers", "graph": self._graph}
+        for name, table in {**tables, **{name: f"{name}{suffix}" for name in DATA}}.items():
+            self._names[name] = sql.Identifier(self.collection, table)
+            self._names[f"{name}_name"] = sql.Literal(sql.Identifier(self.collection, table).as_string())
+        self._names["model"] = sql.Literal(model)
+        self._names["writable"] = self.text("model = {model} AND state = ANY(%s)")
+        self._names["writing"] = sql.SQL("{}, hashtext({})").format(
+            sql.Literal(_WRITING), sql.Literal(f"{self.collection}/{model}")
+        )
         self._names["has_graph"] = self.text(
             "EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass({graph_name}) AND indisvalid)"
         )
@@ -93,12 +105,12 @@ class Schema:
             if config is None:
                 raise StoreNotFoundError(f"there is no store {self._where}")
             with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [CREATION])
                 stored = self._read(connection) or self._create(connection, config)
         if config is not None:
             stored.check(config, self._where)
         if stored.dim is not None:
-            self._name_vectors(connection)
+            self.name_vectors(connection)
         return stored
 
     def copies(self, config: StoreConfig) -> dict[str, sql.Composed]:
@@ -146,7 +158,9 @@ class Schema:
         Raises:
             StoreEngineError: another process does so.
         """
-        lock = connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [_LOCK, self.collection]).fetchone()
+        lock = connection.execute(
+            "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [CREATION, self.collection]
+        ).fetchone()
         if lock is None or not lock[0]:
             raise StoreEngineError(f"{self._where}: another process optimizes it; wait for it")
         if config.dim is not None and config.dim <= _MAX_HALF_GRAPH_DIM:
@@ -157,7 +171,7 @@ class Schema:
             connection.execute(
                 self.text(
                     "CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {records} USING hnsw {on}",
-                    name=sql.Identifier(_TABLES["graph"]),
+                    name=sql.Identifier(self._graph),
                     on=on,
                 )
             )
@@ -178,24 +192,36 @@ class Schema:
                 f"{self._where}: the schema has tables that TwinVec did not create: choose another collection="
             )
         try:
-            row = connection.execute(self.text("SELECT config FROM {store}")).fetchone()
+            row = connection.execute(self.text("SELECT model, config FROM {store} WHERE state = 'serving'")).fetchone()
         except errors.UndefinedColumn:
             row = None
-        return StoreConfig.from_dict(row[0] if row else None, self._where)
+        if row is not None:
+            self.use(row[0])
+        return StoreConfig.from_dict(row[1] if row else None, self._where)
 
     def _create(self, connection: Connection[Any], config: StoreConfig) -> StoreConfig:
+        self._check_server(connection)
+        if not connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [self.collection]).rowcount:
+            connection.execute(self.text("CREATE SCHEMA {schema}"))
+        connection.execute(
+            self.text("CREATE TABLE {store} (model text PRIMARY KEY, state text NOT NULL, config json NOT NULL)")
+        )
+        connection.execute(self.text("CREATE SEQUENCE {sequence}"))
+        return self.create_tables(connection, config, "serving")
+
+    def create_tables(self, connection: Connection[Any], config: StoreConfig, state: str) -> StoreConfig:
+        """Create the tables of a model; ``state`` is "serving" or "prepared".
+
+        Raises:
+            ConfigurationError: a database cannot have such a store.
+        """
         if config.quantization is not None:
             raise ConfigurationError("PostgreSQL stores have no quantization: leave it out (--quantization none)")
         if config.dim is not None and config.dim > _MAX_DIM:
             raise ConfigurationError(f"pgvector takes at most {_MAX_DIM} dimensions, not {config.dim}")
-        self._check_server(connection)
         if config.dim is not None:
-            self._name_vectors(connection, create=True)
-        if not connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [self.collection]).rowcount:
-            connection.execute(self.text("CREATE SCHEMA {schema}"))
-        connection.execute(self.text("CREATE TABLE {store} (config json NOT NULL)"))
-        connection.execute(self.text("INSERT INTO {store} VALUES (%s)"), [Json(config.to_dict())])
-        connection.execute(self.text("CREATE SEQUENCE {sequence}"))
+            self.name_vectors(connection, create=True)
+        connection.execute(self.text("INSERT INTO {store} VALUES ({model}, %s, %s)"), [state, Json(config.to_dict())])
         connection.execute(self.text("CREATE TABLE {records} ({columns})", columns=self._columns(config)))
         if config.sparse:
             connection.execute(
@@ -233,7 +259,7 @@ class Schema:
         if encoding != "UTF8":
             raise StoreEngineError(f"{self._where}: the database has the encoding {encoding}: create one with UTF8")
 
-    def _name_vectors(self, connection: Connection[Any], *, create: bool = False) -> None:
+    def name_vectors(self, connection: Connection[Any], *, create: bool = False) -> None:
         """Learn where pgvector's types are: its schema need not be on the search path."""
         asked = (
             "SELECT nspname, extversion FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "

@@ -14,7 +14,7 @@ from psycopg import errors
 from psycopg.types.json import Json
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from twinvec.errors import StoreClosedError, StoreEngineError
+from twinvec.errors import StoreClosedError, StoreEngineError, StoreReadOnlyError
 from twinvec.flows import Flow, on_thread, threaded
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
@@ -43,6 +43,8 @@ class PostgresStore(HybridStore):
     exact until ``optimize`` has built a graph, which later writes keep up to date. A graph has at most 4,000
     dimensions, above 2,000 in half precision; scores are always those of the full vectors.
     """
+
+    _states: tuple[str, ...] = ("serving",)  # in which its tables may be written
 
     def __init__(
         self,
@@ -78,8 +80,11 @@ class PostgresStore(HybridStore):
         self._pools = Pools(self._address.conninfo, pool_size, timeout)
         self._closed = False
         with self._connected() as connection:
-            self.config = self._schema.open(connection, config)
+            self.config = self._open(connection, config)
             self._has_graph = self._schema.has_graph(connection)
+
+    def _open(self, connection: psycopg.Connection[Any], config: StoreConfig | None) -> StoreConfig:
+        return self._schema.open(connection, config)
 
     def close(self) -> None:
         """Close the connections; a second call does nothing."""
@@ -100,6 +105,7 @@ class PostgresStore(HybridStore):
 
         async def replace(connection: Any) -> None:
             async with entered(connection.transaction()):
+                await self._claim(connection)
                 await deletion.execute(connection)
                 numbers = [number for (number,) in await numbering.fetch(connection)]
                 async with entered(connection.cursor().copy(copies["records"])) as copy:
@@ -115,7 +121,22 @@ class PostgresStore(HybridStore):
         await self._delete_where(HasId(ids))
 
     async def _delete_where(self, filter: Filter) -> None:
-        await self._run(self._deletion(filter).execute)
+        deletion = self._deletion(filter)
+
+        async def delete(connection: Any) -> None:
+            async with entered(connection.transaction()):
+                await self._claim(connection)
+                await deletion.execute(connection)
+
+        await self._run(delete)
+
+    async def _claim(self, connection: Any) -> None:
+        """Make sure that no other model serves until the end of the transaction, which a switch waits for."""
+        await either(connection.execute, self._schema.text("SELECT pg_advisory_xact_lock_shared({writing})"))
+        asked = self._schema.text("SELECT FROM {store} WHERE {writable}")
+        cursor = await either(connection.execute, asked, [list(self._states)])
+        if await either(cursor.fetchone) is None:
+            raise StoreReadOnlyError(f"{self._place} was re-embedded with another model: open the store again")
 
     def _deletion(self, filter: Filter) -> Statement:
         if not self.config.sparse:
@@ -198,7 +219,11 @@ class PostgresStore(HybridStore):
         await self._run(commit)
 
     async def _configure(self, config: StoreConfig) -> None:
-        await self._run(self._statement("UPDATE {store} SET config = {config}", config=Json(config.to_dict())).execute)
+        await self._run(
+            self._statement(
+                "UPDATE {store} SET config = {config} WHERE model = {model}", config=Json(config.to_dict())
+            ).execute
+        )
         self.config = config
 
     @threaded
