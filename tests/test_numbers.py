@@ -27,7 +27,7 @@ def read(name: str) -> Any:
 
 SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
 STORES, QUALITY, SHARES = map(read, ("stores-synthetic", "quality", "quality-shares"))
-CONTEXTS = read("chunk-document")
+CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -227,21 +227,29 @@ def shares() -> Iterator[str]:
 
 def contexts() -> Iterator[str]:
     subjects, details = CONTEXTS["subjects"], CONTEXTS["details"]
+    assert CONTEXTS["chunk_tokens"] == HELD_BACK["chunk_tokens"]
     yield f"chunks of {CONTEXTS['chunk_tokens']} tokens"
     yield f"{subjects['held back']['queries']} short questions about the subjects of {subjects['documents']} long"
     yield f"{details['held back']['queries']} about details of {details['documents']} long FAQ answers"
-    for shown, name in {
-        "truncated documents": "truncated",
-        "chunks": "chunks",
-        '`chunk_context="headings"`': "headings",
-        '`chunk_context="document"`': "document, weight 1",
-    }.items():
-        found = [part["held back"][name] for part in (subjects, details)]
+    ways = {"headings": "headings", "document": "document, weight 1"}
+    yield from table_of_contexts(subjects["held back"], details["held back"], ways)
+    assert HELD_BACK["subjects"]["queries"] == HELD_BACK["details"]["queries"] == HELD_BACK["subjects"]["documents"]
+    yield f"on {HELD_BACK['subjects']['documents']} other manual pages"
+    yield from table_of_contexts(HELD_BACK["subjects"], HELD_BACK["details"], {name: name for name in ways})
+
+
+def table_of_contexts(subjects: Any, details: Any, ways: dict[str, str]) -> Iterator[str]:
+    shown = {"truncated documents": "truncated", "chunks": "chunks"}
+    for title, name in (shown | {f'`chunk_context="{way}"`': name for way, name in ways.items()}).items():
+        found = [part[name] for part in (subjects, details)]
         cells = [fraction(row["ndcg@10"]["hybrid"]) for row in found]
         for row in found:
-            low, high = map(difference, row["minus truncated, 95%"]["hybrid"])
-            cells.append("" if name == "truncated" else f"{low} to {high}")
-        yield f"| {shown} | {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+            if name == "truncated":
+                cells.append("")
+            else:
+                low, high = map(difference, row["minus truncated, 95%"]["hybrid"])
+                cells.append(f"{low} to {high}")
+        yield f"| {title} | {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def short() -> Iterator[str]:
