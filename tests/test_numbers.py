@@ -28,6 +28,7 @@ def read(name: str) -> Any:
 SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
 STORES, QUALITY, SHARES = map(read, ("stores-synthetic", "quality", "quality-shares"))
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
+FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -173,6 +174,21 @@ def stores() -> Iterator[str]:
     yield f"records of {data['dim']} dims and about {data['nonzeros_per_document']:.0f} sparse terms"
 
 
+def first_passes() -> Iterator[str]:
+    for report, names in zip(FIRST_PASSES, (("HNSW", "int8", "binary"), ("HNSW", "first_dim=256")), strict=True):
+        [size] = report["sizes"]
+        yield f"{size['data']['documents']:,} records of {size['data']['dim']} dims like those above"
+        yield f"dense vectors take {size['data']['documents'] * size['data']['dim'] * 4 / 2**20:.0f} MiB"
+        for name in names:
+            row = by_name(size["rows"], name=f"TwinVec {name}")
+            yield f"{row['start_memory']} MiB of which the process needs anyway"
+            kinds = ("dense", "hybrid", "hybrid 1%", "hybrid 50%")
+            dense, all_, one, fifty = (fraction(row["queries"][kind]["recall"]) for kind in kinds)
+            memory, disk = row["open_memory"]["rss"], row["disk_optimized"]
+            shown = "the vectors" if name == "HNSW" else f"`{name}`"
+            yield f"| {shown} | {memory} MiB | {disk} MiB | {dense} | {all_} | {one}, {fifty} |"
+
+
 def by_language(language: str, way: str) -> float:
     """Mean over all questions of a language."""
     parts = [part for part in QUALITY["collections"] if part["name"].endswith(language)]
@@ -309,7 +325,10 @@ CONDITIONS = {
     README: ["version 0.1.0", "2 shared cores", "nDCG@10"],
 }  # fmt: skip
 NAMES = re.compile(r"\b(bf16|fp32|int8|p50|p95|e5-small|GTE-base|BM25)\b|!\[.*?\)|`[^`]*`|\]\([^)]*\)")
-CLAIMS = {NUMBERS: (speed, peers, callers, langchain, stores, quality, shares, contexts), README: (short,)}
+CLAIMS = {
+    NUMBERS: (speed, peers, callers, langchain, stores, first_passes, quality, shares, contexts),
+    README: (short,),
+}
 
 
 def page(name: str) -> str:
