@@ -22,7 +22,7 @@ from checkpoints.test_hub import fill_cache
 from ray_.conftest import MEMORY
 from ray_.shared_store import SharedStore, create_shared, open_shared
 from reference.gte import build_gte
-from stores import postgres
+from stores import milvus, postgres
 from stores.qdrant_server import QdrantServer
 from stores_ingest.holding import assert_same, held
 from twinvec import Embedder, ModelSpec
@@ -91,11 +91,11 @@ def test_two_workers_write_what_one_process_writes_though_both_are_killed(
     ray.kill(owner)
 
 
-@pytest.fixture(params=["postgresql", "qdrant's interface"])
+@pytest.fixture(params=["postgresql", "milvus", "qdrant's interface"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """The address of a server, and a collection that it does not have."""
-    if request.param == "postgresql":
-        yield postgres.url(), postgres.new_name()
+    if (real := {"postgresql": postgres, "milvus": milvus}.get(request.param)) is not None:
+        yield real.url(), real.new_name()
         return
     qdrant = QdrantServer()
     yield qdrant.url, "records"
