@@ -128,12 +128,13 @@ def measured(kinds: Mapping[str, Sequence[Subject]]) -> dict[str, Any]:
             "best minus common": asdict(_against(found, best, common)),
             "common minus default": asdict(_against(found, common, "hybrid")),
             "hybrid minus dense": asdict(_against(found, "hybrid", "dense")),
-            "collections": [_facts(subject, each) for subject, each in zip(subjects, found, strict=True)],
+            "common minus dense": asdict(_against(found, common, "dense")),
+            "collections": [_facts(subject, each, common) for subject, each in zip(subjects, found, strict=True)],
         }
     return {"common": common, "kinds": results}
 
 
-def _facts(subject: Subject, found: Evaluation) -> dict[str, Any]:
+def _facts(subject: Subject, found: Evaluation, common: str) -> dict[str, Any]:
     return {
         "name": subject.name,
         "documents": found.records,
@@ -143,6 +144,7 @@ def _facts(subject: Subject, found: Evaluation) -> dict[str, Any]:
         "recall": {way: result.mean(MEASURES[1]) for way, result in found.ways.items()},
         "better half": found.baseline,
         "gain": asdict(found.compare("hybrid")),
+        "gain of common": asdict(found.compare(common)),
     }
 
 

@@ -47,6 +47,8 @@ def test_a_tiny_run(collection: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         assert kind["tuning"][kind["best"]] == max(kind["tuning"].values())
         gain = found["ndcg"]["hybrid"] - found["ndcg"][found["better half"]]
         assert found["gain"]["difference"] == pytest.approx(gain)
+        gain = found["ndcg"][facts["common"]] - found["ndcg"][found["better half"]]
+        assert found["gain of common"]["difference"] == pytest.approx(gain)
         assert kind["best minus common"]["difference"] == pytest.approx(
             found["ndcg"][kind["best"]] - found["ndcg"][facts["common"]]
         )

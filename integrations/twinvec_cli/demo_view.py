@@ -95,7 +95,7 @@ def _quality(search: Search) -> Table:
 
 def _verdict(search: Search) -> str:
     dense, hybrid = search.quality("dense")[0], search.quality("hybrid")[0]
-    how = "Hybrid is 0.75 dense + 0.25 sparse, each scaled from 0 to 1; the weights were chosen on other collections."
+    how = "Hybrid is 0.65 dense + 0.35 sparse, each scaled from 0 to 1; the weights were chosen on other collections."
     if hybrid > dense:
         return how
     return (

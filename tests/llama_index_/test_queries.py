@@ -75,7 +75,7 @@ def test_alpha_weighs_the_dense_ranking_against_the_sparse_one(
         assert result == ask(filled, Mode.DEFAULT if alpha else Mode.SPARSE)
         return
     dense, sparse = (relative(ranking) for ranking in scores(gte))
-    weight = 0.75 if alpha is None else alpha  # the default of every class
+    weight = 0.65 if alpha is None else alpha  # the default of every class
     fused = {id: weight * dense[id] + (1 - weight) * sparse.get(id, 0) for id in dense}
     assert result.ids == best(fused)
     assert result.similarities == pytest.approx([fused[id] for id in best(fused)], abs=1e-4)
@@ -99,7 +99,7 @@ def test_how_many_are_returned_and_how_many_take_part(filled: TwinVecVectorStore
     # two dense and three sparse candidates
     result = ask(filled, Mode.HYBRID, hybrid_top_k=10, similarity_top_k=2, sparse_top_k=3)
     two, three = relative(dense, 2), relative(sparse, 3)
-    fused = {id: 0.75 * two.get(id, 0) + 0.25 * three.get(id, 0) for id in {*two, *three}}
+    fused = {id: 0.65 * two.get(id, 0) + 0.35 * three.get(id, 0) for id in {*two, *three}}
     assert result.ids == best(fused, 10)
     assert result.similarities == pytest.approx([fused[id] for id in best(fused, 10)], abs=1e-4)
 
