@@ -50,7 +50,7 @@ ANSWERS: dict[str, Answer] = {
     "GET exists": lambda client, name, body: {"exists": client.collection_exists(name)},
     "GET": lambda client, name, body: client.get_collection(name),
     "PUT": _create,
-    "PUT index": lambda client, name, body: client.upsert(name, []),  # the client's own engine has no indexes
+    "PUT index": lambda client, name, body: client.create_payload_index(name, body["field_name"], body["field_schema"]),
     "PUT points": lambda client, name, body: client.upsert(name, PointsList(**body).points),
     "POST points": _retrieve,
     "POST points/delete": lambda client, name, body: client.delete(name, FilterSelector(**body)),
