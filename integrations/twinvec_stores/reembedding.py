@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 from twinvec import BaseEmbedder
 from twinvec.errors import ConfigurationError, StoreEngineError
@@ -70,7 +71,8 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
 
 def _embedded(records: list[Record], embedder: BaseEmbedder, token_pool: int | None) -> RecordBatch:
     texts = [f"{record.provenance.get('context', '')}{record.text}" for record in records]
-    vectors = embedder.embed_documents(texts, multi=token_pool is not None)
+    asked: dict[str, Any] = {} if token_pool is None else {"multi": True}  # someone's own embedder may not know it
+    vectors = embedder.embed_documents(texts, **asked)
     return RecordBatch(
         ids=[record.id for record in records],
         texts=[record.text for record in records],

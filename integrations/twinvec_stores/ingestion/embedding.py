@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -90,13 +90,18 @@ class EmbeddingThread:
 
     async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
         texts, windows = _inputs(items)
-        return _mixed(items, await self._embedder.aembed_documents(texts, spans=windows, multi=self._multi))
+        return _mixed(items, await self._embedder.aembed_documents(texts, **_keywords(windows, self._multi)))
 
 
 def embed(items: Sequence[Item], embedder: BaseEmbedder, *, multi: bool = False) -> EmbeddingBatch:
     """Return a row for each record of these documents."""
     texts, windows = _inputs(items)
-    return _mixed(items, embedder.embed_documents(texts, spans=windows, multi=multi))
+    return _mixed(items, embedder.embed_documents(texts, **_keywords(windows, multi)))
+
+
+def _keywords(windows: list[Sequence[Span]] | None, multi: bool) -> dict[str, Any]:
+    """Return what is asked beyond plain vectors: someone's own embedder may know nothing of it."""
+    return ({} if windows is None else {"spans": windows}) | ({"multi": True} if multi else {})
 
 
 def _inputs(items: Sequence[Item]) -> tuple[list[str], list[Sequence[Span]] | None]:

@@ -99,13 +99,11 @@ class HybridIndex:
         rows = await on_thread(check_rows, given, texts, metadata, self.store.config)
         embedder, store = self.embedder, self.store
         pool = store.config.token_pool
+        asked: dict[str, Any] = {"task": self.task, "show_progress": show_progress}
+        asked |= {} if pool is None else {"multi": True}  # someone's own embedder may know nothing of it
         batch = await Call(
-            lambda: embedder.embed_documents(
-                rows.texts, task=self.task, show_progress=show_progress, multi=pool is not None
-            ),
-            lambda: embedder.aembed_documents(
-                rows.texts, task=self.task, show_progress=show_progress, multi=pool is not None
-            ),
+            lambda: embedder.embed_documents(rows.texts, **asked),
+            lambda: embedder.aembed_documents(rows.texts, **asked),
         )
         tokens = kept_tokens(batch, pool)
         records = RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata, tokens=tokens)
