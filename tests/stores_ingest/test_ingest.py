@@ -317,7 +317,9 @@ def test_progress_is_drawn(
     assert "30 documents, " in drawn
     assert "0 failed" in drawn
     ingest(iter(["x"]), embedder, memory, show_progress=True)
-    assert "1doc" in capsys.readouterr().err
+    assert "| 1/1 [" in capsys.readouterr().err  # such an iterator knows how many are left
+    ingest((text for text in ["y"]), embedder, memory, show_progress=True)
+    assert "1doc [" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
