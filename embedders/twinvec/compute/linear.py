@@ -9,6 +9,7 @@ A layer that oneDNN cannot run, or runs differently from torch, stays as it is.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -95,10 +96,11 @@ class PackedLinear(nn.Module):
         times: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """See ``product``."""
-        parts = list(slices(len(rows), min(self.in_features, self.out_features)))
+        n = rows.shape[0]
+        parts = [] if n <= _SIZES[-1] else list(slices(n, min(self.in_features, self.out_features)))
         if len(parts) < 2:
             return self._slice(rows, activation, plus, times)
-        out = rows.new_empty(len(rows), self.out_features)
+        out = rows.new_empty(n, self.out_features)
         for part in parts:
             more = (None if other is None else other[part] for other in (plus, times))
             out[part] = self._slice(rows[part], activation, *more)
@@ -165,6 +167,7 @@ class PackedInt8Linear(PackedLinear):
         return out.to(dtype)
 
 
+@functools.cache  # asked for every product
 def filled_rows(rows: int) -> int:
     """Return the number of rows that products will run on; starting with that many saves padding in each layer."""
     return next((size for size in _SIZES if rows <= size), -(-rows // _STEP) * _STEP)
