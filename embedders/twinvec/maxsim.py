@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,47 +75,38 @@ class MaxSim(BaseReranker):
 
     def score_tokens(
         self,
-        pairs: Sequence[tuple[str, int]],
-        texts: MultiBatch,
+        pairs: Iterable[tuple[str, str]],
+        tokens: MultiBatch,
+        places: Sequence[int],
         *,
         task: Task | str | None = None,
         timeout: float | None = None,
     ) -> Float32:
-        """Score queries with vectors of texts' tokens that were computed before; only the queries are embedded.
+        """Score pairs with vectors of the texts' tokens that were computed before; only the queries are embedded.
 
         Args:
-            pairs: queries, and positions in ``texts``.
-            texts: vectors by this model, with the role of documents.
-            task: see ``score``.
+            pairs: (query, text).
+            tokens: vectors by this model, with the role of documents.
+            places: for each pair, the position of its text in ``tokens``.
+            task: see ``score``, also for the errors.
             timeout: see ``score``.
 
         Returns:
             float32 [pairs].
         """
-        return block(self._scored_tokens(pairs, texts, ScoreOptions(task, timeout=timeout)))
+        return block(self._scored(pairs, ScoreOptions(task, timeout=timeout, known=(tokens, places))))
 
     async def ascore_tokens(
         self,
-        pairs: Sequence[tuple[str, int]],
-        texts: MultiBatch,
+        pairs: Iterable[tuple[str, str]],
+        tokens: MultiBatch,
+        places: Sequence[int],
         *,
         task: Task | str | None = None,
         timeout: float | None = None,
     ) -> Float32:
         """See ``score_tokens``."""
-        return await wait(self._scored_tokens(pairs, texts, ScoreOptions(task, timeout=timeout)))
-
-    async def _scored_tokens(
-        self, pairs: Sequence[tuple[str, int]], texts: MultiBatch, options: ScoreOptions
-    ) -> Float32:
-        if self._closed:
-            raise ConfigurationError("this MaxSim is closed; create a new one")
-        queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
-        rows = np.array([(queries[query], text) for query, text in pairs]).reshape(-1, 2)
-        asked = CallOptions(options.task, dense=False, sparse=False, timeout=options.timeout, multi=True)
-        batch = await self._embedder._embed(Role.QUERY, list(queries), asked)
-        assert batch.multi is not None
-        return self._scores(rows, batch.multi, texts)
+        return await wait(self._scored(pairs, ScoreOptions(task, timeout=timeout, known=(tokens, places))))
 
     def stats(self) -> dict[str, Any]:
         """Return counters and choices of the model; see ``Embedder.stats``."""
@@ -153,25 +143,35 @@ class MaxSim(BaseReranker):
             {text: i for i, text in enumerate(dict.fromkeys(column))} for column in zip(*pairs, strict=True)
         )
         end = None if options.timeout is None else time.monotonic() + options.timeout
-        asked = CallOptions(options.task, dense=False, sparse=False, show_progress=options.show_progress, multi=True)
-        both: list[EmbeddingBatch] = []
-        for role, column in ((Role.QUERY, queries), (Role.DOCUMENT, texts)):
-            left = None if end is None else max(end - time.monotonic(), 0.0)
-            both.append(await self._embedder._embed(role, list(column), replace(asked, timeout=left)))
-        rows = np.array([(queries[query], texts[text]) for query, text in pairs])
-        queried, read = both[0].multi, both[1].multi
-        assert queried is not None
-        assert read is not None
-        values = self._scores(rows, queried, read)
-        truncated = both[0].truncated[rows[:, 0]] | both[1].truncated[rows[:, 1]]
-        tokens = sum(int(batch.token_counts.sum()) for batch in both)
-        return Scores(values if options.activation != "sigmoid" else sigmoid(values), truncated, tokens)
+        asked = await self._vectors(Role.QUERY, queries, options, end)
+        if options.known is None:
+            read = await self._vectors(Role.DOCUMENT, texts, options, end)
+            places: Sequence[int] = [texts[text] for _, text in pairs]
+        else:
+            tokens, places = options.known
+            read = EmbeddingBatch(None, None, np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.bool_), tokens)
+        rows = np.array([(queries[query], place) for (query, _), place in zip(pairs, places, strict=True)])
+        values = self._scores(rows, asked, read)
+        truncated = asked.truncated[rows[:, 0]] | read.truncated[rows[:, 1]]
+        count = int(asked.token_counts.sum() + read.token_counts.sum())
+        return Scores(values if options.activation != "sigmoid" else sigmoid(values), truncated, count)
 
-    def _scores(self, rows: Any, queries: MultiBatch, texts: MultiBatch) -> Float32:
+    async def _vectors(
+        self, role: Role, texts: Iterable[str], options: ScoreOptions, end: float | None
+    ) -> EmbeddingBatch:
+        left = None if end is None else max(end - time.monotonic(), 0.0)
+        asked = CallOptions(
+            options.task, dense=False, sparse=False, timeout=left, show_progress=options.show_progress, multi=True
+        )
+        return await self._embedder._embed(role, list(texts), asked)
+
+    def _scores(self, rows: Any, queries: EmbeddingBatch, texts: EmbeddingBatch) -> Float32:
+        assert queries.multi is not None
+        assert texts.multi is not None
         scores = np.zeros(len(rows), dtype=np.float32)
-        for number, query in enumerate(queries):
+        for number, query in enumerate(queries.multi):
             own = np.flatnonzero(rows[:, 0] == number)
-            scores[own] = compare_tokens(query, texts[rows[own, 1]])
+            scores[own] = compare_tokens(query, texts.multi[rows[own, 1]])
             if self._mean:
                 scores[own] /= max(len(query), 1)
         return scores

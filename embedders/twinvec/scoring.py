@@ -19,7 +19,7 @@ from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Task
 from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_scores
-from twinvec.vectors import Bool, Float32
+from twinvec.vectors import Bool, Float32, MultiBatch
 
 _Self = TypeVar("_Self", bound="BaseReranker")
 Activation = Literal["sigmoid", "model"]
@@ -34,13 +34,14 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """The options of one call; see ``BaseReranker.score``."""
+    """The options of one call; see ``BaseReranker.score``, and for ``known`` ``MaxSim.score_tokens``."""
 
     task: Task | str | None = None
     activation: Activation | None = None
     windows: bool = False
     timeout: float | None = None
     show_progress: bool = False
+    known: tuple[MultiBatch, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in (None, "sigmoid", "model"):

@@ -14,7 +14,7 @@ from twinvec.errors import InvalidRecordError
 from twinvec.flows import call
 from twinvec.vectors import Float32
 from twinvec_stores import HybridIndex
-from twinvec_stores.tokens import kept_tokens
+from twinvec_stores.tokens import asking, kept_tokens
 
 _SAME = 0.95  # minimum cosine of two vectors of one text by one model, in any precision
 
@@ -42,7 +42,7 @@ async def _tokens(texts: list[str], index: HybridIndex) -> list[bytes] | None:
     if pool is None:
         return None
     methods = embedder.embed_documents, embedder.aembed_documents
-    batch = await call(*methods, texts, task=index.task, dense=False, sparse=False, multi=True)
+    batch = await call(*methods, texts, task=index.task, dense=False, sparse=False, **asking(pool))
     return kept_tokens(batch, pool)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -89,6 +91,16 @@ class StoreConfig:
             raise ConfigurationError("quantization is for dense vectors: this store has none")
         if self.first_dim is not None and self.first_dim >= self.dim:
             raise ConfigurationError(f"quantization={self.quantization!r} needs fewer dims than the store's {self.dim}")
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Return what vectors must have in common to be compared: their model, and the prompt before documents."""
+        return self.fingerprint, self.document_prompt
+
+    @property
+    def key(self) -> str:
+        """Return 16 hex digits that name the ``identity``, as for a folder or a table."""
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:16]
 
     @property
     def first_dim(self) -> int | None:

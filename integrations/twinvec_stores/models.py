@@ -79,7 +79,7 @@ class _FolderModels(StoreModels):
         return EmbeddedStore(self._root)
 
     def open_model(self, config: StoreConfig) -> HybridStore:
-        folder = models.place(self._root, config.fingerprint, config.document_prompt)
+        folder = models.place(self._root, config)
         folder.parent.mkdir(exist_ok=True)
         return ModelStore(folder, config)
 

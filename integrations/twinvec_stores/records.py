@@ -20,7 +20,7 @@ from twinvec.vectors import Float32, SparseBatch, SparseVector
 from twinvec_stores.filters.fields import field_values
 from twinvec_stores.filters.moments import moment
 from twinvec_stores.metadata import check_text, plain_id, plain_metadata
-from twinvec_stores.tokens import unpack_tokens
+from twinvec_stores.tokens import is_packed
 
 if TYPE_CHECKING:
     from twinvec_stores.config import FieldType, StoreConfig
@@ -367,10 +367,6 @@ def _check_tokens(tokens: Any, config: StoreConfig, ids: Sequence[str]) -> list[
     if len(column) != len(ids):
         raise InvalidRecordError(f"{len(ids)} ids but {len(column)} tokens")
     for id, data in zip(ids, column, strict=True):
-        try:
-            sound = isinstance(data, bytes) and unpack_tokens([data]) is not None
-        except (ValueError, IndexError):
-            sound = False
-        if not sound:
+        if not is_packed(data):
             raise InvalidRecordError("its vectors of tokens are not a result of pack_tokens", id=id, field="tokens")
     return column

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 from twinvec import BaseEmbedder
 from twinvec.errors import ConfigurationError, StoreEngineError
@@ -14,7 +13,7 @@ from twinvec_stores.ingestion.regrouping import Regrouping, needs_document
 from twinvec_stores.models import models_of
 from twinvec_stores.protocol import HybridStore
 from twinvec_stores.records import Record, RecordBatch
-from twinvec_stores.tokens import kept_tokens
+from twinvec_stores.tokens import asking, kept_tokens
 from twinvec_stores.transfer import delete_others, lacking_in
 
 _PAGE = 256
@@ -71,8 +70,7 @@ def reembed(source: HybridStore, target: HybridStore, embedder: BaseEmbedder, pr
 
 def _embedded(records: list[Record], embedder: BaseEmbedder, token_pool: int | None) -> RecordBatch:
     texts = [f"{record.provenance.get('context', '')}{record.text}" for record in records]
-    asked: dict[str, Any] = {} if token_pool is None else {"multi": True}  # someone's own embedder may not know it
-    vectors = embedder.embed_documents(texts, **asked)
+    vectors = embedder.embed_documents(texts, **asking(token_pool))
     return RecordBatch(
         ids=[record.id for record in records],
         texts=[record.text for record in records],
@@ -115,7 +113,7 @@ class Reembedding:
             old = source.config
             pool = old.token_pool if embedder.multi_vectors is not None else None
             new = StoreConfig.for_embedder(embedder, fields=old.fields, quantization=old.quantization, token_pool=pool)
-            if (old.fingerprint, old.document_prompt) == (new.fingerprint, new.document_prompt):
+            if old.identity == new.identity:
                 raise ConfigurationError(f"{source!r} has the vectors of {new.model} already")
         self._config = new
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch
 
 _HEADER = np.dtype("<u4")
+
+
+def asking(pool: int | None) -> dict[str, Any]:
+    """Return the keywords for an embedder that is to give vectors of tokens; someone's own may know none of them."""
+    return {} if pool is None else {"multi": True}
 
 
 def kept_tokens(batch: EmbeddingBatch, pool: int | None) -> list[bytes] | None:
@@ -36,12 +42,16 @@ def pack_tokens(rows: Float32, pool: int) -> bytes:
     return bytes(np.array(rows.shape[1], _HEADER).tobytes() + values.tobytes())
 
 
-def unpack_tokens(texts: Sequence[bytes]) -> MultiBatch:
-    """Return the vectors of texts, L2-normalised.
+def is_packed(data: object) -> bool:
+    """Return whether something is a result of ``pack_tokens``."""
+    if not isinstance(data, bytes) or len(data) < _HEADER.itemsize:
+        return False
+    dim = int(np.frombuffer(data, _HEADER, 1)[0])
+    return dim > 0 and (len(data) - _HEADER.itemsize) % dim == 0
 
-    Raises:
-        ValueError: not a result of ``pack_tokens``.
-    """
+
+def unpack_tokens(texts: Sequence[bytes]) -> MultiBatch:
+    """Return the vectors of texts, L2-normalised; the texts are results of ``pack_tokens``."""
     rows = []
     for data in texts:
         dim = int(np.frombuffer(data, _HEADER, 1)[0])

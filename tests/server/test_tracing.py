@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from reference.rerankers import build_cross_encoder
+from reference.sentence_layouts import build_bge_m3
 from server.conftest import Hosts, client_of
-from twinvec import Embedder, RemoteEmbedder, Reranker
+from twinvec import Embedder, MaxSim, RemoteEmbedder, Reranker
 from twinvec.errors import TextTooLongError, TruncationWarning
 from twinvec.server import create_app
 from twinvec.text.pairs import join_pair
@@ -129,6 +131,19 @@ def test_a_search_and_its_embedding_are_one_trace(giga: Embedder, spans: InMemor
     seen = attributes(only(spans, "Retrieve"))
     assert (seen["openinference.span.kind"], "input.value" in seen) == ("RETRIEVER", False)
     assert seen["retrieval.documents.0.document.id"] == results[0].record.id
+
+
+def test_a_ranking_by_kept_vectors_of_tokens_is_recorded(tmp_path: Path, spans: InMemorySpanExporter) -> None:
+    with Embedder(build_bge_m3(tmp_path / "bge"), dtype="float32") as bge, MaxSim(bge) as maxsim:
+        index = HybridIndex(bge, MemoryStore(StoreConfig.for_embedder(bge, token_pool=1)))
+        index.add(["Paris", "Rome"], ids=["p", "r"])
+        spans.clear()
+        results = index.search("capital?", k=2, rerank=maxsim)
+    seen = attributes(only(spans, "Rerank"))
+    assert (seen["openinference.span.kind"], seen["reranker.query"]) == ("RERANKER", "capital?")
+    for i, result in enumerate(results):
+        assert seen[f"reranker.output_documents.{i}.document.content"] == result.record.text
+        assert seen[f"reranker.output_documents.{i}.document.score"] == result.score
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -112,6 +113,17 @@ def test_declared_fields_and_terms_are_indexed_once() -> None:
     client.calls.clear()
     open_store(client, None)
     assert [a["field_name"] for a in client.asked("create_payload_index")] == ['metadata."a b"']
+
+
+def test_vectors_of_tokens_are_only_read_with_vectors() -> None:
+    client = recorded()
+    store = open_store(client, replace(CONFIG, token_pool=1))
+    for with_vectors in (False, True):
+        store.get(["a"], with_vectors=with_vectors)
+        store.scroll(with_vectors=with_vectors)
+    asked = [a["with_payload"] for name in ("retrieve", "scroll") for a in client.asked(name)]
+    without = models.PayloadSelectorExclude(exclude=["tokens"])
+    assert asked == [without, True, without, True]
 
 
 def test_nothing_is_made_without_a_config() -> None:

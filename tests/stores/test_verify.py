@@ -198,6 +198,7 @@ class Damaged(MemoryStore):
         ({"metadata": {"n": 3}}, "differs from what was written"),
         ({"provenance": {"hash": "x"}}, "differs from what was written"),
         ({"dense": np.array([0.6, 0.8, 1e-9, 0], np.float32)}, "differs from what was written"),
+        ({"tokens": b"\x01\0\0\0\x05"}, "differs from what was written"),
         ({"checksum": None, "dense": np.array([0.6, 0.9, 0, 0], np.float32)}, "length 1"),
         ({"checksum": None, "dense": np.array([np.nan, 0.9, 0, 0], np.float32)}, "length 1"),
         ({"id": "b"}, "not found by its id"),

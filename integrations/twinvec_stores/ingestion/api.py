@@ -166,8 +166,7 @@ async def aingest(
 
 
 def _run(source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> Run:
-    multi = store.config.token_pool is not None
-    return Run(source, store, options, LocalProcessor(embedder, store, options, multi=multi))
+    return Run(source, store, options, LocalProcessor(embedder, store, options, store.config.token_pool))
 
 
 def warned(report: IngestReport) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from twinvec.errors import TextError, TruncationWarning
 from twinvec_stores.ingestion.items import Embedded, Item, Processed
 from twinvec_stores.ingestion.spans import Span
+from twinvec_stores.tokens import asking
 
 if TYPE_CHECKING:
     from twinvec import BaseEmbedder, EmbeddingBatch
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 class EmbeddingThread:
     """A private event loop on which windows are embedded."""
 
-    def __init__(self, embedder: BaseEmbedder, *, multi: bool = False) -> None:
-        """Prepare to embed, with ``multi`` also vectors of tokens."""
-        self._embedder, self._multi = embedder, multi
+    def __init__(self, embedder: BaseEmbedder, token_pool: int | None = None) -> None:
+        """Prepare to embed for a store with this ``StoreConfig.token_pool``."""
+        self._embedder, self._pool = embedder, token_pool
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._running: set[Future[Processed]] = set()
         self._thread = threading.Thread(target=self._run, name="twinvec-ingest-embed", daemon=True)
@@ -90,18 +91,18 @@ class EmbeddingThread:
 
     async def _vectors(self, items: Sequence[Item]) -> EmbeddingBatch:
         texts, windows = _inputs(items)
-        return _mixed(items, await self._embedder.aembed_documents(texts, **_keywords(windows, self._multi)))
+        return _mixed(items, await self._embedder.aembed_documents(texts, **_keywords(windows, self._pool)))
 
 
-def embed(items: Sequence[Item], embedder: BaseEmbedder, *, multi: bool = False) -> EmbeddingBatch:
+def embed(items: Sequence[Item], embedder: BaseEmbedder, token_pool: int | None) -> EmbeddingBatch:
     """Return a row for each record of these documents."""
     texts, windows = _inputs(items)
-    return _mixed(items, embedder.embed_documents(texts, **_keywords(windows, multi)))
+    return _mixed(items, embedder.embed_documents(texts, **_keywords(windows, token_pool)))
 
 
-def _keywords(windows: list[Sequence[Span]] | None, multi: bool) -> dict[str, Any]:
-    """Return what is asked beyond plain vectors: someone's own embedder may know nothing of it."""
-    return ({} if windows is None else {"spans": windows}) | ({"multi": True} if multi else {})
+def _keywords(windows: list[Sequence[Span]] | None, token_pool: int | None) -> dict[str, Any]:
+    """Return what is asked beyond plain vectors."""
+    return ({} if windows is None else {"spans": windows}) | asking(token_pool)
 
 
 def _inputs(items: Sequence[Item]) -> tuple[list[str], list[Sequence[Span]] | None]:

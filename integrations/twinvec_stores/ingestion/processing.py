@@ -65,7 +65,7 @@ class LocalProcessor:
     page: int = 1
 
     def __init__(
-        self, embedder: BaseEmbedder, store: HybridStore | None, options: Options, *, multi: bool = False
+        self, embedder: BaseEmbedder, store: HybridStore | None, options: Options, token_pool: int | None = None
     ) -> None:
         """Prepare to process.
 
@@ -73,12 +73,12 @@ class LocalProcessor:
             embedder: the model.
             store: what the rows are compared with; None: they have been compared.
             options: of the ingest.
-            multi: the target keeps vectors of tokens.
+            token_pool: the target's ``StoreConfig.token_pool``.
 
         Raises:
             ConfigurationError: the model or the target does not support the chunks.
         """
-        if multi and options.chunk_context == "late":
+        if token_pool is not None and options.chunk_context == "late":
             raise ConfigurationError('the store keeps vectors of tokens, which chunk_context="late" does not give')
         self._config = StoreConfig.for_embedder(embedder)
         self._store, self._batch_size = store, options.batch_size
@@ -87,7 +87,7 @@ class LocalProcessor:
             if options.chunk_tokens is None
             else Chunker(embedder, options.chunk_tokens, options.overlap_tokens, options.chunk_context)
         )
-        self._embedding = EmbeddingThread(embedder, multi=multi)
+        self._embedding = EmbeddingThread(embedder, token_pool)
 
     @property
     def config(self) -> StoreConfig:

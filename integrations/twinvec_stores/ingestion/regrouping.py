@@ -91,7 +91,7 @@ class Regrouping:
             if contexts.with_headings:
                 item.contexts = [origin.get("context", "") for origin in origins]
             items.append(item)
-        vectors = embed(items, self._embedder, multi=self._pool is not None)
+        vectors = embed(items, self._embedder, self._pool)
         records = RecordBatch.of([record for whole in documents for record in whole.records])
         tokens = kept_tokens(vectors, self._pool)
         return replace(records, dense=vectors.dense, sparse=vectors.sparse, tokens=tokens)

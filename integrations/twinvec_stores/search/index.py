@@ -21,7 +21,7 @@ from twinvec_stores.scoped import ScopedStore
 from twinvec_stores.search.explain import Result
 from twinvec_stores.search.options import SearchKeywords, SearchOptions, to_stored, with_stored
 from twinvec_stores.search.searching import Searching
-from twinvec_stores.tokens import kept_tokens
+from twinvec_stores.tokens import asking, kept_tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -99,8 +99,7 @@ class HybridIndex:
         rows = await on_thread(check_rows, given, texts, metadata, self.store.config)
         embedder, store = self.embedder, self.store
         pool = store.config.token_pool
-        asked: dict[str, Any] = {"task": self.task, "show_progress": show_progress}
-        asked |= {} if pool is None else {"multi": True}  # someone's own embedder may know nothing of it
+        asked = {"task": self.task, "show_progress": show_progress, **asking(pool)}
         batch = await Call(
             lambda: embedder.embed_documents(rows.texts, **asked),
             lambda: embedder.aembed_documents(rows.texts, **asked),

@@ -27,13 +27,14 @@ async def rerank(searching: Searching, found: Sequence[Found]) -> list[Found]:
     records = await searching.records(chosen, with_vectors=maxsim is not None)
     candidates = [[hit for hit in hits if hit.id in records] for hits in candidates]
     asked = [(_words(each), records[hit.id]) for each, hits in zip(found, candidates, strict=True) for hit in hits]
-    if maxsim is not None:
-        rows = {record.id: i for i, record in enumerate(records.values())}
-        texts = unpack_tokens([record.tokens or b"" for record in records.values()])
-        places = [(query, rows[record.id]) for query, record in asked]
-        values = await call(maxsim.score_tokens, maxsim.ascore_tokens, places, texts)
+    pairs = [(query, record.text) for query, record in asked]
+    if maxsim is None:
+        values = await call(reranker.score, reranker.ascore, pairs)
     else:
-        values = await call(reranker.score, reranker.ascore, [(query, record.text) for query, record in asked])
+        rows = {id: i for i, id in enumerate(records)}
+        tokens = unpack_tokens([record.tokens or b"" for record in records.values()])
+        places = [rows[record.id] for _, record in asked]
+        values = await call(maxsim.score_tokens, maxsim.ascore_tokens, pairs, tokens, places)
     scores = iter(values.tolist())
     least = options.min_rerank if options.min_rerank is not None else float("-inf")
     return [
@@ -56,7 +57,7 @@ def _reads_kept_tokens(searching: Searching) -> MaxSim | None:
     if type(reranker) is not MaxSim:  # a subclass may read texts in its own way
         return None
     same = (reranker.spec.fingerprint, reranker.embedder.prompt_for("document"))
-    return reranker if same == (config.fingerprint, config.document_prompt) else None
+    return reranker if same == config.identity else None
 
 
 def _words(found: Found) -> str:

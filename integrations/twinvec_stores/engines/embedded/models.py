@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from twinvec.errors import StoreMismatchError
+from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded.durable import write_durably
 
 _MODELS, _SERVING, _CONFIG = "models", "serving", "store.json"
@@ -35,13 +35,10 @@ def before(root: Path) -> Path | None:
     return _folder(root, _read(root)["before"]) if (root / _SERVING).exists() else None
 
 
-def place(root: Path, fingerprint: str, document_prompt: str) -> Path:
+def place(root: Path, config: StoreConfig) -> Path:
     """Return the folder for a model's vectors, which may not exist yet."""
     first = json.loads((root / _CONFIG).read_text(encoding="utf-8"))
-    if (first["fingerprint"], first["document_prompt"]) == (fingerprint, document_prompt):
-        return root
-    name = hashlib.sha256(json.dumps([fingerprint, document_prompt]).encode()).hexdigest()[:16]
-    return root / _MODELS / name
+    return root if (first["fingerprint"], first["document_prompt"]) == config.identity else root / _MODELS / config.key
 
 
 def switch(root: Path, folder: Path) -> None:

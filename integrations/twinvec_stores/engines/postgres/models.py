@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,14 +26,13 @@ class ModelStore(PostgresStore):
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [CREATION])
             rows = connection.execute(self._schema.text("SELECT model, config FROM {store}")).fetchall()
-            known = {_identity(StoreConfig.from_dict(data, self._place)): (model, data) for model, data in rows}
-            if _identity(config) in known:
-                model, data = known[_identity(config)]
-                stored = self._use(connection, model, StoreConfig.from_dict(data, self._place))
-                stored.check(config, self._place)
-                return stored
+            for model, data in rows:
+                stored = StoreConfig.from_dict(data, self._place)
+                if stored.identity == config.identity:
+                    stored.check(config, self._place)
+                    return self._use(connection, model, stored)
             granted = self._granted(connection)
-            self._schema.use(hashlib.sha256(json.dumps(_identity(config)).encode()).hexdigest()[:16])
+            self._schema.use(config.key)
             self._schema.create_tables(connection, config, "prepared")
             for name, privilege, role in granted:
                 parts = {"privilege": sql.SQL(privilege), "role": sql.SQL(role)}
@@ -91,7 +88,3 @@ def switching(serving: PostgresStore, model: ModelStore) -> Iterator[None]:
                 next=sql.Literal(model._schema.model),
             )
         )
-
-
-def _identity(config: StoreConfig) -> tuple[str, str]:
-    return config.fingerprint, config.document_prompt
