@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from reference.gte import build_gte
 from reference.sentence_layouts import build_bge_m3, build_sentence_transformer, build_splade
+from twinvec import Embedder
 from twinvec_cli.main import app
 
 Run = Callable[..., Any]
@@ -35,6 +36,20 @@ def bge(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def splade(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(build_splade(tmp_path_factory.mktemp("splade")))
+
+
+@pytest.fixture(scope="module")
+def old(gte: str) -> Iterator[Embedder]:
+    """A store's model before it is embedded again."""
+    with Embedder(gte, dtype="float32") as embedder:
+        yield embedder
+
+
+@pytest.fixture(scope="module")
+def new(bert: str) -> Iterator[Embedder]:
+    """Its model afterwards."""
+    with Embedder(bert, dtype="float32", sparse="bm25") as embedder:
+        yield embedder
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ from twinvec_stores.engines.embedded import models
 WORDS = ["capital", "france", "sort", "python", "moscow", "gravity", "china"]
 TEXTS = {f"d{i}": f"{WORDS[i % 7]} {WORDS[i % 5]} {i}" for i in range(20)}
 METADATA = {id: {"n": i} for i, id in enumerate(TEXTS)}
-
-
-@pytest.fixture(scope="module")
-def old(gte: str) -> Iterator[Embedder]:
-    with Embedder(gte, dtype="float32") as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def new(bert: str) -> Iterator[Embedder]:
-    with Embedder(bert, dtype="float32", sparse="bm25") as embedder:
-        yield embedder
 
 
 @pytest.fixture

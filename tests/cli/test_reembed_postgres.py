@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,18 +17,6 @@ from twinvec import Embedder
 from twinvec.errors import ConfigurationError, StoreEngineError, StoreReadOnlyError
 from twinvec_stores import And, HybridIndex, HybridStore, PostgresStore, Reembedding, StoreConfig, open_store
 from twinvec_stores.engines.postgres import models
-
-
-@pytest.fixture(scope="module")
-def old(gte: str) -> Iterator[Embedder]:
-    with Embedder(gte, dtype="float32") as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def new(bert: str) -> Iterator[Embedder]:
-    with Embedder(bert, dtype="float32", sparse="bm25") as embedder:
-        yield embedder
 
 
 @pytest.fixture
