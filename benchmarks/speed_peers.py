@@ -1,7 +1,8 @@
 """What else a user without a GPU would pick: ONNX Runtime and OpenVINO, on the same weights, texts and threads.
 
 The graphs come from torch's exporter; int8 is ONNX Runtime's dynamic quantization. sentence-transformers' own onnx and
-openvino backends need optimum, no version of which installs beside transformers 5: what they run is what runs here.
+openvino backends need optimum, no version of which installs beside our transformers: they take part from another
+environment.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.speed_models import PEER
 
@@ -125,6 +127,34 @@ class OpenVino(Graph):
     def run(self, ids: Ids, mask: Ids) -> Vectors:
         states: Vectors = self.model([ids, mask])[0]
         return states
+
+
+class SentenceTransformersGraph:
+    """sentence-transformers with its onnx or openvino backend, in its defaults; optimum exports the graph."""
+
+    batch_size = 32
+
+    def __init__(self, folder: str, device: str, *, backend: Literal["onnx", "openvino"]) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._place = tempfile.TemporaryDirectory()  # without our own graphs, which it would take for optimum's
+        for file in Path(folder).iterdir():
+            if file.name not in (GRAPH, GRAPH_INT8, f"{GRAPH}.data", PEER):
+                (Path(self._place.name) / file.name).symlink_to(file)
+        self.model = SentenceTransformer(self._place.name, device=device, backend=backend)
+
+    def embed(self, texts: list[str]) -> Vectors:
+        """Return unit vectors."""
+        vectors: Vectors = self.model.encode(texts, batch_size=self.batch_size, normalize_embeddings=True)
+        return vectors
+
+    def query(self, text: str) -> Any:
+        """Return the vector of one text."""
+        return self.embed([text])
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was chosen."""
+        return {"batch_size": self.batch_size}
 
 
 def _max_length(folder: Path) -> int:

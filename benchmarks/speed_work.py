@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 from benchmarks import rerank_systems
 from benchmarks.speed_models import PEER
-from benchmarks.speed_peers import OnnxRuntime, OpenVino
+from benchmarks.speed_peers import OnnxRuntime, OpenVino, SentenceTransformersGraph
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Contestant:
         profiles: kinds of text that it takes part in; empty for all.
         most: repeats at most, for slow ones.
         tune: choose the best batch size first.
+        packages: another environment's site-packages, instead of this one's.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Contestant:
     profiles: tuple[str, ...] = ()
     most: int = sys.maxsize
     tune: bool = False
+    packages: str = ""
 
 
 class TwinVec:
@@ -204,6 +206,7 @@ SYSTEMS: dict[str, Callable[..., Any]] = {
     "twinvec": TwinVec,
     "host": HostOnly,
     "sentence-transformers": SentenceTransformers,
+    "sentence-transformers graph": SentenceTransformersGraph,
     "langchain": LangChain,
     "bare": BareForward,
     **rerank_systems.SYSTEMS,
@@ -364,6 +367,8 @@ def _median_seconds(function: Callable[[], object], device: str, repeats: int) -
 def serve(contestant: Contestant, folder: str, device: str, pipe: Any) -> None:
     """Run in the contestant's process: answer (method, arguments) with (None, result) or (error, None)."""
     warnings.simplefilter("ignore")
+    if contestant.packages:  # nothing of this environment's has been imported yet but what benchmarks import
+        sys.path[:] = [*(path for path in sys.path if "site-packages" not in path), contestant.packages]
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "TRANSFORMERS_VERBOSITY": "error"}
     try:
         from transformers.utils import logging

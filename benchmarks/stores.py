@@ -182,8 +182,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--documents", type=Path, help="keep the documents in this folder, or take them from there")
     parser.add_argument("--quick", action="store_true", help="2000 documents, one repeat: to see that it runs")
     parser.add_argument("--folder", type=Path, help="where the stores lie while they are measured (a disk, not RAM)")
-    parser.add_argument("--output", type=Path, help="where the json goes; default: benchmarks/results")
+    parser.add_argument("--output", type=Path, help="the json's file; default: in benchmarks/results")
     options = parser.parse_args()
+    if options.output and options.output.is_dir():
+        parser.error(f"--output {options.output} is a folder: give the file")
     if options.quick:
         options.sizes, options.repeats, options.queries, options.seconds = [2000], 1, 30, 0.5
     if missing := [name for peer in options.peers for name in MODULES[peer] if find_spec(name) is None]:

@@ -160,6 +160,34 @@ def test_rows_of_no_text_are_seen_by_none(lengths: tuple[int, ...], causal: bool
     torch.testing.assert_close(out[:, : sum(lengths)], wanted, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("lengths", [(70, 3, 67), (67,), (68,), (66, 66)])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 40), (True, 40)])
+@pytest.mark.parametrize("filled", [0, 5])
+def test_lengths_that_kernels_are_slow_with(
+    lengths: tuple[int, ...], causal: bool, window: int | None, filled: int
+) -> None:
+    """Keys that belong to no text are added to them."""
+    inputs = make_inputs(lengths, Shape(heads=2, kv_heads=1, dim=4, dim_v=3))
+    query, key, value = (
+        torch.cat([x, torch.full_like(x[:, :, :1], 1e3).expand(-1, -1, filled, -1)], 2) for x in inputs[:3]
+    )
+    out = run(attention.sdpa, Inputs(query, key, value, inputs.packed), sliding_window=window, is_causal=causal)
+    wanted = expected(inputs, causal=causal, window=window, scaling=None)
+    torch.testing.assert_close(out[:, : sum(lengths)], wanted, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_text_that_is_not_finite_spoils_no_other(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_has_amx", lambda: True)
+    inputs = make_inputs((70, 67, 70), Shape(heads=2, kv_heads=2), dtype)
+    before = run(attention.sdpa, inputs)
+    for tensor in inputs[:3]:
+        tensor[:, :, 70:137] = torch.nan
+    after = run(attention.sdpa, inputs)
+    assert torch.equal(after[:, :70], before[:, :70])
+    assert torch.equal(after[:, 137:], before[:, 137:])
+
+
 @pytest.mark.parametrize(("attribute", "argument", "causal"), [
     (None, None, False), (True, None, True), (False, None, False), (True, False, False), (False, True, True),
 ])  # fmt: skip

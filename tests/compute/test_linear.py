@@ -127,8 +127,8 @@ def test_few_plans_serve_all_numbers_of_rows(dtype: torch.dtype, monkeypatch: py
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", note)
     for rows in range(1, 1400, 3):
         layer(random(rows, 16, dtype=dtype))
-    assert len(sizes) <= 12
-    assert max(sizes) == linear.ROWS
+    assert len(sizes) <= 20
+    assert max(sizes) == 1024, "a whole batch is one product"
 
 
 @pytest.mark.parametrize(("width", "most"), [(384, 512), (768, 256), (1024, 192), (8192, 128)])

@@ -25,6 +25,7 @@ PREFIX = "twinvec_"
 _HALF = (torch.float16, torch.bfloat16)
 _SCORE_BYTES = 2**22
 _SHORT = 32  # for shorter texts the products cost nothing compared with the calls
+_KEYS = 16  # a multiple of it is what the fused kernel is fastest with; see benchmarks/NOTES.md
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
@@ -112,14 +113,25 @@ def sdpa(
 
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: _Options) -> torch.Tensor:
     """Return torch's attention; all are [texts, heads, length, dim]."""
-    window = options.window(key.shape[2])
+    length = key.shape[2]
+    window = options.window(length)
+    mask = None if window is None else _window_mask(length, window, options.causal, query.device)
+    causal = options.causal and window is None and length > 1
+    if more := _more_keys(query, length):
+        key, value = (F.pad(x, (0, 0, 0, more)) for x in (key, value))
+        if mask is not None:
+            mask = F.pad(mask, (0, more))
+        elif not causal:  # which hides later keys anyway
+            mask = F.pad(query.new_zeros(length), (0, more), value=-torch.inf).expand(1, 1, query.shape[2], -1)
     return F.scaled_dot_product_attention(
-        query, key, value,
-        attn_mask=None if window is None else _window_mask(key.shape[2], window, options.causal, query.device),
-        is_causal=options.causal and window is None and key.shape[2] > 1,
-        scale=options.scaling,
+        query, key, value, attn_mask=mask, is_causal=causal, scale=options.scaling,
         enable_gqa=key.shape[1] != query.shape[1],
     )  # fmt: skip
+
+
+def _more_keys(query: torch.Tensor, length: int) -> int:
+    """Return how many hidden keys make a text faster: odd numbers of keys cost a CPU up to twice as much."""
+    return -length % _KEYS if query.device.type == "cpu" and length > 2 * _SHORT and length % 4 else 0
 
 
 def _in_products(query: torch.Tensor, length: int, options: _Options) -> bool:

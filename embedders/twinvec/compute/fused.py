@@ -49,7 +49,6 @@ def fuse(model: nn.Module, device: torch.device, *, packed: bool) -> int:
 
     Args:
         device: where it will run.
-        packed: whether the model runs on one row of packed texts; if not, attention is left alone.
         packed: whether the model runs on one row of packed texts; attention is left alone otherwise.
     """
     fused = 0

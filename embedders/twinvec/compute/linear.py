@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 ROWS = 512  # per slice at most
 _SIZES = (8, 16, 32, 64, 96, 128)  # above, multiples of ``_STEP``: each number of rows has a plan of its own
 _STEP = 64
+_MOST = 1024  # rows of one product: more would need more plans
 _SLICE = 512 * 384  # elements: beyond that, what lies between two products leaves the L2 cache
 _POST_OPS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative to the largest result, at load time
@@ -97,11 +98,11 @@ class PackedLinear(nn.Module):
     ) -> torch.Tensor:  # fmt: skip
         """See ``product``."""
         n = rows.shape[0]
-        parts = [] if n <= _SIZES[-1] else list(slices(n, min(self.in_features, self.out_features)))
-        if len(parts) < 2:
+        if n <= _MOST:
             return self._slice(rows, activation, plus, times)
         out = rows.new_empty(n, self.out_features)
-        for part in parts:
+        for start in range(0, n, _MOST):
+            part = slice(start, start + _MOST)
             more = (None if other is None else other[part] for other in (plus, times))
             out[part] = self._slice(rows[part], activation, *more)
         return out
