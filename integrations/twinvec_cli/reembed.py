@@ -25,9 +25,7 @@ _QUERIES = "Judged questions, as for twinvec eval: switch only if the new model 
 
 
 def reembed(
-    location: Annotated[
-        str, typer.Argument(metavar="STORE", help="A folder, or the URL of a PostgreSQL database.", show_default=False)
-    ],
+    location: Annotated[str, typer.Argument(metavar="STORE", help="A folder, or a server's URL.", show_default=False)],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="NEW", help="Folder or hub id of the new model.", show_default=False),
@@ -50,8 +48,8 @@ def reembed(
 
     Run it again to resume an interrupted run: what is embedded is not embedded again. What was written meanwhile is
     embedded before the switch, which is one step: whoever opens the store gets the old vectors or the new ones, whole.
-    For the switch no other process may have a folder open for writing; readers may. In PostgreSQL other processes'
-    writes wait for it.
+    For the switch no other process may have a folder open for writing; readers may. On a server other processes'
+    writes wait for it (PostgreSQL), or are refused meanwhile.
 
     --rollback is the same in the other direction: what was written since the switch is embedded with the model before.
     The vectors of both models stay.

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from twinvec.errors import ConfigurationError
+from twinvec.settings import Settings
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.embedded import models
 from twinvec_stores.engines.embedded.store import EmbeddedStore, ModelStore
+from twinvec_stores.engines.qdrant import QdrantModelStore, QdrantStore
+from twinvec_stores.engines.serving import switching
 from twinvec_stores.protocol import HybridStore
+
+_Switching: TypeAlias = Callable[[Any, Any], AbstractContextManager[None]]
 
 
 def models_of(location: str | os.PathLike[str], collection: str | None) -> StoreModels:
     """Return the models of a store.
 
     Raises:
-        ConfigurationError: stores of this kind have only one.
+        ConfigurationError: the location is not a store's, or ``collection`` is for a folder.
     """
-    where = os.fspath(location)
+    where, name, settings = os.fspath(location), collection or "twinvec", Settings.from_env()
+    if where.startswith(("http://", "https://")):
+        return _ServerModels(QdrantStore, QdrantModelStore, switching, where, name, api_key=settings.qdrant_api_key)
     if where.startswith(("postgresql://", "postgres://")):
-        return _PostgresModels(where, collection or "twinvec")
+        from twinvec_stores.engines.postgres import models as postgres
+        from twinvec_stores.engines.postgres.store import PostgresStore
+
+        return _ServerModels(PostgresStore, postgres.ModelStore, postgres.switching, where, name)
+    if where.startswith("milvus://"):
+        from twinvec_stores.engines.milvus.store import MilvusModelStore, MilvusStore
+
+        return _ServerModels(MilvusStore, MilvusModelStore, switching, where, name, token=settings.milvus_token)
     if "://" in where:
-        raise ConfigurationError(
-            "reembed is for folders and PostgreSQL: on another server, twinvec_stores.reembed(old, new, embedder) "
-            "fills another collection"
-        )
+        raise ConfigurationError("reembed is for stores in a folder or on a server of Qdrant, PostgreSQL or Milvus")
     if collection is not None:
         raise ConfigurationError("collection: only for a server")
     return _FolderModels(Path(where))
@@ -60,7 +72,7 @@ class StoreModels(ABC):
 
     @abstractmethod
     def switching(self, serving: HybridStore, model: HybridStore) -> AbstractContextManager[None]:
-        """Keep writes waiting, and then let a model serve, if what is done meanwhile succeeds; reads go on.
+        """Keep writes waiting or refuse them, and then let a model serve, if what is done meanwhile succeeds.
 
         Args:
             serving: from ``open_to_write``.
@@ -98,23 +110,22 @@ class _FolderModels(StoreModels):
             target._folder.retired = False
 
 
-class _PostgresModels(StoreModels):
-    def __init__(self, url: str, collection: str) -> None:
-        from twinvec_stores.engines.postgres import models, store
-
-        self._place, self._store, self._models = (url, collection), store, models
+class _ServerModels(StoreModels):
+    def __init__(self, store: Any, model: Any, switching: _Switching, *place: str, **secret: str | None) -> None:
+        self._open, self._open_model = partial(store, *place, **secret), partial(model, *place, **secret)
+        self._switching = switching
 
     def open(self) -> HybridStore:
-        return self._store.PostgresStore(*self._place)
+        return cast(HybridStore, self._open())
 
     def open_to_write(self) -> HybridStore:
         return self.open()
 
     def open_model(self, config: StoreConfig) -> HybridStore:
-        return self._models.ModelStore(*self._place, config)
+        return cast(HybridStore, self._open_model(config=config))
 
     def open_before(self) -> HybridStore:
-        return self._models.ModelStore(*self._place)
+        return cast(HybridStore, self._open_model())
 
     def switching(self, serving: HybridStore, model: HybridStore) -> AbstractContextManager[None]:
-        return self._models.switching(cast(Any, serving), cast(Any, model))
+        return self._switching(serving, model)

@@ -87,11 +87,11 @@ def _content(record: Record) -> tuple[object, ...]:
 
 
 class Reembedding:
-    """A store in a folder or in PostgreSQL on its way to another model.
+    """A store in a folder or on a server on its way to another model.
 
-    The new vectors are kept beside the old ones, in a folder within the store's or in tables of the same schema, so
-    that an interrupted ``run`` is resumed. The old ones remain, so that going back is a ``Reembedding`` to the model
-    before.
+    The new vectors are kept beside the old ones, in a folder within the store's, in tables of the same schema or in
+    another collection, so that an interrupted ``run`` is resumed. The old ones remain, so that going back is a
+    ``Reembedding`` to the model before. One process at a time re-embeds a store.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Reembedding:
         """Prepare to re-embed a store.
 
         Args:
-            location: the store's folder, or the address of its PostgreSQL database.
+            location: the store's folder, or the address of its server.
             embedder: the new model.
             collection: see ``open_store``.
 
         Raises:
             StoreNotFoundError: there is no store.
-            ConfigurationError: it has this model's vectors, or is on a server of another kind.
+            ConfigurationError: it has this model's vectors.
         """
         self._models, self._embedder = models_of(location, collection), embedder
         with self.open_source() as source:
@@ -138,7 +138,8 @@ class Reembedding:
 
         Whoever opens the store from now on gets the new ones, whole. Stores opened before keep the old ones until they
         are opened again: they can search, but writing to them fails with StoreReadOnlyError. Writes that come while
-        this runs wait for it, and fail likewise; those before it are in both.
+        this runs fail likewise, in a folder and in PostgreSQL after they have waited for it; those before it are in
+        both.
 
         Returns:
             The number of records that were embedded.

@@ -236,7 +236,7 @@ def test_refusals(run: Run, folder: Path, tmp_path: Path, bert: str) -> None:
     for arguments, message in (
         ((folder,), "either --model or --rollback"),
         ((folder, "--rollback"), "nothing to go back to"),
-        (("http://host", "--model", bert), "reembed is for folders and PostgreSQL"),
+        (("ftp://host", "--model", bert), "in a folder or on a server of Qdrant, PostgreSQL or Milvus"),
         ((folder, "--collection", "x", "--model", bert), "only for a server"),
         ((tmp_path / "nothing", "--model", bert), "there is no store"),
     ):

@@ -46,15 +46,21 @@ def _create(client: QdrantClient, name: str, body: Any) -> bool:
     )
 
 
+def _search(client: QdrantClient, name: str, body: Any) -> Any:
+    return client.query_batch_points(name, [models.QueryRequest(**asked) for asked in body["searches"]])
+
+
 ANSWERS: dict[str, Answer] = {
     "GET exists": lambda client, name, body: {"exists": client.collection_exists(name)},
     "GET": lambda client, name, body: client.get_collection(name),
     "PUT": _create,
+    "PATCH": lambda client, name, body: client.update_collection(name, metadata=body["metadata"]),
     "PUT index": lambda client, name, body: client.create_payload_index(name, body["field_name"], body["field_schema"]),
     "PUT points": lambda client, name, body: client.upsert(name, PointsList(**body).points),
     "POST points": _retrieve,
     "POST points/delete": lambda client, name, body: client.delete(name, FilterSelector(**body)),
     "POST points/scroll": _scroll,
+    "POST points/query/batch": _search,
     "POST points/count": lambda client, name, body: client.count(name, models.CountRequest(**body).filter),
 }
 
@@ -78,7 +84,7 @@ class QdrantServer:
                 self.end_headers()
                 self.wfile.write(found)
 
-            do_GET = do_PUT = do_POST = handle_request  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = handle_request  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Stay silent."""

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,19 +24,21 @@ from twinvec.flows import Call, call, on_thread, together
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.points import DENSE, FIRST, SPARSE, Dialect, indexes, to_hits, to_record
+from twinvec_stores.engines.serving import ModelStore, ServedStore, Serving
 from twinvec_stores.filters.conditions import And, Filter, HasId
-from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
+from twinvec_stores.protocol import Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, QdrantClient
 
 _CHUNK = 256  # records per request
-_METADATA = "twinvec"  # key of the collection's metadata
+_METADATA, _SERVING = "twinvec", "twinvec_serving"  # keys of a collection's metadata
+_SPREADING = ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload")
 _POLL_SECONDS = 1.0
 
 
-class QdrantStore(HybridStore):
+class QdrantStore(ServedStore):
     """A collection on a Qdrant server or cluster, version 1.16 or newer (``pip install 'twinvec[qdrant]'``).
 
     The async twins use the async client and never block the event loop. Writes return once the server has applied them.
@@ -89,8 +92,9 @@ class QdrantStore(HybridStore):
             raise ConfigurationError(f"client_options: {', '.join(both)} are separate arguments")
         if url is not None and api_key is not None:
             _refuse_open_key(url)
-        self.collection = collection
+        self.collection = self._current = collection
         self.url = None if url is None else _without_password(url)
+        self._place = f"{self.url or 'the given client'}, collection {collection}"
         self._models: Any = models
         self._options = {
             **(client_options or {}),
@@ -99,6 +103,7 @@ class QdrantStore(HybridStore):
             "prefer_grpc": prefer_grpc,
             "timeout": timeout,
         }
+        self._creation = dict(collection_options or {})
         self._own = client is None
         self._given_async = async_client
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = (
@@ -108,7 +113,7 @@ class QdrantStore(HybridStore):
         with self._typed_errors():
             self._client = QdrantClient(**self._options) if client is None else client
         try:
-            self.config = self._open(config, dict(collection_options or {}))
+            self.config = self._open(config)
             self._dialect = Dialect(models, self.config)
         except BaseException:
             self.close()
@@ -133,15 +138,19 @@ class QdrantStore(HybridStore):
 
     async def _upsert(self, batch: RecordBatch) -> None:
         points = self._dialect.points(batch)
+        await self._claim()
         for start in range(0, len(points), _CHUNK):
             await self._ask("upsert", points=points[start : start + _CHUNK], wait=True)
+        await self._claim()
 
     async def _delete(self, ids: list[str]) -> None:
         await self._delete_where(HasId(ids))
 
     async def _delete_where(self, filter: Filter) -> None:
         selector = self._models.FilterSelector(filter=self._dialect.filter(filter))
+        await self._claim()
         await self._ask("delete", points_selector=selector, wait=True)
+        await self._claim()
 
     async def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
         asked = [point_id(id) for id in ids]
@@ -196,9 +205,8 @@ class QdrantStore(HybridStore):
     async def _info(self) -> StoreInfo:
         info = await self._ask("get_collection")
         indexed = (info.indexed_vectors_count or 0) - ((info.points_count or 0) if self.config.sparse else 0)
-        location = f"{self.url or 'given client'}, collection {self.collection}"
         records = await self._count(And())
-        return StoreInfo("qdrant", location, records, indexed > 0, info.segments_count, None, self.config)
+        return StoreInfo("qdrant", self._place, records, indexed > 0, info.segments_count, None, self.config)
 
     async def _flush(self) -> None:
         self._usable()  # every completed write is in the server's log
@@ -225,7 +233,7 @@ class QdrantStore(HybridStore):
 
     def _ask(self, method: str, **arguments: Any) -> Call[Any]:
         """Return a request: a method that the sync and async clients share, and its arguments."""
-        arguments["collection_name"] = self.collection
+        arguments.setdefault("collection_name", self._current)
         return Call(lambda: self._blocking(method, arguments), lambda: self._awaiting(method, arguments))
 
     def _blocking(self, method: str, arguments: Mapping[str, Any]) -> Any:
@@ -256,7 +264,7 @@ class QdrantStore(HybridStore):
 
     def _usable(self) -> QdrantClient:
         if self._closed:
-            raise StoreClosedError(f"the store of collection {self.collection} is closed")
+            raise StoreClosedError(f"the store {self._place} is closed")
         return self._client
 
     @contextmanager
@@ -266,53 +274,66 @@ class QdrantStore(HybridStore):
         except StoreClosedError:
             raise
         except Exception as error:
-            where = f"{self.url or 'the given client'}, collection {self.collection}"
-            raise StoreEngineError(f"{where}: {_reason(error)}") from error
+            raise StoreEngineError(f"{self._place}: {_reason(error)}") from error
 
-    def _open(self, config: StoreConfig | None, options: dict[str, Any]) -> StoreConfig:
-        if not self._ask("collection_exists").blocking():
-            if config is None:
-                raise StoreNotFoundError(
-                    f"there is no collection {self.collection} on {self.url or 'the given client'}"
-                )
-            self._make(config, options)
-        info = self._ask("get_collection").blocking()
-        where = f"collection {self.collection}"
-        data = (info.config.metadata or {}).get(_METADATA)
-        if data is None:
-            raise StoreMismatchError(
-                f"{where} was not created by TwinVec, or the server is older than 1.16: choose another collection="
-            )
-        stored = StoreConfig.from_dict(data, where)
-        if config is not None:
-            stored.check(config, where)
-        self._make_indexes(stored, info.payload_schema or {})
-        return stored
-
-    def _make(self, config: StoreConfig, options: dict[str, Any]) -> None:
+    def _make_missing(self, config: StoreConfig | None) -> None:
+        if self._ask("collection_exists").blocking():
+            return
+        if config is None:
+            raise StoreNotFoundError(f"there is no collection {self._current} on {self.url or 'the given client'}")
         arguments = {
             "vectors_config": _dense_vectors(self._models, config),
             "sparse_vectors_config": {SPARSE: self._models.SparseVectorParams()} if config.sparse else None,
             "quantization_config": _quantization(self._models, config),
             "metadata": {_METADATA: config.to_dict()},
         }
-        if both := sorted(set(options) & {"collection_name", *arguments}):
+        if both := sorted(set(self._creation) & {"collection_name", *arguments}):
             raise ConfigurationError(f"collection_options: {', '.join(both)} follow from the StoreConfig; omit them")
         try:
-            self._ask("create_collection", **arguments, **options).blocking()
+            self._ask("create_collection", **arguments, **self._creation).blocking()
         except StoreEngineError:
             if not self._ask("collection_exists").blocking():  # otherwise another process was faster
                 raise
 
-    def _make_indexes(self, config: StoreConfig, existing: Mapping[str, Any]) -> None:
+    def _stored(self) -> StoreConfig:
+        data = (self._ask("get_collection").blocking().config.metadata or {}).get(_METADATA)
+        if data is None:
+            raise StoreMismatchError(
+                f"{self._place} was not created by TwinVec, or the server is older than 1.16: choose another "
+                "collection="
+            )
+        return StoreConfig.from_dict(data, self._place)
+
+    def _prepare(self, config: StoreConfig) -> None:
+        existing = self._ask("get_collection").blocking().payload_schema or {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Payload indexes have no effect")  # in the client's own engine
             for name, kind in indexes(config).items():
                 if name not in existing:
                     self._ask("create_payload_index", field_name=name, field_schema=kind, wait=True).blocking()
 
+    async def _read_serving(self) -> Serving:
+        metadata = (await self._ask("get_collection", collection_name=self.collection)).config.metadata or {}
+        return Serving.from_dict(metadata.get(_SERVING), self.collection, self._place)
+
+    async def _write_serving(self, serving: Serving) -> None:
+        metadata = {_SERVING: asdict(serving)}
+        await self._ask("update_collection", collection_name=self.collection, metadata=metadata)
+
     def __repr__(self) -> str:
         return f"QdrantStore({self.url!r}, {self.collection!r}, model={self.config.model!r}, dim={self.config.dim})"
+
+
+class QdrantModelStore(ModelStore, QdrantStore):
+    """The vectors of a model that does not serve, in a collection that is spread like the one that serves."""
+
+    def _make_missing(self, config: StoreConfig | None) -> None:
+        if config is not None:
+            serving = self._ask("get_collection", collection_name=self._serving.collection).blocking().config
+            given = {name: getattr(serving.params, name) for name in _SPREADING}
+            given["hnsw_config"] = self._models.HnswConfigDiff(**serving.hnsw_config.model_dump(exclude_none=True))
+            self._creation = {name: value for name, value in given.items() if value is not None}
+        super()._make_missing(config)
 
 
 def _dense_vectors(models: Any, config: StoreConfig) -> dict[str, Any]:

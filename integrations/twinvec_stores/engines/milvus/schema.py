@@ -18,7 +18,7 @@ from twinvec_stores.engines.milvus.facts import FACT_LENGTH
 from twinvec_stores.engines.milvus.rows import DENSE, MAX_ELEMENTS, MAX_TEXT, SPARSE
 from twinvec_stores.metadata import MAX_ID_BYTES
 
-PROPERTY = "twinvec"  # of the collection; the configuration as JSON
+PROPERTY, SERVING = "twinvec", "twinvec_serving"  # of a collection, as JSON: its configuration; see engines/serving.py
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _MAX_DIM = 32_768
 _GRAPH = {"M": 16, "efConstruction": 200}

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,11 @@ from twinvec_stores.engines.memory import MemoryStore
 from twinvec_stores.engines.milvus.address import Address
 from twinvec_stores.engines.milvus.expressions import EVERYTHING, answers, at_points, expression, undecided
 from twinvec_stores.engines.milvus.rows import DENSE, SPARSE, content, to_record, to_rows
-from twinvec_stores.engines.milvus.schema import PROPERTY, check_name, columns, indexes
+from twinvec_stores.engines.milvus.schema import PROPERTY, SERVING, check_name, columns, indexes
+from twinvec_stores.engines.serving import ModelStore, ServedStore, Serving
 from twinvec_stores.filters.conditions import And, Filter, leaves
 from twinvec_stores.filters.matching import matches
-from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
+from twinvec_stores.protocol import Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery, point_id
 
 Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
@@ -39,7 +41,7 @@ _NOT_LOADED = 101
 _POLL_SECONDS = 1.0
 
 
-class MilvusStore(HybridStore):
+class MilvusStore(ServedStore):
     """A collection on a Milvus server or cluster, version 2.5 or newer (``pip install 'twinvec[milvus]'``).
 
     Writes are durable when they return. Dense vectors have an HNSW graph, which the server builds of full segments in
@@ -79,7 +81,8 @@ class MilvusStore(HybridStore):
             StoreEngineError: the server cannot be reached, or refused.
         """
         address = Address.parse(url, token)
-        self.url, self.collection = address.shown, check_name(collection)
+        self.url = address.shown
+        self.collection = self._current = check_name(collection)
         self._place = f"{self.url}, collection {collection}"
         self._consistency, self._timeout, self._closed = consistency, timeout, False
         with self._typed_errors():
@@ -100,15 +103,22 @@ class MilvusStore(HybridStore):
 
     async def _upsert(self, batch: RecordBatch) -> None:
         rows = await on_thread(to_rows, batch, self.config)
+        await self._claim()
         for start in range(0, len(rows), _CHUNK):
             await self._ask("upsert", data=rows[start : start + _CHUNK])
+        await self._claim()
 
     async def _delete(self, ids: list[str]) -> None:
+        await self._claim()
         for start in range(0, len(ids), _IDS):
             await self._ask("delete", ids=[point_id(id) for id in ids[start : start + _IDS]])
+        await self._claim()
 
     async def _delete_where(self, filter: Filter) -> None:
-        await self._ask("delete", filter=await self._expression(filter))
+        where = await self._expression(filter)
+        await self._claim()
+        await self._ask("delete", filter=where)
+        await self._claim()
 
     async def _get(self, ids: list[str], with_vectors: bool) -> list[Record]:
         found: dict[str, Record] = {}
@@ -251,16 +261,18 @@ class MilvusStore(HybridStore):
         """Return the call of a method of the client."""
         return on_thread(self._request, method, **arguments)
 
-    def _request(self, method: str, **arguments: Any) -> Any:
+    def _request(self, method: str, *, of: str | None = None, **arguments: Any) -> Any:
+        """Ask about a collection, by default the current one."""
+        collection = of or self._current
         with self._typed_errors():
             ask = getattr(self._usable(), method)
             try:
-                return ask(self.collection, timeout=self._timeout, **arguments)
+                return ask(collection, timeout=self._timeout, **arguments)
             except MilvusException as error:
                 if error.code != _NOT_LOADED:
                     raise
-                self._client.load_collection(self.collection, timeout=self._timeout)  # the server has restarted
-                return ask(self.collection, timeout=self._timeout, **arguments)
+                self._client.load_collection(collection, timeout=self._timeout)  # the server has restarted
+                return ask(collection, timeout=self._timeout, **arguments)
 
     def _usable(self) -> MilvusClient:
         if self._closed:
@@ -279,26 +291,12 @@ class MilvusStore(HybridStore):
             message = " ".join(str(getattr(error, "message", error)).split())
             raise StoreEngineError(f"{self._place}: {type(error).__name__}: {message:.500}") from error
 
-    def _open(self, config: StoreConfig | None) -> StoreConfig:
-        if not self._request("has_collection"):
-            if config is None:
-                raise StoreNotFoundError(f"there is no store {self._place}")
-            self._make(config)
-        data = self._request("describe_collection")["properties"].get(PROPERTY)
-        if data is None:
-            raise StoreMismatchError(
-                f"{self._place}: the collection was not created by TwinVec: choose another collection="
-            )
-        try:
-            stored = StoreConfig.from_dict(json.loads(data), self._place)
-        except json.JSONDecodeError as error:
-            raise StoreMismatchError(f"{self._place}: its configuration is damaged: {error}") from None
-        if config is not None:
-            stored.check(config, self._place)
-        self._load(stored)
-        return stored
-
-    def _make(self, config: StoreConfig) -> None:
+    def _make_missing(self, config: StoreConfig | None) -> None:
+        if self._request("has_collection"):
+            return
+        if config is None:
+            raise StoreNotFoundError(f"there is no store {self._place}")
+        check_name(self._current)
         try:
             self._request(
                 "create_collection",
@@ -310,7 +308,29 @@ class MilvusStore(HybridStore):
             if not self._request("has_collection"):  # otherwise another process was faster
                 raise
 
-    def _load(self, config: StoreConfig) -> None:
+    def _stored(self) -> StoreConfig:
+        data = self._request("describe_collection")["properties"].get(PROPERTY)
+        if data is None:
+            raise StoreMismatchError(
+                f"{self._place}: the collection was not created by TwinVec: choose another collection="
+            )
+        return StoreConfig.from_dict(self._parsed(data), self._place)
+
+    def _parsed(self, data: str) -> Any:
+        try:
+            return json.loads(data)
+        except json.JSONDecodeError as error:
+            raise StoreMismatchError(f"{self._place}: its configuration is damaged: {error}") from None
+
+    async def _read_serving(self) -> Serving:
+        properties = (await self._ask("describe_collection", of=self.collection))["properties"]
+        return Serving.from_dict(self._parsed(properties.get(SERVING, "null")), self.collection, self._place)
+
+    async def _write_serving(self, serving: Serving) -> None:
+        properties = {SERVING: json.dumps(asdict(serving))}
+        await self._ask("alter_collection_properties", of=self.collection, properties=properties)
+
+    def _prepare(self, config: StoreConfig) -> None:
         """Make the indexes that are missing, as where a process ended before it had made them all, and load."""
         of_arrays = "lite" not in self._client.get_server_version(timeout=self._timeout)
         existing = self._request("list_indexes")
@@ -326,6 +346,10 @@ class MilvusStore(HybridStore):
 
     def __repr__(self) -> str:
         return f"MilvusStore({self.url!r}, {self.collection!r}, model={self.config.model!r}, dim={self.config.dim})"
+
+
+class MilvusModelStore(ModelStore, MilvusStore):
+    """The vectors of a model that does not serve, in a collection of their own."""
 
 
 def _vector(query: StoreQuery) -> Any:
