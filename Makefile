@@ -11,7 +11,7 @@ QUICK := tests/engine/test_dispatcher.py tests/text/test_prompts.py tests/text/t
   tests/test_numbers.py tests/test_imports.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test-slow fuzz-engine fuzz-server fuzz-filters test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
+.PHONY: help demo test-slow fuzz-engine fuzz-server fuzz-filters fuzz-queries test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
   bench-langchain soak soak-server kill-ingest kill-postgres clean
 
 help: ## show this list
@@ -85,6 +85,9 @@ soak-server: $(VENV)/.dev ## 50,000 requests of 200 clients to a served model in
 
 fuzz-filters: $(VENV)/.dev ## 2,000 random filters and queries on every engine, against brute force
 	TWINVEC_TEST_FILTERS=2000 $(BIN)/python -m pytest tests/stores/test_random_filters.py
+
+fuzz-queries: $(VENV)/.dev ## 2,000 random queries without ties on every engine, against products in float64
+	TWINVEC_TEST_QUERIES=2000 $(BIN)/python -m pytest tests/stores/test_random_queries.py
 
 kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, and compare with an uninterrupted one
 	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10

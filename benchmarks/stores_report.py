@@ -29,6 +29,7 @@ def summarise(measured: dict[str, Any]) -> list[dict[str, Any]]:
             row |= {"start_memory": _mib(runs[0]["memory_before"])["rss"], "disk_ingested": runs[0]["disk"] // _MIB}
         if built := measured["optimized"].get(name):
             row |= {"optimize_s": round(built["seconds"], 1), "disk_optimized": built["disk"] // _MIB}
+            row |= {"graph": built["graph"] // _MIB} if "graph" in built else {}
             row["optimize_peak"] = max(built["memory"]["peak"], built["child_peak"]) // _MIB
         if asked := served.get(name):
             row |= {"query_memory": _mib(asked["memory"]), "open_memory": _mib(asked["memory_opened"])}

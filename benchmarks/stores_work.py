@@ -49,6 +49,8 @@ def optimize(name: str, data: Data, folder: Path) -> dict[str, Any]:
     system.optimize()
     seconds = time.perf_counter() - start
     result: dict[str, Any] = {"seconds": seconds, "memory": memory(system)}
+    if hasattr(system, "graph_bytes"):
+        result["graph"] = system.graph_bytes()
     result["child_peak"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     system.close()
     return result

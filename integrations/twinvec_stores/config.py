@@ -43,7 +43,7 @@ class StoreConfig:
         quantization: what a first pass of dense search reads, kept in memory, while the full vectors stay on the disk
             and rescore the best candidates. "int8": a quarter of their size; "binary": a 32nd, for at least some 500
             dims; "first_dim=256": their first 256 dims (or another number), of models trained for it (Matryoshka).
-            None: the full vectors themselves.
+            None: the full vectors themselves. PostgreSQL has no "int8", Milvus none of them.
         token_pool: keep vectors of tokens for a third stage by ``MaxSim``: 8 bits per dimension, one vector for so many
             neighbouring tokens. None: keep none.
         search: defaults of searches: keywords of ``SearchOptions`` as JSON types (fusion, fetch_k, min_dense,

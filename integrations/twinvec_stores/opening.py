@@ -110,13 +110,13 @@ def open_target(location: str, config: StoreConfig, *, collection: str | None = 
 
     Args:
         location: see ``open_store``.
-        config: what a new store contains; only engines that have quantization get it.
+        config: what a new store contains; a quantization that its engine lacks is left out.
         collection: see ``open_store``.
     """
     try:
         return open_store(location, collection=collection)
     except StoreNotFoundError:
-        if location.startswith((*_POSTGRES, _MILVUS)):
+        if location.startswith(_MILVUS) or (location.startswith(_POSTGRES) and config.quantization == "int8"):
             config = replace(config, quantization=None)
         return open_store(location, config, collection=collection)
 

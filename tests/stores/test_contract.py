@@ -306,26 +306,3 @@ def test_a_store_without_sparse_vectors(make: Make, **questions: Any) -> None:
 @given(queries=st.lists(SPARSE_QUERIES, max_size=2), **QUESTIONS)
 def test_a_store_without_dense_vectors(make: Make, **questions: Any) -> None:
     check_story(make(SPARSE), **questions)
-
-
-def test_random_vectors_rank_by_their_products(make: Make) -> None:
-    config = StoreConfig(fingerprint="f", dim=24)
-    generator = np.random.default_rng(1)
-    dense = generator.normal(size=(400, 24))
-    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
-    weights = generator.exponential(size=(400, 50)) * (generator.random((400, 50)) < 0.3)
-    rows = [
-        Row(f"r{i}", dense=tuple(dense[i]), sparse={j: w for j, w in enumerate(weights[i].tolist()) if w})
-        for i in range(400)
-    ]
-    driver = make(config)
-    driver.call("upsert", batch(rows, config))
-    query, terms = generator.normal(size=24), {3: 0.7, 11: 1.3, 40: 0.2}
-    found = driver.call("search", [dense_query(*query), sparse_query(terms)], limit=50)
-    exact = [dense @ (query / np.linalg.norm(query)), sum(weights[:, key] * weight for key, weight in terms.items())]
-    for hits, scores in zip(found, exact, strict=True):
-        best = sorted(scores, reverse=True)[:50]
-        assert len({hit.id for hit in hits}) == 50
-        for hit, score in zip(hits, best, strict=True):  # the ids are right but for near ties
-            assert hit.score == pytest.approx(score, abs=1e-5)
-            assert scores[int(hit.id[1:])] == pytest.approx(score, abs=1e-5)

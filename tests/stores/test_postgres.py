@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-from stores import postgres
+from stores import postgres, tls
 from stores.oracle import Row, batch, dense_query, sparse_query
 from stores.servers import CONFIG, ROWS, assert_is_not_repeated
 from twinvec.errors import (
@@ -90,11 +92,44 @@ def test_a_password_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_other_machines_are_spoken_to_through_tls(url: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from psycopg.conninfo import conninfo_to_dict
-
     for name in ("PGHOST", "PGSSLMODE", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
     assert conninfo_to_dict(Address.parse(url, 30).conninfo).get("sslmode") == mode
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the server has another address")
+def test_who_answers_is_checked(tmp_path: Path) -> None:
+    trusted, served = tls.authority(tmp_path, "trusted")
+    others, _ = tls.authority(tmp_path, "others")
+    server = f"{conninfo_to_dict(postgres.url())['host']}/.s.PGSQL.5432"
+    name = postgres.new_name()
+
+    def address(port: int, parameters: str, host: str = "localhost") -> str:
+        return f"postgresql://postgres:hunter2@{host}:{port}/postgres?hostaddr=127.0.0.1&{parameters}"
+
+    async def count(store: PostgresStore) -> int:
+        return await store.acount()
+
+    with tls.front(server, served) as (port, versions):
+        with PostgresStore(address(port, f"sslmode=verify-full&sslrootcert={trusted}"), name, CONFIG) as store:
+            store.upsert(batch(ROWS, CONFIG))
+            assert asyncio.run(count(store)) == 5
+            assert len(store.search([dense_query(1, 0, 0, 0)], limit=9)[0]) == 5
+        assert len(versions) >= 3  # while it was opened, of the pool, of the event loop
+        assert set(versions) <= {"TLSv1.2", "TLSv1.3"}
+        for parameters, host, reason in (
+            (f"sslmode=verify-full&sslrootcert={others}", "localhost", "certificate verify failed"),
+            (f"sslmode=verify-full&sslrootcert={tmp_path / 'none.crt'}", "localhost", "does not exist"),
+            (f"sslmode=verify-full&sslrootcert={trusted}", "elsewhere", "does not match host name"),
+        ):
+            with pytest.raises(StoreEngineError, match=reason) as caught:
+                PostgresStore(address(port, parameters, host), name)
+            assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
+    with tls.front(server, None) as (port, _):
+        for parameters, host in (("sslmode=require", "localhost"), ("", "elsewhere")):  # without asking for it, too
+            with pytest.raises(StoreEngineError, match="does not support SSL") as caught:
+                PostgresStore(address(port, parameters, host), name)
+            assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
 
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32, "pg_mine", "a\x00b", "50%"])
@@ -154,10 +189,13 @@ def test_servers_that_will_not_do() -> None:
     latin = database("latin", "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
     with pytest.raises(StoreEngineError, match="LATIN1"):
         open_store(latin, CONFIG)
-    with pytest.raises(ConfigurationError, match="quantization"):
-        postgres.new_store(StoreConfig(fingerprint="f", dim=4, quantization="int8"))
-    with pytest.raises(ConfigurationError, match="16000"):
-        postgres.new_store(StoreConfig(fingerprint="f", dim=16_001))
+    for dim, quantization, message in (
+        (4, "int8", 'no vectors of 8 bits: take quantization="binary"'),
+        (8_000, "first_dim=4001", "no graph of quantization='first_dim=4001'"),
+        (16_001, None, "16000"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            postgres.new_store(StoreConfig(fingerprint="f", dim=dim, quantization=quantization))
 
 
 def test_pgvector_may_be_in_any_schema() -> None:
@@ -209,35 +247,54 @@ def test_readers_and_writers_need_the_documented_privileges_only() -> None:
 # graphs
 
 
-@pytest.mark.parametrize(("dim", "n"), [(64, 1500), (2_100, 400)])  # the second in half precision
-def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int) -> None:
-    config = StoreConfig(fingerprint="f", dim=dim, sparse=False, fields={"i": "integer"})
+@pytest.mark.parametrize(
+    ("dim", "n", "quantization", "value"),
+    [
+        (64, 1500, None, "(dense vector_ip_ops)"),
+        (2_100, 400, None, "((dense)::halfvec(2100)) halfvec_ip_ops"),
+        (512, 1200, "binary", "((binary_quantize(dense))::bit(512)) bit_hamming_ops"),
+        (2_100, 400, "binary", "((binary_quantize(dense))::bit(2100)) bit_hamming_ops"),
+        (128, 1200, "first_dim=64", "(l2_normalize(subvector(dense, 1, 64)))::vector(64)) vector_ip_ops"),
+        (2_300, 400, "first_dim=2100", "::vector(2100))::halfvec(2100)) halfvec_ip_ops"),
+    ],
+)
+def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization: str | None, value: str) -> None:
+    config = StoreConfig(fingerprint="f", dim=dim, sparse=False, fields={"i": "integer"}, quantization=quantization)
     generator = np.random.default_rng(0)
-    dense = unit(generator, n, dim)
-    queries = [DenseQuery(row) for row in unit(generator, 10, dim)]
+    topics = unit(generator, 20, dim)
+    dense = topics[np.arange(n) % 20] + unit(generator, n, dim)
+    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    queries = [DenseQuery(row) for row in 2 * topics[:10] + unit(generator, 10, dim)]
     name = postgres.new_name()
     # so few records are sooner read than found in a graph
     with PostgresStore(f"{postgres.url()}&options=-c%20enable_seqscan%3Doff", name, config) as store:
         rows = [Row(f"{i:04}", metadata={"i": i}, dense=tuple(row)) for i, row in enumerate(dense.tolist())]
         store.upsert(batch(rows, config))
-        exact = store.search(queries, limit=10)
         reports: list[float] = []
         store.optimize(lambda seconds, written: reports.append(seconds))
         assert store.info().has_graph
-        found = store.search(queries, limit=10)
-        overlap = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]  # ids and scores
-        assert sum(overlap) >= 98
+        for some in (None, Range("i", gte=n // 5)):
+            found = store.search(queries, limit=10, filter=some)
+            exact = store.search(queries, limit=10, filter=some, exact=True)
+            overlap = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]  # ids and scores
+            assert sum(overlap) >= 98
         # a filter that few match: the graph ends before ten are found, or is not used at all
         narrow = Range("i", gte=n - 7)
         for hits, query in zip(store.search(queries, limit=10, filter=narrow), queries, strict=True):
             scores = dense[n - 7 :] @ query.vector
             assert [hit.id for hit in hits] == [f"{n - 7 + i:04}" for i in np.argsort(-scores)]
-        store.upsert(batch([replace(rows[0], dense=tuple(queries[0].vector.tolist()))], config))
-        assert store.search(queries[:1], limit=1)[0][0].id == "0000"
-    scans = postgres.execute(
-        "SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = %s AND indexrelname = %s", name, "records_graph"
+        new = queries[0].vector / np.linalg.norm(queries[0].vector)
+        store.upsert(batch([replace(rows[0], dense=tuple(new.tolist()))], config))
+        [best, *_] = store.search(queries[:1], limit=1)[0]
+        assert (best.id, best.score) == ("0000", pytest.approx(1, abs=1e-6))
+    [(scans, definition)] = postgres.execute(
+        "SELECT idx_scan, pg_get_indexdef(indexrelid) FROM pg_stat_user_indexes WHERE schemaname = %s "
+        "AND indexrelname = %s",
+        name,
+        "records_graph",
     )
-    assert scans[0][0] > 0
+    assert scans > 0
+    assert value in definition
 
 
 def test_a_graph_whose_building_was_interrupted_is_built_again() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -248,6 +249,27 @@ class StoreTests(EngineUnderTest):
             pages = store.scroll_all(limit=1, with_vectors=True)
             assert {found.id: found.tokens for page in pages for found in page} == packed
             assert verify_store(store).damages == ()
+
+    def test_whatever_a_first_pass_reads_the_full_vectors_rank(self, tmp_path: Path) -> None:
+        rows = np.random.default_rng(0).normal(size=(40, 4))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        for quantization in ("int8", "binary", "first_dim=2"):
+            try:
+                opened = self.open_store(replace(CONFIG, quantization=quantization), tmp_path / quantization)
+            except ConfigurationError:  # an engine may refuse it
+                continue
+            with opened as store:
+                put(store, *(record(f"{i}", metadata={"n": i}, dense=tuple(row)) for i, row in enumerate(rows[:30])))
+                store.optimize()
+                put(store, *(record(f"{i}", metadata={"n": i}, dense=tuple(rows[i])) for i in range(20, 40)))
+                store.delete(["3"])
+                for low, exact in itertools.product((0, 10), (False, True)):
+                    [hits] = store.search([dense_query(1, -1, 1, 2)], limit=5, filter=Range("n", gte=low), exact=exact)
+                    scores = {str(i): float(rows[i] @ [1, -1, 1, 2]) / 7**0.5 for i in range(low, 40) if i != 3}
+                    best = sorted(scores, key=lambda id: -scores[id])[:5]
+                    assert [hit.id for hit in hits] == best
+                    assert [hit.score for hit in hits] == pytest.approx([scores[id] for id in best], abs=1e-6)
+                assert verify_store(store).damages == ()
 
     def test_threads_write_and_read_at_once(self, store: HybridStore) -> None:
         def write(thread: int) -> None:

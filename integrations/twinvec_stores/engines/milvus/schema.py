@@ -44,7 +44,10 @@ def columns(config: StoreConfig) -> Any:
         ConfigurationError: a server cannot have such a store.
     """
     if config.quantization is not None:
-        raise ConfigurationError("Milvus stores have no quantization: leave it out (--quantization none)")
+        raise ConfigurationError(
+            "Milvus stores have no quantization, as its smaller graphs keep full vectors beside them or score without "
+            "them: leave it out (--quantization none)"
+        )
     if config.token_pool is not None:
         raise ConfigurationError(
             "Milvus stores keep no vectors of tokens (token_pool): a string has at most 64 KB there"

@@ -15,20 +15,26 @@ from psycopg.types.json import Json
 
 from twinvec.errors import ConfigurationError, StoreEngineError, StoreMismatchError, StoreNotFoundError
 from twinvec_stores.config import FieldType, StoreConfig
+from twinvec_stores.engines.postgres.graphs import graph_of
 
 _OLDEST_SERVER = 140_000  # multiranges
 _OLDEST_VECTOR = (0, 8)  # graph searches that go on until enough records have matched the filter
 CREATION = 0x7477696E  # lock of whoever creates tables in the database
 _WRITING = CREATION + 1  # shared by those who write into tables, held by who lets other tables serve
 _MAX_NAME = 63  # bytes; PostgreSQL would cut longer ones
-_MAX_DIM, _MAX_GRAPH_DIM, _MAX_HALF_GRAPH_DIM = 16_000, 2_000, 4_000
+_MAX_DIM = 16_000
 _VECTOR = {
     "full": "vector",
     "half": "halfvec",
     "full_ops": "vector_ip_ops",
     "half_ops": "halfvec_ip_ops",
+    "bit_ops": "bit_hamming_ops",
     "send": "vector_send",
+    "binary_quantize": "binary_quantize",
+    "l2_normalize": "l2_normalize",
+    "subvector": "subvector",
 }
+_OPERATORS = {"ip": "<#>", "hamming": "<~>"}
 DATA = ("records", "terms")
 COLUMNS: Mapping[FieldType, tuple[str, str]] = {
     "keyword": ("text[]", "gin"),
@@ -136,10 +142,6 @@ class Schema:
             text += ", tokens" if config.token_pool is not None else ""
         return self.text(text)
 
-    def halves(self, config: StoreConfig) -> bool:
-        """Return whether a graph has the vectors in half precision."""
-        return config.dim is not None and _MAX_GRAPH_DIM < config.dim <= _MAX_HALF_GRAPH_DIM
-
     def has_graph(self, connection: Connection[Any]) -> bool:
         """Return whether there is a whole graph."""
         row = connection.execute(self.text("SELECT {has_graph}")).fetchone()
@@ -163,16 +165,15 @@ class Schema:
         ).fetchone()
         if lock is None or not lock[0]:
             raise StoreEngineError(f"{self._where}: another process optimizes it; wait for it")
-        if config.dim is not None and config.dim <= _MAX_HALF_GRAPH_DIM:
+        if (graph := graph_of(config)) is not None:
             if not self.has_graph(connection):  # one that was interrupted, if any
                 connection.execute(self.text("DROP INDEX CONCURRENTLY IF EXISTS {graph}"))
-            kind = "((dense::{half}({dim})) {half_ops})" if self.halves(config) else "(dense {full_ops})"
-            on = self.text(kind, dim=sql.Literal(config.dim))
             connection.execute(
                 self.text(
-                    "CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {records} USING hnsw {on}",
+                    "CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {records} USING hnsw "
+                    f"(({graph.value}) {graph.operators})",
                     name=sql.Identifier(self._graph),
-                    on=on,
+                    vector=sql.Identifier("dense"),
                 )
             )
         connection.execute(self.text("VACUUM (ANALYZE) {records}"))
@@ -215,8 +216,13 @@ class Schema:
         Raises:
             ConfigurationError: a database cannot have such a store.
         """
-        if config.quantization is not None:
-            raise ConfigurationError("PostgreSQL stores have no quantization: leave it out (--quantization none)")
+        if config.quantization == "int8":
+            raise ConfigurationError(
+                'pgvector has no vectors of 8 bits: take quantization="binary", "first_dim=256" (or another number) of '
+                "models trained for it, or leave it out (--quantization none)"
+            )
+        if config.quantization is not None and graph_of(config) is None:
+            raise ConfigurationError(f"pgvector has no graph of quantization={config.quantization!r}: take fewer dims")
         if config.dim is not None and config.dim > _MAX_DIM:
             raise ConfigurationError(f"pgvector takes at most {_MAX_DIM} dimensions, not {config.dim}")
         if config.dim is not None:
@@ -280,4 +286,5 @@ class Schema:
             raise StoreEngineError(f"{self._where}: pgvector 0.8 or newer is needed, it is {version}")
         for name, object in _VECTOR.items():
             self._names[name] = sql.Identifier(found[0], object)
-        self._names["ip"] = sql.SQL("OPERATOR({}.<#>)").format(sql.Identifier(found[0]))
+        for name, operator in _OPERATORS.items():
+            self._names[name] = sql.SQL(f"OPERATOR({{}}.{operator})").format(sql.Identifier(found[0]))

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from twinvec.vectors import Float32, SparseVector
+from twinvec_stores.engines.postgres.graphs import Graph
 from twinvec_stores.engines.postgres.statements import Statement
 from twinvec_stores.filters.conditions import And, Filter
 from twinvec_stores.records import DenseQuery, StoreQuery
 
 GRAPH = -1  # the number of a row that says that there is a graph
-_OVERSAMPLING = 2  # records that a graph in half precision finds for each that is wanted
 
 
 def rank(
-    statement: Statement, queries: Sequence[StoreQuery], limit: int, filter: Filter, *, exact: bool, halves: bool
+    statement: Statement, queries: Sequence[StoreQuery], limit: int, filter: Filter, graph: Graph | None
 ) -> sql.Composed:
     """Return the text of a search; its rows are the number of a query, an id and a score.
 
@@ -25,45 +25,42 @@ def rank(
         queries: what to rank by.
         limit: records for each query.
         filter: only rank matching records.
-        exact: compare with every vector instead of using the graph.
-        halves: there is a graph in half precision.
+        graph: finds dense vectors; None: compare with every one.
     """
     rankings: list[sql.Composable] = [
         statement.compose("SELECT {mark}::integer, '', 0::float8 WHERE {has_graph}", mark=GRAPH)
     ]
     for number, query in enumerate(queries):
-        if not isinstance(query, DenseQuery):
-            ranking = _sparse(statement, query.vector, limit, filter)
-        elif halves and not exact:
-            ranking = _halves(statement, query.vector, limit, filter)
+        if isinstance(query, DenseQuery):
+            ranking = _dense(statement, query.vector, limit, filter, graph)
         else:
-            ranking = _dense(statement, query.vector, limit, filter, exact=exact)
+            ranking = _sparse(statement, query.vector, limit, filter)
         part = "SELECT {number}::integer, id, score FROM ({ranking}) AS ranking"
         rankings.append(statement.compose(part, number=number, ranking=ranking))
     return sql.SQL(" UNION ALL ").join(rankings)
 
 
-def _dense(statement: Statement, vector: Float32, limit: int, filter: Filter, *, exact: bool) -> sql.Composed:
+def _dense(statement: Statement, vector: Float32, limit: int, filter: Filter, graph: Graph | None) -> sql.Composed:
+    asked = statement.compose("{vector}::float8[]::{full}", vector=vector.tolist())
+    if graph is None or graph.oversampling is None:
+        return statement.compose(
+            "SELECT id, -(dense {ip} {asked}) AS score FROM {records} WHERE {where} "
+            "ORDER BY (dense {ip} {asked}) {exactly} LIMIT {limit}",
+            asked=asked,
+            where=filter,
+            exactly=sql.SQL("+ 0" if graph is None else ""),  # a graph is for the distance itself
+            limit=limit,
+        )
     return statement.compose(
-        "SELECT id, -(dense {ip} {vector}::float8[]::{full}) AS score FROM {records} WHERE {where} "
-        "ORDER BY (dense {ip} {vector}::float8[]::{full}) {exactly} LIMIT {limit}",
-        vector=vector.tolist(),
-        where=filter,
-        exactly=sql.SQL("+ 0" if exact else ""),  # the index is for the distance itself
-        limit=limit,
-    )
-
-
-def _halves(statement: Statement, vector: Float32, limit: int, filter: Filter) -> sql.Composed:
-    return statement.compose(
-        "SELECT id, -(dense {ip} {vector}::float8[]::{full}) AS score FROM ("
-        "SELECT id, dense FROM {records} WHERE {where} "
-        "ORDER BY dense::{half}({dim}) {ip} {vector}::float8[]::{full}::{half}({dim}) LIMIT {candidates}"
+        "SELECT id, -(dense {ip} {asked}) AS score FROM ("
+        "SELECT id, dense FROM {records} WHERE {where} ORDER BY {kept} {distance} {sought} LIMIT {candidates}"
         ") AS near ORDER BY score DESC LIMIT {limit}",
-        vector=vector.tolist(),
-        dim=sql.Literal(len(vector)),
+        asked=asked,
         where=filter,
-        candidates=_OVERSAMPLING * limit,
+        kept=statement.compose(graph.value, vector=sql.Identifier("dense")),
+        distance=statement.compose(graph.distance),
+        sought=statement.compose(graph.value, vector=asked),
+        candidates=graph.oversampling * limit,
         limit=limit,
     )
 

@@ -21,6 +21,7 @@ from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.postgres.address import Address
 from twinvec_stores.engines.postgres.connections import Pools, either, entered
 from twinvec_stores.engines.postgres.filters import answers
+from twinvec_stores.engines.postgres.graphs import graph_of
 from twinvec_stores.engines.postgres.rows import Rows, to_record, unescaped
 from twinvec_stores.engines.postgres.schema import Schema
 from twinvec_stores.engines.postgres.searching import GRAPH, among, rank
@@ -41,7 +42,8 @@ class PostgresStore(HybridStore):
     The collection is a schema of its own. Any number of processes can read and write; every ``upsert`` and ``delete``
     is one transaction. The async twins use psycopg's async connections and never block the event loop. Dense search is
     exact until ``optimize`` has built a graph, which later writes keep up to date. A graph has at most 4,000
-    dimensions, above 2,000 in half precision; scores are always those of the full vectors.
+    dimensions, above 2,000 in half precision, with ``quantization`` their signs ("binary") or the first of them;
+    scores are always those of the full vectors.
     """
 
     _states: tuple[str, ...] = ("serving",)  # in which its tables may be written
@@ -184,9 +186,8 @@ class PostgresStore(HybridStore):
 
     async def _ranked(self, queries: list[StoreQuery], limit: int, filter: Filter, *, exact: bool) -> list[list[Hit]]:
         statement = Statement(self._schema, self.config)
-        halves = self._has_graph and self._schema.halves(self.config)
-        statement.text = rank(statement, queries, limit, filter, exact=exact, halves=halves)
-
+        graph = graph_of(self.config) if self._has_graph and not exact else None
+        statement.text = rank(statement, queries, limit, filter, graph)
         found: list[list[Hit]] = [[] for _ in queries]
         rows = await self._run(statement.fetch)
         for number, id, score in rows:
