@@ -20,7 +20,7 @@ def compare_stores(source: HybridStore, target: HybridStore, *, sample: int = 10
 
     Both must have equally many records. Some of the source's, drawn at random, must be in the target with the same
     content, and searching with their vectors must rank the same records with the same scores in both, exactly and
-    without a graph. Where only one of them is quantized, dense rankings are not compared.
+    without a graph.
 
     Args:
         source: nothing is written.
@@ -55,11 +55,10 @@ def _contents(records: list[Record], target: HybridStore) -> Iterator[str]:
 
 
 def _rankings(records: list[Record], source: HybridStore, target: HybridStore) -> Iterator[str]:
-    dense = source.config.quantization == target.config.quantization
     asked: list[tuple[str, StoreQuery]] = []
     for record in records:
         asked += [(record.id, SparseQuery(record.sparse))] if record.sparse is not None else []
-        asked += [(record.id, DenseQuery(record.dense))] if record.dense is not None and dense else []
+        asked += [(record.id, DenseQuery(record.dense))] if record.dense is not None else []
     queries = [query for _, query in asked]
     # in one call, as an engine may read every vector for it
     wanted, found = (store.search(queries, limit=_LIMIT, exact=True) for store in (source, target))

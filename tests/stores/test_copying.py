@@ -169,6 +169,16 @@ def test_a_copy_that_differs_is_told(changed: Row, difference: str) -> None:
     assert any(difference in found for found in compare_stores(source, target))
 
 
+@pytest.mark.parametrize("quantization", ["int8", "binary", "first_dim=2"])
+def test_a_copy_that_is_quantized_is_compared_exactly(tmp_path: Path, quantization: str) -> None:
+    with EmbeddedStore(tmp_path / "two", replace(CONFIG, quantization=quantization)) as target:
+        source = filled(MemoryStore(CONFIG))
+        copy_store(source, target)
+        assert compare_stores(source, target) == []
+        target.upsert(batch([replace(ROWS[7], dense=ROWS[8].dense)], CONFIG))
+        assert any("the dense search for the record 'r 7'" in found for found in compare_stores(source, target))
+
+
 def test_an_engine_that_ranks_otherwise_is_told() -> None:
     class Wrong(MemoryStore):
         def search(self, *arguments: Any, **options: Any) -> list[list[Hit]]:

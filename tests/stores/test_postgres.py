@@ -251,11 +251,11 @@ def test_readers_and_writers_need_the_documented_privileges_only() -> None:
     ("dim", "n", "quantization", "value"),
     [
         (64, 1500, None, "(dense vector_ip_ops)"),
-        (2_100, 400, None, "((dense)::halfvec(2100)) halfvec_ip_ops"),
+        (2_100, 200, None, "((dense)::halfvec(2100)) halfvec_ip_ops"),
         (512, 1200, "binary", "((binary_quantize(dense))::bit(512)) bit_hamming_ops"),
-        (2_100, 400, "binary", "((binary_quantize(dense))::bit(2100)) bit_hamming_ops"),
+        (2_100, 200, "binary", "((binary_quantize(dense))::bit(2100)) bit_hamming_ops"),
         (128, 1200, "first_dim=64", "(l2_normalize(subvector(dense, 1, 64)))::vector(64)) vector_ip_ops"),
-        (2_300, 400, "first_dim=2100", "::vector(2100))::halfvec(2100)) halfvec_ip_ops"),
+        (2_300, 200, "first_dim=2100", "::vector(2100))::halfvec(2100)) halfvec_ip_ops"),
     ],
 )
 def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization: str | None, value: str) -> None:

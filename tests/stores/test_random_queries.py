@@ -17,10 +17,10 @@ from twinvec_stores.records import Hit, StoreQuery
 from twinvec_stores.search.fusion import Fusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes")
-QUERIES = int(os.environ.get("TWINVEC_TEST_QUERIES", "40"))  # make fuzz-queries: 2,000
+QUERIES = int(os.environ.get("TWINVEC_TEST_QUERIES", "20"))  # make fuzz-queries: 2,000
 CONFIG = StoreConfig(fingerprint="f", dim=48, fields={"third": "integer"})
 RECORDS, KEYS, LIMIT, TOLERANCE = 500, 60, 50, 1e-5
-_ASKED_AT_ONCE = 20
+_ASKED_AT_ONCE = 5
 Scores = NDArray[np.float64]
 
 
