@@ -286,7 +286,8 @@ def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization
         new = queries[0].vector / np.linalg.norm(queries[0].vector)
         store.upsert(batch([replace(rows[0], dense=tuple(new.tolist()))], config))
         [best, *_] = store.search(queries[:1], limit=1)[0]
-        assert (best.id, best.score) == ("0000", pytest.approx(1, abs=1e-6))
+        assert best.id == "0000"
+        assert best.score == pytest.approx(1, abs=1e-6)
     [(scans, definition)] = postgres.execute(
         "SELECT idx_scan, pg_get_indexdef(indexrelid) FROM pg_stat_user_indexes WHERE schemaname = %s "
         "AND indexrelname = %s",
