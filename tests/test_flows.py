@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from twinvec.flows import Flow, block, call, threaded, wait
+from twinvec.flows import Flow, awaiting, block, blocking, call, threaded, wait
+from twinvec.overriding import heard
 
 
 class Adder:
@@ -46,6 +48,19 @@ class Adder:
     def where(self) -> int:
         return threading.get_ident()
 
+    @blocking
+    async def summed(self, a: int, *, b: int = 0) -> int:
+        """Return the sum."""
+        return await call(self.add, self.aadd, a, b)
+
+    asummed = heard(awaiting(summed))
+    with_another_name = awaiting(summed, "with_another_name")
+
+    @blocking
+    async def _hidden(self) -> None: ...
+
+    _ahidden = awaiting(_hidden)
+
 
 def test_each_driver_takes_its_own_form_of_a_call() -> None:
     adder = Adder()
@@ -74,6 +89,38 @@ async def test_threads_only_where_a_loop_waits() -> None:
 
     assert block(where()) == threading.get_ident()
     assert await wait(where()) != threading.get_ident()
+
+
+async def test_a_method_and_its_twin_are_made_of_one_flow() -> None:
+    adder = Adder()
+    assert adder.summed(1, b=2) == 3
+    assert adder.seen == ["add"]
+    assert await adder.asummed(1, b=2) == await adder.with_another_name(1, b=2) == 3
+    assert adder.seen == ["add", "aadd", "aadd"]
+    assert inspect.signature(Adder.asummed) == inspect.signature(Adder.summed)
+    assert (Adder.summed.__doc__, Adder.asummed.__doc__) == ("Return the sum.", "See ``summed``.")
+    assert inspect.iscoroutinefunction(Adder.asummed)
+    assert not inspect.iscoroutinefunction(Adder.summed)
+    twins = (Adder.asummed, Adder.with_another_name, Adder._ahidden)
+    assert [made.__qualname__ for made in twins] == ["Adder.asummed", "Adder.with_another_name", "Adder._ahidden"]
+
+
+async def test_a_twin_hears_an_override_of_the_blocking_method_alone() -> None:
+    class Doubling(Adder):
+        def summed(self, a: int, *, b: int = 0) -> int:
+            return 2 * super().summed(a, b=b)
+
+    class Both(Doubling):
+        async def asummed(self, a: int, *, b: int = 0) -> int:
+            return -(await super().asummed(a, b=b))
+
+        def summed(self, a: int, *, b: int = 0) -> int:
+            return 0
+
+    doubling = Doubling()
+    assert await doubling.asummed(1, b=2) == 6
+    assert await doubling.with_another_name(1, b=2) == 3
+    assert await Both().asummed(1, b=2) == -3
 
 
 async def test_cancellation_reaches_the_flow() -> None:

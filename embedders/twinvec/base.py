@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from twinvec.closing import Closing
 from twinvec.errors import ConfigurationError, DoublePromptWarning, PromptError, TruncationWarning
-from twinvec.flows import block, wait
+from twinvec.flows import awaiting, blocking
 from twinvec.options import CallOptions, EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
@@ -21,8 +21,6 @@ from twinvec.text.prompts import PromptTemplate, Role, Task
 from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_embedding
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, MultiVectors, Spans, SparseBatch
-
-_Self = TypeVar("_Self", bound="BaseEmbedder")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class CheckedCall:
         return [text[start:end] for text, own in zip(self.texts, self.spans, strict=True) for start, end in own]
 
 
-class BaseEmbedder(ABC):
+class BaseEmbedder(Closing):
     """Dense and sparse vectors of one model: the interface of ``Embedder`` and ``RemoteEmbedder``.
 
     Wherever an Embedder is accepted, either of them will do.
@@ -63,7 +61,8 @@ class BaseEmbedder(ABC):
     _prompts: PromptTemplate
     _closed: bool
 
-    def embed_documents(
+    @blocking
+    async def embed_documents(
         self,
         texts: Iterable[str],
         *,
@@ -107,15 +106,13 @@ class BaseEmbedder(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no working device is left.
         """
-        return block(
-            self._told(
-                Role.DOCUMENT,
-                texts,
-                CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans),
-            )
-        )
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans)
+        return self._warned(await self._embed(Role.DOCUMENT, texts, wanted))
 
-    def embed_queries(
+    aembed_documents = awaiting(embed_documents)
+
+    @blocking
+    async def embed_queries(
         self,
         texts: Iterable[str],
         *,
@@ -143,48 +140,10 @@ class BaseEmbedder(ABC):
         Returns:
             See ``embed_documents``, also for the errors.
         """
-        return block(
-            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi))
-        )
+        wanted = CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi)
+        return self._warned(await self._embed(Role.QUERY, texts, wanted))
 
-    async def aembed_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-        show_progress: bool = False,
-        multi: bool = False,
-        spans: Sequence[Spans] | None = None,
-    ) -> EmbeddingBatch:
-        """Embed documents without blocking the event loop; cancelling the task stops the work."""
-        return await wait(
-            self._told(
-                Role.DOCUMENT,
-                texts,
-                CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi, spans=spans),
-            )
-        )
-
-    async def aembed_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        task: Task | str | None = None,
-        prompt: str | None = None,
-        dense: bool = True,
-        sparse: bool | None = None,
-        timeout: float | None = None,
-        show_progress: bool = False,
-        multi: bool = False,
-    ) -> EmbeddingBatch:
-        """Embed queries without blocking the event loop; cancelling the task stops the work."""
-        return await wait(
-            self._told(Role.QUERY, texts, CallOptions(task, prompt, dense, sparse, timeout, show_progress, multi=multi))
-        )
+    aembed_queries = awaiting(embed_queries)
 
     def score_pairs(
         self,
@@ -329,17 +288,6 @@ class BaseEmbedder(ABC):
             drain: let pending calls of other threads finish first.
         """
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def _told(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
-        return self._warned(await self._embed(role, texts, wanted))
-
     async def _embed(self, role: Role, texts: Iterable[str], wanted: CallOptions) -> EmbeddingBatch:
         asked = self._check(role, texts, wanted)
         with traced_embedding(self.spec, asked) as answered:
@@ -414,9 +362,9 @@ def _check_spans(texts: Sequence[str], spans: Sequence[Spans]) -> None:
             raise ConfigurationError(f"spans[{i}] must be pairs 0 <= start < end <= {len(text)}, not {own!r:.80}")
 
 
-def level_of_caller() -> int:
-    """Return the ``stacklevel`` of the first caller outside this package."""
+def level_of_caller(*packages: str) -> int:
+    """Return the ``stacklevel`` of the first caller outside this package and some others."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("twinvec."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("twinvec", *packages):
         level, frame = level + 1, frame.f_back
     return level

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
+from typing_extensions import Self
 
 from twinvec.options import OnOverflow, OnOverload, option_docs, option_fields, written_docs
 from twinvec.spec import SparseKeys
-from twinvec.text.prompts import Task
+from twinvec.text.prompts import Role, Task
+
+if TYPE_CHECKING:
+    from twinvec.base import BaseEmbedder
 
 _DEFAULTS = {field.name: field.default for field in option_fields()}
 
@@ -43,6 +47,21 @@ class OptionFields(BaseModel):
     memo_bytes: int = option("memo_bytes")
     # JSON can name a folder but not hold an object
     cache: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})] = option("cache")
+
+    if TYPE_CHECKING:
+        embedder: BaseEmbedder  # each framework declares it in its own way
+
+    def with_task(self, task: Task | str) -> Self:
+        """Return a copy for another task, sharing the Embedder.
+
+        Raises:
+            PromptError: the model was not trained with instructions.
+        """
+        self.embedder.prompt_for(Role.QUERY, task)
+        return self.model_copy(update={"task": task})
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -2,26 +2,24 @@
 
 A flow is a coroutine that awaits only other flows and calls; a call is an outside operation in two forms.
 
-    async def _answer(self, query: str) -> list[Hit]:
+    @blocking
+    async def answer(self, query: str) -> list[Hit]:
         batch = await call(self.embedder.embed_queries, self.embedder.aembed_queries, [query])
         return await on_thread(self._rank, batch)
 
-    def answer(self, query: str) -> list[Hit]:
-        return block(self._answer(query))
+    aanswer = awaiting(answer)
 
-    async def aanswer(self, query: str) -> list[Hit]:
-        return await wait(self._answer(query))
-
-``block`` takes the blocking form of each call, on the caller's own thread and without an event loop, so that it works
-inside a running one, too. ``wait`` awaits the other form. Errors and cancellation of a call are raised inside the flow,
-at the point where it awaits the call, so that ``try`` and ``finally`` work as usual under both drivers. All sync/async
-twins in this code base are built this way, in one line each.
+``blocking`` makes a flow a method for threads, driven by ``block``; ``awaiting`` makes its async twin, driven by
+``wait``. ``block`` takes the blocking form of each call, on the caller's own thread and without an event loop, so that
+it works inside a running one, too. ``wait`` awaits the other form. Errors and cancellation of a call are raised inside
+the flow, at the point where it awaits the call, so that ``try`` and ``finally`` work as usual under both drivers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
@@ -72,11 +70,6 @@ def together(calls: Sequence[Call[_T]]) -> Call[list[_T]]:
     return Call(lambda: [one.blocking() for one in calls], gathered)
 
 
-async def one(awaited: Awaitable[_T]) -> _T:
-    """Return the flow of a single call."""
-    return await awaited
-
-
 def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:
     """Turn a blocking method into one that a flow can await; see ``on_thread``."""
 
@@ -85,6 +78,31 @@ def threaded(blocking: Callable[_P, _T]) -> Callable[_P, Call[_T]]:
         return on_thread(blocking, *args, **kwargs)
 
     return made
+
+
+def blocking(flow: Callable[_P, Flow[_T]]) -> Callable[_P, _T]:
+    """Turn a flow into a function that runs it on the caller's thread; see ``awaiting`` for its async twin."""
+
+    @functools.wraps(flow)
+    def method(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return block(flow(*args, **kwargs))
+
+    return method
+
+
+def awaiting(method: Callable[_P, _T], name: str | None = None) -> Callable[_P, Flow[_T]]:
+    """Return the async twin of a ``blocking`` function; its name has the prefix ``a``, unless it is given."""
+    flow: Callable[_P, Flow[_T]] = inspect.unwrap(method)
+    plain = method.__name__.lstrip("_")
+
+    @functools.wraps(flow)
+    async def twin(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await wait(flow(*args, **kwargs))
+
+    twin.__name__ = name or method.__name__.removesuffix(plain) + f"a{plain}"
+    twin.__qualname__ = method.__qualname__.removesuffix(method.__name__) + twin.__name__
+    twin.__doc__ = f"See ``{method.__name__}``."
+    return twin
 
 
 def block(flow: Flow[_T]) -> _T:

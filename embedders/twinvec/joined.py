@@ -12,6 +12,7 @@ from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.errors import ConfigurationError
 from twinvec.flows import call, on_thread, together
 from twinvec.options import CallOptions, EmbedderOptions
+from twinvec.overriding import overridden
 from twinvec.spec import ModelSpec
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import PromptTemplate, Role, Task
@@ -47,6 +48,21 @@ class DenseSource(ABC):
     @abstractmethod
     async def aquery(self, text: str, task: Task | str | None) -> Sequence[float]:
         """See ``query``."""
+
+
+def half_of(sparse: Any, base: type, methods: Iterable[str]) -> BaseEmbedder:
+    """Return the embedder of a framework's sparse model, which a store calls itself.
+
+    Raises:
+        ConfigurationError: a subclass of ``base`` overrides one of the model's methods, which would not be heard.
+    """
+    if overridden(sparse, base, *methods):
+        raise ConfigurationError(
+            f"sparse=: {type(sparse).__name__} overrides how texts are embedded, which a store would not hear: it "
+            "takes keys and weights from the Embedder itself"
+        )
+    embedder: BaseEmbedder = sparse.embedder
+    return embedder
 
 
 class JoinedEmbedder(BaseEmbedder):

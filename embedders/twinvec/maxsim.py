@@ -12,9 +12,9 @@ import numpy as np
 from twinvec.base import BaseEmbedder
 from twinvec.embedder import Embedder
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, wait
+from twinvec.flows import awaiting, blocking
 from twinvec.options import CallOptions, EmbedderKeywords, takes_options
-from twinvec.scoring import BaseReranker, ScoreOptions, Scores, sigmoid
+from twinvec.scoring import BaseReranker, ScoreOptions, Scores, check_pairs, sigmoid
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Role, Task
 from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch
@@ -73,7 +73,8 @@ class MaxSim(BaseReranker):
         """Return the model."""
         return self._embedder
 
-    def score_tokens(
+    @blocking
+    async def score_tokens(
         self,
         pairs: Iterable[tuple[str, str]],
         tokens: MultiBatch,
@@ -94,19 +95,10 @@ class MaxSim(BaseReranker):
         Returns:
             float32 [pairs].
         """
-        return block(self._scored(pairs, ScoreOptions(task, timeout=timeout, known=(tokens, places))))
+        options = ScoreOptions(task, timeout=timeout, known=(tokens, places))
+        return await self._checked(check_pairs(pairs), options)
 
-    async def ascore_tokens(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        tokens: MultiBatch,
-        places: Sequence[int],
-        *,
-        task: Task | str | None = None,
-        timeout: float | None = None,
-    ) -> Float32:
-        """See ``score_tokens``."""
-        return await wait(self._scored(pairs, ScoreOptions(task, timeout=timeout, known=(tokens, places))))
+    ascore_tokens = awaiting(score_tokens)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and choices of the model; see ``Embedder.stats``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -44,6 +45,11 @@ def twin_of(blocking: str) -> Callable[[_F], _F]:
         return heard  # type: ignore[return-value]
 
     return decorate
+
+
+def heard(twin: _F) -> _F:
+    """Make the result of ``awaiting`` respect an override of its blocking method; see ``twin_of``."""
+    return twin_of(inspect.unwrap(twin).__name__)(twin)
 
 
 def _defined(cls: type, name: str) -> Any:

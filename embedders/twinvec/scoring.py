@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from twinvec.base import level_of_caller
+from twinvec.closing import Closing
 from twinvec.errors import ConfigurationError, TruncationWarning
-from twinvec.flows import block, wait
+from twinvec.flows import awaiting, blocking
 from twinvec.options import EmbedderOptions
 from twinvec.spec import ModelSpec
 from twinvec.text.prompts import Task
@@ -21,7 +21,6 @@ from twinvec.text.unicode import check_texts
 from twinvec.tracing import traced_scores
 from twinvec.vectors import Bool, Float32, MultiBatch
 
-_Self = TypeVar("_Self", bound="BaseReranker")
 Activation = Literal["sigmoid", "model"]
 
 
@@ -63,7 +62,7 @@ class Scores:
     tokens: int = 0
 
 
-class BaseReranker(ABC):
+class BaseReranker(Closing):
     """Relevance scores of (query, text) pairs read together: the interface of Reranker and RemoteReranker.
 
     Attributes:
@@ -76,7 +75,8 @@ class BaseReranker(ABC):
     _closed: bool
     _advice = 'Pass windows=True to score the whole text, split it, raise max_length, or pass on_overflow="error".'
 
-    def score(
+    @blocking
+    async def score(
         self,
         pairs: Iterable[tuple[str, str]],
         *,
@@ -113,21 +113,13 @@ class BaseReranker(ABC):
             DeadlineError: the timeout has passed.
             DeviceLostError: no working device is left.
         """
-        return block(self._scored(pairs, ScoreOptions(task, activation, windows, timeout, show_progress)))
+        options = ScoreOptions(task, activation, windows, timeout, show_progress)
+        return await self._checked(check_pairs(pairs), options)
 
-    async def ascore(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        *,
-        task: Task | str | None = None,
-        activation: Activation | None = None,
-        windows: bool = False,
-        timeout: float | None = None,
-    ) -> Float32:
-        """Score pairs without blocking the event loop; cancelling the task stops the work."""
-        return await wait(self._scored(pairs, ScoreOptions(task, activation, windows, timeout)))
+    ascore = awaiting(score)
 
-    def rerank(
+    @blocking
+    async def rerank(
         self,
         query: str,
         texts: Iterable[str],
@@ -149,21 +141,13 @@ class BaseReranker(ABC):
             windows: see ``score``.
             timeout: see ``score``.
         """
-        return block(self._ranked(query, texts, top_n, ScoreOptions(task, activation, windows, timeout)))
+        options = ScoreOptions(task, activation, windows, timeout)
+        check_texts([query], "query")
+        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+            raise ConfigurationError(f"top_n={top_n!r} must be an integer of at least 1, or None")
+        return rank(await self._checked([(query, text) for text in check_texts(texts)], options))[:top_n]
 
-    async def arerank(
-        self,
-        query: str,
-        texts: Iterable[str],
-        *,
-        top_n: int | None = None,
-        task: Task | str | None = None,
-        activation: Activation | None = None,
-        windows: bool = False,
-        timeout: float | None = None,
-    ) -> list[Ranked]:
-        """Rank texts without blocking the event loop; cancelling the task stops the work."""
-        return await wait(self._ranked(query, texts, top_n, ScoreOptions(task, activation, windows, timeout)))
+    arerank = awaiting(rerank)
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
@@ -198,25 +182,8 @@ class BaseReranker(ABC):
             drain: let pending calls of other threads finish first.
         """
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @abstractmethod
     async def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores: ...
-
-    async def _scored(self, pairs: Iterable[tuple[str, str]], options: ScoreOptions) -> Float32:
-        return await self._checked(check_pairs(pairs), options)
-
-    async def _ranked(self, query: str, texts: Iterable[str], top_n: int | None, options: ScoreOptions) -> list[Ranked]:
-        check_texts([query], "query")
-        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-            raise ConfigurationError(f"top_n={top_n!r} must be an integer of at least 1, or None")
-        return rank(await self._checked([(query, text) for text in check_texts(texts)], options))[:top_n]
 
     async def _traced(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
         with traced_scores(self.spec, pairs) as answered:

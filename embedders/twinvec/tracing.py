@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from twinvec._version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from twinvec.spec import ModelSpec
     from twinvec.vectors import EmbeddingBatch
 
+_T = TypeVar("_T")
 Attributes: TypeAlias = "dict[str, str | int | float]"
 FoundDocument: TypeAlias = "tuple[str, float, str, Mapping[str, Any]]"  # id, score, text, metadata
 
@@ -42,10 +43,10 @@ def traced_embedding(
     spec: ModelSpec, asked: CheckedCall
 ) -> AbstractContextManager[Callable[[EmbeddingBatch], EmbeddingBatch]]:
     """Trace one call; yields a function that records the result and returns it."""
-    return _embedding(spec, asked) if _on() else nullcontext(_as_it_is)
+    return _embedding(spec, asked) if _on() else nullcontext(_unseen)
 
 
-def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[Iterable[FoundDocument]], None]]:
+def traced_search(queries: Sequence[str]) -> AbstractContextManager[Callable[[Iterable[FoundDocument]], object]]:
     """Trace one search; yields a function that records what was found, query by query.
 
     ``queries`` is empty if only vectors are known.
@@ -57,7 +58,7 @@ def traced_scores(
     spec: ModelSpec, pairs: Sequence[tuple[str, str]]
 ) -> AbstractContextManager[Callable[[Scores], Scores]]:
     """Trace the scoring of (query, text) pairs; yields a function that records the scores and returns them."""
-    return _scoring(spec, pairs) if _on() else nullcontext(_unchanged)
+    return _scoring(spec, pairs) if _on() else nullcontext(_unseen)
 
 
 @contextmanager
@@ -156,15 +157,8 @@ def _on() -> bool:
     return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
-def _as_it_is(batch: EmbeddingBatch) -> EmbeddingBatch:
-    return batch
-
-
-def _unchanged(scores: Scores) -> Scores:
-    return scores
-
-
-def _unseen(documents: Iterable[FoundDocument]) -> None: ...
+def _unseen(result: _T) -> _T:
+    return result
 
 
 def _recording() -> Span | None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from twinvec.cache.rows import Key, Row
 from twinvec.cache.sqlite import Database
+from twinvec.closing import Closing
 from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec.vectors import SparseVector
 
@@ -46,7 +47,7 @@ _PUT = """INSERT INTO vectors (key, used, value) VALUES (?, ?, ?)
 _OLDEST = "DELETE FROM vectors WHERE id IN (SELECT id FROM vectors ORDER BY used, id LIMIT ?)"
 
 
-class VectorCache:
+class VectorCache(Closing):
     """Rows in a folder on a local disk; the least recently used ones are evicted at a size limit.
 
     Any number of threads and processes may share the folder; a killed process loses at most the call it was in. Rows
@@ -170,12 +171,6 @@ class VectorCache:
             self._write(self._note_use)
         self._reader.close()
         self._writer.close()
-
-    def __enter__(self) -> VectorCache:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (str(self.path), self.size_limit)
