@@ -6,14 +6,14 @@ and sparse rankings are fused above this layer, so the same data gives the same 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
+from twinvec.closing import AsyncClosing
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, on_thread, one, wait
+from twinvec.flows import awaiting, blocking, on_thread
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Filter, HasId, Not, Or, check_filter, leaves
@@ -29,7 +29,6 @@ from twinvec_stores.records import (
     is_point_id,
 )
 
-_Store = TypeVar("_Store", bound="HybridStore")
 Progress: TypeAlias = Callable[[float, int], None]
 MAX_SCROLL = 10_000
 MAX_LIMIT = 2**31 - 1
@@ -59,7 +58,7 @@ class StoreInfo:
     config: StoreConfig
 
 
-class HybridStore(ABC):
+class HybridStore(AsyncClosing):
     """Dense and sparse vectors with text and metadata, by the caller's string ids.
 
     Thread safe. Every method has an async twin, prefixed with ``a``. Use it as a context manager, or call ``close``.
@@ -72,44 +71,49 @@ class HybridStore(ABC):
     config: StoreConfig
     has_indexes: bool = True
 
-    def upsert(self, batch: RecordBatch) -> None:
+    @blocking
+    async def upsert(self, batch: RecordBatch) -> None:
         """Write records, replacing those with the same ids.
 
         Raises:
             InvalidRecordError: a record is invalid; nothing of the batch is written in that case.
             StoreEngineError: the engine failed.
         """
-        block(self._checked_upsert(batch))
+        checked = await on_thread(check_batch, batch, self.config)
+        if len(checked):
+            await self._upsert(checked)
 
-    async def aupsert(self, batch: RecordBatch) -> None:
-        """See ``upsert``."""
-        await wait(self._checked_upsert(batch))
+    aupsert = awaiting(upsert)
 
-    def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:
+    @blocking
+    async def delete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:
         """Delete by ids or by a filter (``And()`` matches everything); missing ids are not an error."""
-        block(self._checked_delete(ids, filter))
+        if (ids is None) == (filter is None):
+            raise ConfigurationError("pass either ids or filter= to delete; filter=And() deletes everything")
+        if ids is None:
+            await self._delete_where(await self._condition(check_filter(filter)))
+        elif chosen := check_ids(ids):
+            await self._delete(chosen)
 
-    async def adelete(self, ids: Sequence[str] | None = None, *, filter: Filter | None = None) -> None:
-        """See ``delete``."""
-        await wait(self._checked_delete(ids, filter))
+    adelete = awaiting(delete)
 
-    def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
+    @blocking
+    async def get(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
         """Return the records with these ids, each once, in the order of ``ids``; missing ones are left out."""
-        return block(self._checked_get(ids, with_vectors))
+        checked = list(dict.fromkeys(check_ids(ids)))
+        return await self._get(checked, with_vectors) if checked else []
 
-    async def aget(self, ids: Sequence[str], *, with_vectors: bool = False) -> list[Record]:
-        """See ``get``."""
-        return await wait(self._checked_get(ids, with_vectors))
+    aget = awaiting(get)
 
-    def count(self, filter: Filter | None = None) -> int:
+    @blocking
+    async def count(self, filter: Filter | None = None) -> int:
         """Return the number of records, or of those that match."""
-        return block(self._checked_count(filter))
+        return await self._count(await self._condition(filter))
 
-    async def acount(self, filter: Filter | None = None) -> int:
-        """See ``count``."""
-        return await wait(self._checked_count(filter))
+    acount = awaiting(count)
 
-    def scroll(
+    @blocking
+    async def scroll(
         self, cursor: str | None = None, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
     ) -> tuple[list[Record], str | None]:
         """Return a page of records and the cursor of the next page, None after the last one.
@@ -123,13 +127,15 @@ class HybridStore(ABC):
         Returns:
             Records in the engine's own order. Records that exist throughout appear exactly once.
         """
-        return block(self._checked_scroll(cursor, limit, filter, with_vectors))
+        condition, most = everything(filter), check_limit(limit, MAX_SCROLL)
+        if cursor is not None and not (isinstance(cursor, str) and self._is_cursor(cursor)):
+            raise ConfigurationError(f"cursor={cursor!r:.60} does not come from a page of this store")
+        if not self._hard(condition):
+            return await self._scroll(cursor, most, condition, with_vectors)
+        page, following = await self._scroll(cursor, most, self._easy(condition), with_vectors)
+        return [record for record in page if matches(condition, record.id, record.metadata)], following
 
-    async def ascroll(
-        self, cursor: str | None = None, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
-    ) -> tuple[list[Record], str | None]:
-        """See ``scroll``."""
-        return await wait(self._checked_scroll(cursor, limit, filter, with_vectors))
+    ascroll = awaiting(scroll)
 
     def scroll_all(
         self, *, limit: int = 256, filter: Filter | None = None, with_vectors: bool = False
@@ -153,7 +159,8 @@ class HybridStore(ABC):
                 yield page
             done = cursor is None
 
-    def search(
+    @blocking
+    async def search(
         self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
     ) -> list[list[Hit]]:
         """Rank records for each query, in a single call to the engine.
@@ -168,58 +175,66 @@ class HybridStore(ABC):
         Returns:
             One ranking per query: best first, ties by id.
         """
-        return block(self._checked_search(queries, limit, filter, exact))
+        checked = [check_query(query, self.config) for query in queries]
+        limit, condition = check_limit(limit), await self._condition(filter)
+        if limit > MAX_SCROLL:  # engines allocate memory for as many hits as requested
+            limit = min(limit, max(await self._count(condition), 1))
+        wanted = limit + _SPARE
+        rankings: list[list[Hit]] = [[] for _ in checked]
+        rows = list(range(len(checked)))
+        while rows:  # until no tie crosses the last hit: engines break ties in their own ways
+            answers = await self._search([checked[i] for i in rows], wanted, condition, exact)
+            for i, hits in zip(rows, answers, strict=True):
+                rankings[i] = sorted(hits, key=lambda hit: (-hit.score, hit.id))
+            rows = [
+                i for i in rows if len(rankings[i]) == wanted and rankings[i][limit - 1].score == rankings[i][-1].score
+            ]
+            wanted *= 4
+        return [hits[:limit] for hits in rankings]
 
-    async def asearch(
-        self, queries: Sequence[StoreQuery], *, limit: int, filter: Filter | None = None, exact: bool = False
-    ) -> list[list[Hit]]:
-        """See ``search``."""
-        return await wait(self._checked_search(queries, limit, filter, exact))
+    asearch = awaiting(search)
 
-    def document_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
+    @blocking
+    async def document_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
         """Return the number of records in which each sparse key occurs, int64 [len(keys)]; for stores with
         ``config.idf``."""
-        return block(self._checked_frequencies(keys, filter))
+        if not self.config.idf:
+            raise ConfigurationError("this store keeps no document frequencies: create it with StoreConfig(idf=True)")
+        return await self._document_frequencies(keys, await self._condition(filter))
 
-    async def adocument_frequencies(self, keys: Int32, *, filter: Filter | None = None) -> Int64:
-        """See ``document_frequencies``."""
-        return await wait(self._checked_frequencies(keys, filter))
+    adocument_frequencies = awaiting(document_frequencies)
 
-    def info(self) -> StoreInfo:
+    @blocking
+    async def info(self) -> StoreInfo:
         """Describe the store: content, location, size."""
-        return block(one(self._info()))
+        return await self._info()
 
-    async def ainfo(self) -> StoreInfo:
-        """See ``info``."""
-        return await wait(one(self._info()))
+    ainfo = awaiting(info)
 
-    def flush(self) -> None:
+    @blocking
+    async def flush(self) -> None:
         """Return once everything written so far would survive a power failure."""
-        block(one(self._flush()))
+        await self._flush()
 
-    async def aflush(self) -> None:
-        """See ``flush``."""
-        await wait(one(self._flush()))
+    aflush = awaiting(flush)
 
-    def optimize(self, progress: Progress | None = None) -> None:
+    @blocking
+    async def optimize(self, progress: Progress | None = None) -> None:
         """Build the graph for fast dense search, and merge what many writes have left behind.
 
         Args:
             progress: called now and then with the elapsed seconds and the bytes written; by ``aoptimize`` on a thread.
         """
-        block(one(self._optimize(progress)))
+        await self._optimize(progress)
 
-    async def aoptimize(self, progress: Progress | None = None) -> None:
-        """See ``optimize``."""
-        await wait(one(self._optimize(progress)))
+    aoptimize = awaiting(optimize)
 
-    def set_search(self, search: Mapping[str, Any]) -> None:
+    @blocking
+    async def set_search(self, search: Mapping[str, Any]) -> None:
         """Store ``StoreConfig.search``; see ``HybridIndex.set_search``, which checks it."""
-        block(one(self._configure(replace(self.config, search=dict(search)))))
+        await self._configure(replace(self.config, search=dict(search)))
 
-    async def aset_search(self, search: Mapping[str, Any]) -> None:
-        """See ``set_search``."""
-        await wait(one(self._configure(replace(self.config, search=dict(search)))))
+    aset_search = awaiting(set_search)
 
     @abstractmethod
     def close(self) -> None:
@@ -272,58 +287,6 @@ class HybridStore(ABC):
     @abstractmethod
     def _configure(self, config: StoreConfig) -> Awaitable[None]: ...
 
-    async def _checked_upsert(self, batch: RecordBatch) -> None:
-        checked = await on_thread(check_batch, batch, self.config)
-        if len(checked):
-            await self._upsert(checked)
-
-    async def _checked_delete(self, ids: Sequence[str] | None, filter: Filter | None) -> None:
-        if (ids is None) == (filter is None):
-            raise ConfigurationError("pass either ids or filter= to delete; filter=And() deletes everything")
-        if ids is None:
-            await self._delete_where(await self._condition(check_filter(filter)))
-        elif chosen := check_ids(ids):
-            await self._delete(chosen)
-
-    async def _checked_get(self, ids: Sequence[str], with_vectors: bool) -> list[Record]:
-        checked = list(dict.fromkeys(check_ids(ids)))
-        return await self._get(checked, with_vectors) if checked else []
-
-    async def _checked_count(self, filter: Filter | None) -> int:
-        return await self._count(await self._condition(filter))
-
-    async def _checked_scroll(
-        self, cursor: str | None, limit: int, filter: Filter | None, with_vectors: bool
-    ) -> tuple[list[Record], str | None]:
-        condition, most = everything(filter), check_limit(limit, MAX_SCROLL)
-        if cursor is not None and not (isinstance(cursor, str) and self._is_cursor(cursor)):
-            raise ConfigurationError(f"cursor={cursor!r:.60} does not come from a page of this store")
-        if not self._hard(condition):
-            return await self._scroll(cursor, most, condition, with_vectors)
-        page, following = await self._scroll(cursor, most, self._easy(condition), with_vectors)
-        return [record for record in page if matches(condition, record.id, record.metadata)], following
-
-    async def _checked_search(
-        self, queries: Sequence[StoreQuery], limit: int, filter: Filter | None, exact: bool
-    ) -> list[list[Hit]]:
-        """Request more hits than wanted until no tie crosses the last one: engines break ties in their own ways."""
-        checked = [check_query(query, self.config) for query in queries]
-        limit, condition = check_limit(limit), await self._condition(filter)
-        if limit > MAX_SCROLL:  # engines allocate memory for as many hits as requested
-            limit = min(limit, max(await self._count(condition), 1))
-        wanted = limit + _SPARE
-        rankings: list[list[Hit]] = [[] for _ in checked]
-        rows = list(range(len(checked)))
-        while rows:
-            answers = await self._search([checked[i] for i in rows], wanted, condition, exact)
-            for i, hits in zip(rows, answers, strict=True):
-                rankings[i] = sorted(hits, key=lambda hit: (-hit.score, hit.id))
-            rows = [
-                i for i in rows if len(rankings[i]) == wanted and rankings[i][limit - 1].score == rankings[i][-1].score
-            ]
-            wanted *= 4
-        return [hits[:limit] for hits in rankings]
-
     def _answers(self, condition: Filter) -> bool:
         """Return whether the engine supports a condition on one field; otherwise all records are compared here."""
         return True
@@ -352,27 +315,6 @@ class HybridStore(ABC):
         """Return a filter that the engine supports and that holds wherever the condition does."""
         parts = condition.filters if isinstance(condition, And) else (condition,)
         return And(*(part for part in parts if not self._hard(part)))
-
-    async def _checked_frequencies(self, keys: Int32, filter: Filter | None) -> Int64:
-        if not self.config.idf:
-            raise ConfigurationError("this store keeps no document frequencies: create it with StoreConfig(idf=True)")
-        return await self._document_frequencies(keys, await self._condition(filter))
-
-    def __enter__(self: _Store) -> _Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self: _Store) -> _Store:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def check_limit(limit: int, most: int = MAX_LIMIT, name: str = "limit") -> int:

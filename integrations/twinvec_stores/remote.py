@@ -69,12 +69,17 @@ class RemoteIndex(HybridIndex):
             f"{self._remote.url} can only be searched as a whole: pass filter=, or scope the index that it serves"
         )
 
+    def add(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Raise StoreError: a server's index is read-only."""
+        raise _refusal(self._remote.url)
+
+    async def aadd(self, *args: Any, **kwargs: Any) -> list[str]:
+        """See ``add``."""
+        raise _refusal(self._remote.url)
+
     def close(self) -> None:
         """Close the connections."""
         self._remote.close()
-
-    async def _add(self, *args: Any) -> list[str]:
-        raise _refusal(self._remote.url)
 
     async def _found(
         self, queries: Sequence[str], task: Task | str | None, options: SearchOptions

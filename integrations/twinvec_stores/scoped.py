@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from twinvec.errors import ConfigurationError, InvalidRecordError
+from twinvec.flows import call
 from twinvec.vectors import Int32, Int64
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import And, Eq, Filter, check_filter
@@ -68,7 +69,7 @@ class ScopedStore(HybridStore):
         for record in await self._store._get(list(batch.ids), False):
             if not self._has(record):
                 raise InvalidRecordError("its id belongs to a record outside the scope", id=record.id)
-        await self._store._checked_upsert(replace(batch, metadata=filled))
+        await call(self._store.upsert, self._store.aupsert, replace(batch, metadata=filled))
 
     def _filled(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         lacking = {key: value for key, value in self._defaults.items() if not field_values(metadata, f'"{key}"')}
@@ -92,7 +93,8 @@ class ScopedStore(HybridStore):
         self, cursor: str | None, limit: int, filter: Filter, with_vectors: bool
     ) -> tuple[list[Record], str | None]:
         both = self._scope if filter == And() else And(self._scope, filter)
-        return await self._store._checked_scroll(cursor, limit, both, with_vectors)
+        scroll, ascroll = self._store.scroll, self._store.ascroll
+        return await call(scroll, ascroll, cursor, limit=limit, filter=both, with_vectors=with_vectors)
 
     async def _search(self, queries: list[StoreQuery], limit: int, filter: Filter, exact: bool) -> list[list[Hit]]:
         return await self._store._search(queries, limit, await self._within(filter), exact)

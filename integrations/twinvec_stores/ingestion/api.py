@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from twinvec.base import level_of_caller
 from twinvec.errors import TruncationWarning
+from twinvec.flows import Call, awaiting, blocking, on_thread
 from twinvec.workers import in_thread
 from twinvec_stores.ingestion.context import ChunkContext
 from twinvec_stores.ingestion.options import OnError, Options
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
     from twinvec import BaseEmbedder
 
 
-def ingest(
+@blocking
+async def ingest(
     source: str | PathLike[str] | Iterable[Any],
     embedder: BaseEmbedder,
     store: HybridStore,
@@ -111,58 +115,26 @@ def ingest(
         batch_size=batch_size,
         show_progress=show_progress,
     )
-    report = _run(source, embedder, store, options).run()
+    run = await on_thread(_run, source, embedder, store, options)
+    report = await Call(run.run, functools.partial(_cancellable, run))
     warned(report)
     return report
 
 
-async def aingest(
-    source: str | PathLike[str] | Iterable[Any],
-    embedder: BaseEmbedder,
-    store: HybridStore,
-    *,
-    text_field: str = "text",
-    id_field: str = "id",
-    metadata_fields: Sequence[str] | None = None,
-    document_field: str | None = None,
-    delimiter: str | None = None,
-    chunk_tokens: int | None = None,
-    overlap_tokens: int = 0,
-    chunk_context: ChunkContext | None = None,
-    prune: bool = False,
-    prune_share: float = 0.5,
-    on_error: OnError = "skip",
-    batch_size: int = 256,
-    show_progress: bool = False,
-) -> IngestReport:
-    """Ingest on threads, see ``ingest``; cancelling the task stops the run, which can be resumed."""
-    options = Options(
-        text_field=text_field,
-        id_field=id_field,
-        metadata_fields=metadata_fields,
-        document_field=document_field,
-        delimiter=delimiter,
-        chunk_tokens=chunk_tokens,
-        overlap_tokens=overlap_tokens,
-        chunk_context=chunk_context,
-        prune=prune,
-        prune_share=prune_share,
-        on_error=on_error,
-        batch_size=batch_size,
-        show_progress=show_progress,
-    )
-    run = await in_thread(_run, source, embedder, store, options)
+aingest = awaiting(ingest)
+
+
+async def _cancellable(run: Run) -> IngestReport:
+    """Run on a thread; a run whose task is cancelled ends before the cancellation goes on."""
     work = asyncio.ensure_future(in_thread(run.run))
     try:
-        report = await asyncio.shield(work)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
         run.cancel()
         await asyncio.wait([work])
         if not work.cancelled():
             work.exception()  # retrieved
         raise
-    warned(report)
-    return report
 
 
 def _run(source: Any, embedder: BaseEmbedder, store: HybridStore, options: Options) -> Run:
@@ -175,5 +147,5 @@ def warned(report: IngestReport) -> None:
         warnings.warn(
             f"{report.truncated} documents were cut at the model's limit; pass chunk_tokens to keep their whole text",
             TruncationWarning,
-            stacklevel=3,
+            stacklevel=level_of_caller("twinvec_stores", "twinvec_ray"),
         )

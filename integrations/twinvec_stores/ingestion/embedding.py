@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,9 +54,7 @@ class EmbeddingThread:
         self._loop.result()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._loop.result().call_soon_threadsafe(self._stop.set)
         self._thread.join()
 

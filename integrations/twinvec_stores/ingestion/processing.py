@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twinvec.errors import ConfigurationError
@@ -53,9 +52,7 @@ class Processor(Protocol):
 
     def __enter__(self) -> Any: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *raised: object) -> None: ...
 
 
 class LocalProcessor:
@@ -112,7 +109,5 @@ class LocalProcessor:
         self._embedding.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._embedding.__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        self._embedding.__exit__(*raised)

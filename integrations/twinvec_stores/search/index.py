@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from twinvec import BaseEmbedder, SparseBatch, Task
-from twinvec.flows import Call, Flow, block, call, on_thread, wait
-from twinvec.tracing import traced_search
+from twinvec.closing import Closing
+from twinvec.flows import awaiting, blocking, call, on_thread
+from twinvec.tracing import FoundDocument, traced_search
 from twinvec.vectors import Float32
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.filters.conditions import Filter
@@ -26,10 +26,8 @@ from twinvec_stores.tokens import asking, kept_tokens
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_Index = TypeVar("_Index", bound="HybridIndex")
 
-
-class HybridIndex:
+class HybridIndex(Closing):
     """A model and a store of its vectors. Thread safe; every method has an async twin, prefixed with ``a``.
 
     Examples:
@@ -56,7 +54,8 @@ class HybridIndex:
         self.store = store
         self.task = task
 
-    def add(
+    @blocking
+    async def add(
         self,
         texts: Sequence[str],
         *,
@@ -75,53 +74,26 @@ class HybridIndex:
         Returns:
             The ids.
         """
-        return block(self._add(texts, ids, metadata, show_progress))
-
-    async def aadd(
-        self,
-        texts: Sequence[str],
-        *,
-        ids: Sequence[Any] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        show_progress: bool = False,
-    ) -> list[str]:
-        """See ``add``."""
-        return await wait(self._add(texts, ids, metadata, show_progress))
-
-    async def _add(
-        self,
-        texts: Sequence[str],
-        ids: Sequence[Any] | None,
-        metadata: Sequence[Mapping[str, Any]] | None,
-        show_progress: bool,
-    ) -> list[str]:
         given = [uuid.uuid4() for _ in texts] if ids is None else ids
         rows = await on_thread(check_rows, given, texts, metadata, self.store.config)
         embedder, store = self.embedder, self.store
         pool = store.config.token_pool
         asked = {"task": self.task, "show_progress": show_progress, **asking(pool)}
-        batch = await Call(
-            lambda: embedder.embed_documents(rows.texts, **asked),
-            lambda: embedder.aembed_documents(rows.texts, **asked),
-        )
+        batch = await call(embedder.embed_documents, embedder.aembed_documents, rows.texts, **asked)
         tokens = kept_tokens(batch, pool)
         records = RecordBatch(rows.ids, rows.texts, batch.dense, batch.sparse, rows.metadata, tokens=tokens)
         await call(store.upsert, store.aupsert, records)
         return rows.ids
 
-    def update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
+    aadd = awaiting(add)
+
+    @blocking
+    async def update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
         """Update the metadata of records without embedding them again; missing ids are skipped.
 
         Returns:
             The ids that were found.
         """
-        return block(self._update_metadata(ids, changes))
-
-    async def aupdate_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
-        """See ``update_metadata``."""
-        return await wait(self._update_metadata(ids, changes))
-
-    async def _update_metadata(self, ids: Sequence[Any], changes: Mapping[str, Any]) -> list[str]:
         store, names = self.store, [plain_id(id) for id in ids]
         records = await call(store.get, store.aget, names, with_vectors=True)
         changed = [replace(record, metadata={**record.metadata, **changes}) for record in records]
@@ -129,7 +101,12 @@ class HybridIndex:
             await call(store.upsert, store.aupsert, RecordBatch.of(changed))
         return [record.id for record in changed]
 
-    def search(self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]) -> list[Result]:
+    aupdate_metadata = awaiting(update_metadata)
+
+    @blocking
+    async def search(
+        self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
+    ) -> list[Result]:
         """Return the best records for a query, best first, ties by id.
 
         Args:
@@ -138,27 +115,25 @@ class HybridIndex:
             options: the fields of ``SearchOptions``: k, mode, fusion, fetch_k, filter, score_threshold, min_dense,
                 min_sparse, group_by, group_size, rerank, rerank_k, min_rerank, expand, mmr, explain, exact.
         """
-        return self.search_many([query], task=task, **options)[0]
+        return (await call(self.search_many, self.asearch_many, [query], task=task, **options))[0]
 
-    async def asearch(
-        self, query: str, *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
-    ) -> list[Result]:
-        """See ``search``."""
-        return (await self.asearch_many([query], task=task, **options))[0]
+    asearch = awaiting(search)
 
-    def search_many(
+    @blocking
+    async def search_many(
         self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
     ) -> list[list[Result]]:
         """Search for several queries with one forward pass; see ``search``."""
-        return block(_traced(queries, self._found(queries, task, self._options(options))))
+        asked = self._options(options)
+        with traced_search(queries) as found:
+            results = await self._found(queries, task, asked)
+            found(_documents(results))
+        return results
 
-    async def asearch_many(
-        self, queries: Sequence[str], *, task: Task | str | None = None, **options: Unpack[SearchKeywords]
-    ) -> list[list[Result]]:
-        """See ``search_many``."""
-        return await wait(_traced(queries, self._found(queries, task, self._options(options))))
+    asearch_many = awaiting(search_many)
 
-    def search_vectors(
+    @blocking
+    async def search_vectors(
         self,
         dense: Float32 | None = None,
         sparse: SparseBatch | None = None,
@@ -169,21 +144,16 @@ class HybridIndex:
 
         ``texts`` are the n queries in words, for ``rerank``.
         """
-        found = self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None))
-        return block(_traced(texts or (), found))
+        asked = self._options(options, dense is not None)
+        with traced_search(texts or ()) as found:
+            results = await self._found_by_vectors(dense, sparse, texts, asked)
+            found(_documents(results))
+        return results
 
-    async def asearch_vectors(
-        self,
-        dense: Float32 | None = None,
-        sparse: SparseBatch | None = None,
-        texts: Sequence[str] | None = None,
-        **options: Unpack[SearchKeywords],
-    ) -> list[list[Result]]:
-        """See ``search_vectors``."""
-        found = self._found_by_vectors(dense, sparse, texts, self._options(options, dense is not None))
-        return await wait(_traced(texts or (), found))
+    asearch_vectors = awaiting(search_vectors)
 
-    def set_search(self, **options: Unpack[SearchKeywords]) -> None:
+    @blocking
+    async def set_search(self, **options: Unpack[SearchKeywords]) -> None:
         """Set the store's default search options; without arguments, restore TwinVec's defaults.
 
         All later searches of the store use them, including those of the frameworks and the command; where the store is
@@ -195,11 +165,9 @@ class HybridIndex:
         Raises:
             ConfigurationError: other options, or invalid values.
         """
-        self.store.set_search(to_stored(options))
+        await call(self.store.set_search, self.store.aset_search, to_stored(options))
 
-    async def aset_search(self, **options: Unpack[SearchKeywords]) -> None:
-        """See ``set_search``."""
-        await self.store.aset_search(to_stored(options))
+    aset_search = awaiting(set_search)
 
     def scoped(self, filter: Filter) -> HybridIndex:
         """Return a view that can neither read nor write outside a filter, such as one tenant's part; see
@@ -226,18 +194,7 @@ class HybridIndex:
         """Search for vectors, as a flow."""
         return await Searching(self.embedder, self.store, options).vectors(dense, sparse, texts)
 
-    def __enter__(self: _Index) -> _Index:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-async def _traced(queries: Sequence[str], search: Flow[list[list[Result]]]) -> list[list[Result]]:
-    """Record a search in a trace, with its queries if they are known in words."""
-    with traced_search(queries) as found:
-        results = await search
-        found((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
-        return results
+def _documents(results: Sequence[Sequence[Result]]) -> Iterator[FoundDocument]:
+    """Yield what a trace shows of each result."""
+    return ((r.record.id, r.score, r.record.text, r.record.metadata) for each in results for r in each)
