@@ -5,6 +5,7 @@ Importing this package imports neither torch nor another integration; ``TwinVecS
 and langchain-text-splitters on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -39,17 +40,14 @@ __all__ = [
 ]
 
 
+_ON_DEMAND = {
+    "TwinVecMilvusSparseEmbeddings": "milvus",
+    "TwinVecSparseEmbeddings": "sparse",
+    "TwinVecTextSplitter": "splitting",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "TwinVecSparseEmbeddings":
-        from langchain_twinvec.sparse import TwinVecSparseEmbeddings
-
-        return TwinVecSparseEmbeddings
-    if name == "TwinVecMilvusSparseEmbeddings":
-        from langchain_twinvec.milvus import TwinVecMilvusSparseEmbeddings
-
-        return TwinVecMilvusSparseEmbeddings
-    if name == "TwinVecTextSplitter":
-        from langchain_twinvec.splitting import TwinVecTextSplitter
-
-        return TwinVecTextSplitter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from langchain_core.load.serializable import Serializable, SerializedConstructor, SerializedNotImplemented
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import SkipJsonSchema
-from typing_extensions import Self
 
 from twinvec import BaseEmbedder, Embedder, ModelSpec, Role, SparseBatch, Task
 from twinvec.errors import ConfigurationError
@@ -94,15 +93,6 @@ class TwinVecModel(OptionFields, Serializable):
             )
         return options
 
-    def with_task(self, task: Task | str) -> Self:
-        """Return a copy for another task, sharing the Embedder.
-
-        Raises:
-            PromptError: the model was not trained with instructions.
-        """
-        self.embedder.prompt_for(Role.QUERY, task)
-        return self.model_copy(update={"task": task})
-
     def _given(self) -> dict[str, Any]:
         """Return the given options of an Embedder, under the Embedder's names."""
         names = {field: info.alias or field for field, info in type(self).model_fields.items()}
@@ -112,9 +102,6 @@ class TwinVecModel(OptionFields, Serializable):
         if self.model is None:
             raise ConfigurationError(f"{type(self).__name__} needs model= (a folder or a hub id) or embedder=")
         return Embedder(self.model, **self._given())
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self.__copy__()
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()

@@ -12,8 +12,8 @@ from langchain_twinvec.base import TwinVecModel, in_turns
 from langchain_twinvec.takeover import said_by, take_over
 from twinvec import BaseEmbedder
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard
 from twinvec.vectors import Float32
 
 if TYPE_CHECKING:
@@ -36,35 +36,25 @@ class TwinVecEmbeddings(TwinVecModel, Embeddings):
         256
     """
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+    @blocking
+    async def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a vector per document."""
-        return block(self._documents(texts))
-
-    def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query."""
-        return block(self._query(text))
-
-    @twin_of("embed_documents")
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """See ``embed_documents``."""
-        return await wait(self._documents(texts))
-
-    @twin_of("embed_query")
-    async def aembed_query(self, text: str) -> list[float]:
-        """See ``embed_query``."""
-        return await wait(self._query(text))
-
-    async def _documents(self, texts: list[str]) -> list[list[float]]:
         embed, aembed = self._dense_embedder.embed_documents, self._dense_embedder.aembed_documents
         rows = (await call(embed, aembed, texts, task=self.task, sparse=False, show_progress=self.show_progress)).dense
         assert rows is not None
         return await in_turns(_lists, rows)
 
-    async def _query(self, text: str) -> list[float]:
+    aembed_documents = heard(awaiting(embed_documents))
+
+    @blocking
+    async def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a query."""
         embed, aembed = self._dense_embedder.embed_queries, self._dense_embedder.aembed_queries
         rows = (await call(embed, aembed, [text], task=self.task, sparse=False)).dense
         assert rows is not None
         return _lists(rows)[0]
+
+    aembed_query = heard(awaiting(embed_query))
 
     @overload
     def sparse(self, store: Literal["qdrant"] = "qdrant") -> TwinVecSparseEmbeddings: ...

@@ -8,7 +8,7 @@ from langchain_twinvec.base import TwinVecSparseModel
 from langchain_twinvec.embeddings import TwinVecEmbeddings
 from twinvec import BaseEmbedder, Task
 from twinvec.errors import ConfigurationError
-from twinvec.joined import DenseSource, JoinedEmbedder
+from twinvec.joined import DenseSource, JoinedEmbedder, half_of
 from twinvec.overriding import overridden
 
 _METHODS = ("embed_documents", "embed_query", "aembed_documents", "aembed_query")
@@ -64,24 +64,10 @@ def embedder_of(embeddings: Embeddings, sparse: TwinVecSparseModel | str | None)
         return JoinedEmbedder(LangChainSource(embeddings), half, task=embeddings.task)
     if sparse is not None and not isinstance(sparse, str | TwinVecSparseModel):
         raise ConfigurationError(f'sparse must be "bm25" or TwinVecSparseEmbeddings, not {type(sparse).__name__}')
-    return JoinedEmbedder(
-        LangChainSource(embeddings), _half(sparse) if isinstance(sparse, TwinVecSparseModel) else sparse
-    )
-
-
-def _half(sparse: TwinVecSparseModel) -> BaseEmbedder:
-    """Return the embedder of a sparse half, which a store calls itself.
-
-    Raises:
-        ConfigurationError: it is a subclass whose methods would not be heard.
-    """
-    own = next(each for each in type(sparse).__mro__ if each.__module__.startswith("langchain_twinvec."))
-    if overridden(sparse, own, *_METHODS):
-        raise ConfigurationError(
-            f"sparse=: {type(sparse).__name__} overrides how texts are embedded, which a store would not hear: it "
-            "takes keys and weights from the Embedder itself"
-        )
-    return sparse.embedder
+    if isinstance(sparse, TwinVecSparseModel):
+        own = next(each for each in type(sparse).__mro__ if each.__module__.startswith("langchain_twinvec."))
+        return JoinedEmbedder(LangChainSource(embeddings), half_of(sparse, own, _METHODS))
+    return JoinedEmbedder(LangChainSource(embeddings), sparse)
 
 
 def model_name(embeddings: Embeddings) -> str:

@@ -14,9 +14,9 @@ from langchain_twinvec.filters import FilterForm, as_filter
 from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from langchain_twinvec.searching import SearchableStore, to_document
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
-from twinvec_stores import And, Filter, Result
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard
+from twinvec_stores import And, Result
 
 
 class ManagedStore(SearchableStore):
@@ -59,41 +59,34 @@ class ManagedStore(SearchableStore):
                 given += 1
                 yield to_document(Result(record, 0.0))
 
-    def update_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
+    @blocking
+    async def update_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
         """Update the metadata of documents without embedding them again; missing ids are skipped.
 
         Returns:
             The ids that were found.
         """
-        return self.index.update_metadata(ids, changes)
+        return await call(self.index.update_metadata, self.index.aupdate_metadata, ids, changes)
 
-    @twin_of("update_metadata")
-    async def aupdate_metadata(self, ids: Sequence[str], changes: Mapping[str, Any]) -> list[str]:
-        """See ``update_metadata``."""
-        return await self.index.aupdate_metadata(ids, changes)
+    aupdate_metadata = heard(awaiting(update_metadata))
 
-    def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
+    @blocking
+    async def delete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
         """Delete by ids or by a filter; without either, delete everything. Missing ids are not an error."""
-        return block(self._delete(ids, filter, kwargs))
-
-    @twin_of("delete")
-    async def adelete(self, ids: list[str] | None = None, *, filter: FilterForm = None, **kwargs: Any) -> bool:
-        """See ``delete``."""
-        return await wait(self._delete(ids, filter, kwargs))
-
-    async def _delete(self, ids: Sequence[str] | None, filter: FilterForm, unknown: Mapping[str, Any]) -> bool:
-        refuse(unknown)
-        await call(self.index.store.delete, self.index.store.adelete, ids, filter=_doomed(ids, filter))
+        refuse(kwargs)
+        doomed = And() if ids is None and filter is None else as_filter(filter)
+        await call(self.index.store.delete, self.index.store.adelete, ids, filter=doomed)
         return True
 
-    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
-        return [to_document(Result(record, 0.0)) for record in self.index.store.get(ids)]
+    adelete = heard(awaiting(delete))
 
-    @twin_of("get_by_ids")
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """See ``get_by_ids``."""
-        return [to_document(Result(record, 0.0)) for record in await self.index.store.aget(ids)]
+    @blocking
+    async def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents with these ids, in the order of ``ids``; missing ones are left out."""
+        records = await call(self.index.store.get, self.index.store.aget, ids)
+        return [to_document(Result(record, 0.0)) for record in records]
+
+    aget_by_ids = heard(awaiting(get_by_ids))
 
 
 def refuse(unknown: Mapping[str, Any]) -> None:
@@ -106,7 +99,3 @@ def refuse(unknown: Mapping[str, Any]) -> None:
     refuse_names_of_peers(unknown, SEARCH)
     if unknown:
         raise TypeError(f"unknown argument {next(iter(unknown))!r}")
-
-
-def _doomed(ids: Sequence[str] | None, form: FilterForm) -> Filter | None:
-    return And() if ids is None and form is None else as_filter(form)

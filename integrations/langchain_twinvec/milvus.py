@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from langchain_twinvec.base import TwinVecSparseModel
 from twinvec import SparseBatch
-from twinvec.flows import block, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking
+from twinvec.overriding import heard
 
 if TYPE_CHECKING:
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
@@ -24,20 +24,16 @@ class TwinVecMilvusSparseEmbeddings(TwinVecSparseModel, BaseSparseEmbedding):
     Rows are ``{key: weight}``.
     """
 
-    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+    @blocking
+    async def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Return one sparse row per document."""
-        return block(self._documents(texts, SparseBatch.to_dicts))
+        return await self._documents(texts, SparseBatch.to_dicts)
 
-    def embed_query(self, query: str) -> dict[int, float]:
+    aembed_documents = heard(awaiting(embed_documents))
+
+    @blocking
+    async def embed_query(self, query: str) -> dict[int, float]:
         """Return the sparse row of a query."""
-        return block(self._query(query, SparseBatch.to_dicts))
+        return await self._query(query, SparseBatch.to_dicts)
 
-    @twin_of("embed_documents")
-    async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """See ``embed_documents``."""
-        return await wait(self._documents(texts, SparseBatch.to_dicts))
-
-    @twin_of("embed_query")
-    async def aembed_query(self, query: str) -> dict[int, float]:
-        """See ``embed_query``."""
-        return await wait(self._query(query, SparseBatch.to_dicts))
+    aembed_query = heard(awaiting(embed_query))

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 
 from twinvec import BaseReranker, Reranker, Task
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard
 from twinvec.scoring import Activation, rank
 
 
@@ -56,38 +56,26 @@ class TwinVecReranker(BaseDocumentCompressor, BaseCrossEncoder):
             if self.reranker is None:
                 self.__dict__["reranker"] = Reranker(self.model)
 
-    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+    @blocking
+    async def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return a score for each (query, text); higher is more relevant."""
-        return block(self._score(text_pairs))
+        options: dict[str, Any] = {"task": self.task, "activation": self.activation, "windows": self.windows}
+        scores = await call(self.reranker.score, self.reranker.ascore, text_pairs, **options)
+        return cast("list[float]", scores.tolist())
 
-    @twin_of("score")
-    async def ascore(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """See ``score``."""
-        return await wait(self._score(text_pairs))
+    ascore = heard(awaiting(score))
 
-    def compress_documents(
+    @blocking
+    async def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """Return the best documents, best first; ties keep their order."""
-        return self._best(documents, self.score([(query, document.page_content) for document in documents]))
-
-    @twin_of("compress_documents")
-    async def acompress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
-    ) -> Sequence[Document]:
-        """See ``compress_documents``."""
-        return self._best(documents, await self.ascore([(query, document.page_content) for document in documents]))
-
-    async def _score(self, pairs: list[tuple[str, str]]) -> list[float]:
-        model = self.reranker
-        scores = await call(
-            model.score, model.ascore, pairs, task=self.task, activation=self.activation, windows=self.windows
-        )
-        return cast("list[float]", scores.tolist())
-
-    def _best(self, documents: Sequence[Document], scores: list[float]) -> list[Document]:
+        pairs = [(query, document.page_content) for document in documents]
+        scores = await call(self.score, self.ascore, pairs)
         kept = [one for one in rank(scores) if self.min_score is None or one.score >= self.min_score]
         return [
             documents[index].model_copy(update={"metadata": {**documents[index].metadata, "relevance_score": score}})
             for index, score in kept[: self.top_n]
         ]
+
+    acompress_documents = heard(awaiting(compress_documents))

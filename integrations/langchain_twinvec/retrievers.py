@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from langchain_twinvec.base import not_serialized
 from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from langchain_twinvec.searching import SearchableStore
 from twinvec import BaseReranker, Task
-from twinvec.flows import block, call, wait
+from twinvec.flows import Call, awaiting, block, blocking, call, together, wait
 from twinvec.overriding import changed_alone, overridden
 from twinvec.workers import in_thread
 from twinvec_stores import Fusion
@@ -144,26 +143,9 @@ class HybridRetriever(VectorStoreRetriever):
             return_exceptions: return errors in place of the results of the queries that caused them.
             kwargs: fields of the retriever, for this call.
         """
-        if not inputs:
-            return []
-        if self._extended("invoke", "_get_relevant_documents"):
+        if inputs and self._extended("invoke", "_get_relevant_documents"):
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        configs = get_config_list(config, len(inputs))
-        runs = [
-            CallbackManager.configure(**self._callbacks(each, kwargs)).on_retriever_start(None, text, **self._run(each))
-            for text, each in zip(inputs, configs, strict=True)
-        ]
-        try:
-            outputs: list[Any] = self._find(inputs, kwargs)
-        except BaseException as error:
-            if not (return_exceptions and isinstance(error, Exception)):
-                for run in runs:
-                    run.on_retriever_error(error)
-                raise
-            outputs = [self._find_or_error(text, kwargs) for text in inputs]
-        for run, output in zip(runs, outputs, strict=True):
-            (run.on_retriever_error if isinstance(output, Exception) else run.on_retriever_end)(output)
-        return outputs
+        return block(self._batch(inputs, config, return_exceptions, kwargs))
 
     async def abatch(
         self,
@@ -174,32 +156,42 @@ class HybridRetriever(VectorStoreRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """See ``batch``."""
+        if inputs and self._extended("ainvoke", "_aget_relevant_documents", "_get_relevant_documents"):
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await wait(self._batch(inputs, config, return_exceptions, kwargs))
+
+    async def _batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None,
+        return_exceptions: bool,
+        given: Mapping[str, Any],
+    ) -> list[list[Document]]:
         if not inputs:
             return []
-        if self._extended("ainvoke", "_aget_relevant_documents", "_get_relevant_documents"):
-            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         configs = get_config_list(config, len(inputs))
-        managers = [AsyncCallbackManager.configure(**self._callbacks(each, kwargs)) for each in configs]
-        runs = await asyncio.gather(
-            *(
-                manager.on_retriever_start(None, text, **self._run(each))
-                for manager, text, each in zip(managers, inputs, configs, strict=True)
-            )
-        )
+        runs = await together([self._started(text, each, given) for text, each in zip(inputs, configs, strict=True)])
         try:
-            outputs: list[Any] = await self._afind(inputs, kwargs)
+            outputs: list[Any] = await call(self._find, self._afind, inputs, given)
         except BaseException as error:
             if not (return_exceptions and isinstance(error, Exception)):
-                await asyncio.gather(*(run.on_retriever_error(error) for run in runs))
+                await together([call(run.on_retriever_error, run.on_retriever_error, error) for run in runs])
                 raise
-            outputs = await asyncio.gather(*(self._afind_or_error(text, kwargs) for text in inputs))
-        await asyncio.gather(
-            *(
-                (run.on_retriever_error if isinstance(output, Exception) else run.on_retriever_end)(output)
-                for run, output in zip(runs, outputs, strict=True)
-            )
-        )
+            outputs = await together([call(self._find_or_error, self._afind_or_error, text, given) for text in inputs])
+        ends = [
+            run.on_retriever_error if isinstance(output, Exception) else run.on_retriever_end
+            for run, output in zip(runs, outputs, strict=True)
+        ]
+        await together([call(end, end, output) for end, output in zip(ends, outputs, strict=True)])
         return outputs
+
+    def _started(self, query: str, config: RunnableConfig, given: Mapping[str, Any]) -> Call[Any]:
+        """Return the call that starts a run, for callbacks and traces."""
+        callbacks, run = self._callbacks(config, given), self._run(config)
+        return Call(
+            lambda: CallbackManager.configure(**callbacks).on_retriever_start(None, query, **run),
+            lambda: AsyncCallbackManager.configure(**callbacks).on_retriever_start(None, query, **run),
+        )
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """Return the output of ``dumps``: that a retriever cannot be rebuilt, and why."""
@@ -219,23 +211,26 @@ class HybridRetriever(VectorStoreRetriever):
         arguments = kwargs if self._expects_other_args else {}
         return await in_thread(self._get_relevant_documents, query, **told, **arguments)
 
-    def _find(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        return block(self._search_many(queries, given))
+    @blocking
+    async def _find(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
+        """Search for all queries with one forward pass; for stores whose searches are not overridden."""
+        store, (arguments, threshold) = self.vectorstore, self._arguments(given)
+        if threshold is not None:
+            found = await call(store.relevant_many, store.arelevant_many, queries, threshold, **arguments)
+        else:
+            found = await call(store.similarity_search_many, store.asimilarity_search_many, queries, **arguments)
+        return [[document for document, _ in each] for each in found]
 
-    async def _afind(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        return await wait(self._search_many(queries, given))
+    _afind = awaiting(_find)
 
-    def _find_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
+    @blocking
+    async def _find_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
         try:
-            return self._find([query], given)[0]
+            return (await call(self._find, self._afind, [query], given))[0]
         except Exception as error:
             return error
 
-    async def _afind_or_error(self, query: str, given: Mapping[str, Any]) -> list[Document] | Exception:
-        try:
-            return (await self._afind([query], given))[0]
-        except Exception as error:
-            return error
+    _afind_or_error = awaiting(_find_or_error)
 
     async def _search(self, query: str, given: Mapping[str, Any]) -> list[Document]:
         """Search through the store's methods that LangChain's retriever calls."""
@@ -255,15 +250,6 @@ class HybridRetriever(VectorStoreRetriever):
                 store.max_marginal_relevance_search, store.amax_marginal_relevance_search, query, **arguments
             )
         return await call(store.similarity_search, store.asimilarity_search, query, **arguments)
-
-    async def _search_many(self, queries: Sequence[str], given: Mapping[str, Any]) -> list[list[Document]]:
-        """Search for all queries with one forward pass; for stores whose searches are not overridden."""
-        store, (arguments, threshold) = self.vectorstore, self._arguments(given)
-        if threshold is not None:
-            found = await call(store.relevant_many, store.arelevant_many, queries, threshold, **arguments)
-        else:
-            found = await call(store.similarity_search_many, store.asimilarity_search_many, queries, **arguments)
-        return [[document for document, _ in each] for each in found]
 
     def _extended(self, *methods: str) -> bool:
         """Return whether a subclass of this class or of the store influences the results."""

@@ -15,8 +15,8 @@ from langchain_twinvec.filters import FilterForm, as_filter
 from langchain_twinvec.peers import SEARCH, refuse_names_of_peers
 from twinvec import Role
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import overridden, twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard, overridden, twin_of
 from twinvec.vectors import Float32
 from twinvec_stores import HybridIndex, Result, SearchOptions, StoreConfig
 
@@ -45,81 +45,60 @@ class SearchableStore(VectorStore):
         """Return the embeddings."""
         return self._embeddings
 
-    def similarity_search(self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> list[Document]:
-        """Return the best documents for a query, best first; see the class for more arguments."""
-        return _documents(self.similarity_search_with_score(query, k, filter, **kwargs))
-
-    @twin_of("similarity_search")
-    async def asimilarity_search(
+    @blocking
+    async def similarity_search(
         self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Document]:
-        """See ``similarity_search``."""
-        return _documents(await self.asimilarity_search_with_score(query, k, filter, **kwargs))
+        """Return the best documents for a query, best first; see the class for more arguments."""
+        search = self.similarity_search_with_score, self.asimilarity_search_with_score
+        return _documents(await call(*search, query, k, filter, **kwargs))
 
-    def similarity_search_with_score(self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> Scored:
-        """Return the best documents with their scores: higher is better; the scale depends on mode and fusion."""
-        return self.similarity_search_many([query], k, filter, **kwargs)[0]
+    asimilarity_search = heard(awaiting(similarity_search))
 
-    @twin_of("similarity_search_with_score")
-    async def asimilarity_search_with_score(
+    @blocking
+    async def similarity_search_with_score(
         self, query: str, k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
-        """See ``similarity_search_with_score``."""
-        return (await self.asimilarity_search_many([query], k, filter, **kwargs))[0]
+        """Return the best documents with their scores: higher is better; the scale depends on mode and fusion."""
+        search = self.similarity_search_many, self.asimilarity_search_many
+        return (await call(*search, [query], k, filter, **kwargs))[0]
 
-    def similarity_search_many(
+    asimilarity_search_with_score = heard(awaiting(similarity_search_with_score))
+
+    @blocking
+    async def similarity_search_many(
         self, queries: Sequence[str], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Scored]:
         """Search for several queries with one forward pass; see ``similarity_search_with_score``."""
-        return block(self._search_many(queries, k, filter, kwargs))
-
-    @twin_of("similarity_search_many")
-    async def asimilarity_search_many(
-        self, queries: Sequence[str], k: int = 4, filter: FilterForm = None, **kwargs: Any
-    ) -> list[Scored]:
-        """See ``similarity_search_many``."""
-        return await wait(self._search_many(queries, k, filter, kwargs))
-
-    async def _search_many(
-        self, queries: Sequence[str], k: int, filter: FilterForm, given: Mapping[str, Any]
-    ) -> list[Scored]:
         search = self.index.search_many, self.index.asearch_many
-        return [_scored(found, given) for found in await call(*search, queries, **self._arguments(k, filter, given))]
+        found = await call(*search, queries, **self._arguments(k, filter, kwargs))
+        return [_scored(each, kwargs) for each in found]
 
-    def similarity_search_by_vector(
+    asimilarity_search_many = heard(awaiting(similarity_search_many))
+
+    @blocking
+    async def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> list[Document]:
         """Return the documents nearest to a dense vector."""
-        return _documents(self.similarity_search_with_score_by_vector(embedding, k, filter, **kwargs))
+        search = self.similarity_search_with_score_by_vector, self.asimilarity_search_with_score_by_vector
+        return _documents(await call(*search, embedding, k, filter, **kwargs))
 
-    @twin_of("similarity_search_by_vector")
-    async def asimilarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
-    ) -> list[Document]:
-        """See ``similarity_search_by_vector``."""
-        return _documents(await self.asimilarity_search_with_score_by_vector(embedding, k, filter, **kwargs))
+    asimilarity_search_by_vector = heard(awaiting(similarity_search_by_vector))
 
-    def similarity_search_with_score_by_vector(
+    @blocking
+    async def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
     ) -> Scored:
         """Return the documents nearest to a dense vector, with their cosines."""
-        return block(self._search_vector(embedding, k, filter, kwargs))
-
-    @twin_of("similarity_search_with_score_by_vector")
-    async def asimilarity_search_with_score_by_vector(
-        self, embedding: list[float], k: int = 4, filter: FilterForm = None, **kwargs: Any
-    ) -> Scored:
-        """See ``similarity_search_with_score_by_vector``."""
-        return await wait(self._search_vector(embedding, k, filter, kwargs))
-
-    async def _search_vector(
-        self, embedding: list[float], k: int, filter: FilterForm, given: Mapping[str, Any]
-    ) -> Scored:
-        arguments = search_arguments(k, filter, given, {}, vectors=True)
+        arguments = search_arguments(k, filter, kwargs, {}, vectors=True)
         search = self.index.search_vectors, self.index.asearch_vectors
-        return _scored((await call(*search, _row(embedding), **arguments))[0], given)
+        return _scored((await call(*search, _row(embedding), **arguments))[0], kwargs)
 
-    def max_marginal_relevance_search(
+    asimilarity_search_with_score_by_vector = heard(awaiting(similarity_search_with_score_by_vector))
+
+    @blocking
+    async def max_marginal_relevance_search(
         self,
         query: str,
         k: int = 4,
@@ -139,27 +118,16 @@ class SearchableStore(VectorStore):
             kwargs: see the class.
         """
         if overridden(self, SearchableStore, *_DIVERSE_BY_VECTOR):
-            row = self.embeddings.embed_query(query)
-            return self.max_marginal_relevance_search_by_vector(row, k, fetch_k, lambda_mult, filter=filter, **kwargs)
-        return self.similarity_search(query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
+            row = await call(self.embeddings.embed_query, self.embeddings.aembed_query, query)
+            by_vector = self.max_marginal_relevance_search_by_vector, self.amax_marginal_relevance_search_by_vector
+            return await call(*by_vector, row, k, fetch_k, lambda_mult, filter=filter, **kwargs)
+        search, asearch = self.similarity_search, self.asimilarity_search
+        return await call(search, asearch, query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
 
-    @twin_of("max_marginal_relevance_search")
-    async def amax_marginal_relevance_search(
-        self,
-        query: str,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: FilterForm = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """See ``max_marginal_relevance_search``."""
-        if overridden(self, SearchableStore, *_DIVERSE_BY_VECTOR):
-            row, found = await self.embeddings.aembed_query(query), self.amax_marginal_relevance_search_by_vector
-            return await found(row, k, fetch_k, lambda_mult, filter=filter, **kwargs)
-        return await self.asimilarity_search(query, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
+    amax_marginal_relevance_search = heard(awaiting(max_marginal_relevance_search))
 
-    def max_marginal_relevance_search_by_vector(
+    @blocking
+    async def max_marginal_relevance_search_by_vector(
         self,
         embedding: list[float],
         k: int = 4,
@@ -169,24 +137,16 @@ class SearchableStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """See ``max_marginal_relevance_search``."""
-        found = self.max_marginal_relevance_search_with_score_by_vector
-        return _documents(found(embedding, k, fetch_k, lambda_mult, filter, **kwargs))
+        search = (
+            self.max_marginal_relevance_search_with_score_by_vector,
+            self.amax_marginal_relevance_search_with_score_by_vector,
+        )
+        return _documents(await call(*search, embedding, k, fetch_k, lambda_mult, filter, **kwargs))
 
-    @twin_of("max_marginal_relevance_search_by_vector")
-    async def amax_marginal_relevance_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: FilterForm = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """See ``max_marginal_relevance_search``."""
-        found = self.amax_marginal_relevance_search_with_score_by_vector
-        return _documents(await found(embedding, k, fetch_k, lambda_mult, filter, **kwargs))
+    amax_marginal_relevance_search_by_vector = heard(awaiting(max_marginal_relevance_search_by_vector))
 
-    def max_marginal_relevance_search_with_score_by_vector(
+    @blocking
+    async def max_marginal_relevance_search_with_score_by_vector(
         self,
         embedding: list[float],
         k: int = 4,
@@ -196,24 +156,12 @@ class SearchableStore(VectorStore):
         **kwargs: Any,
     ) -> Scored:
         """See ``max_marginal_relevance_search``; with the documents' cosines."""
-        deep = max(k, fetch_k)
-        search = self.similarity_search_with_score_by_vector
-        return search(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
+        search = self.similarity_search_with_score_by_vector, self.asimilarity_search_with_score_by_vector
+        return await call(*search, embedding, k, filter, fetch_k=max(k, fetch_k), mmr=lambda_mult, **kwargs)
 
-    @twin_of("max_marginal_relevance_search_with_score_by_vector")
-    async def amax_marginal_relevance_search_with_score_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: FilterForm = None,
-        **kwargs: Any,
-    ) -> Scored:
-        """See ``max_marginal_relevance_search_with_score_by_vector``."""
-        deep = max(k, fetch_k)
-        search = self.asimilarity_search_with_score_by_vector
-        return await search(embedding, k, filter, fetch_k=deep, mmr=lambda_mult, **kwargs)
+    amax_marginal_relevance_search_with_score_by_vector = heard(
+        awaiting(max_marginal_relevance_search_with_score_by_vector)
+    )
 
     def check_arguments(self, k: int = 4, filter: FilterForm = None, **kwargs: Any) -> SearchOptions:
         """Return the meaning of these search arguments.
@@ -232,25 +180,23 @@ class SearchableStore(VectorStore):
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return _clipped
 
-    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
-        return block(self._relevant([query], k, kwargs))[0]
+    @blocking
+    async def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
+        return (await self._relevant([query], k, kwargs))[0]
 
-    @twin_of("_similarity_search_with_relevance_scores")
-    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
-        return (await wait(self._relevant([query], k, kwargs)))[0]
+    _asimilarity_search_with_relevance_scores = heard(awaiting(_similarity_search_with_relevance_scores))
 
     @twin_of("similarity_search_with_relevance_scores")
     async def asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
         """See ``similarity_search_with_relevance_scores``."""
         return await super().asimilarity_search_with_relevance_scores(query, k, **kwargs)
 
-    def relevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
+    @blocking
+    async def relevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
         """Search for several queries; keep results with at least this relevance, from 0 to 1."""
-        return _at_least(threshold, block(self._relevant(queries, k, kwargs)))
+        return _at_least(threshold, await self._relevant(queries, k, kwargs))
 
-    async def arelevant_many(self, queries: Sequence[str], threshold: float, k: int = 4, **kwargs: Any) -> list[Scored]:
-        """See ``relevant_many``."""
-        return _at_least(threshold, await wait(self._relevant(queries, k, kwargs)))
+    arelevant_many = awaiting(relevant_many)
 
     async def _relevant(self, queries: Sequence[str], k: int, given: Mapping[str, Any]) -> list[Scored]:
         """Return documents with their cosines as relevance, in the order of the search."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from langchain_twinvec.base import TwinVecSparseModel
 from twinvec import SparseBatch
-from twinvec.flows import block, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking
+from twinvec.overriding import heard
 
 if TYPE_CHECKING:
     from langchain_qdrant.sparse_embeddings import SparseEmbeddings, SparseVector
@@ -33,23 +33,19 @@ class TwinVecSparseEmbeddings(TwinVecSparseModel, SparseEmbeddings):
     ``sparse_vector_params={"modifier": models.Modifier.IDF}``.
     """
 
-    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
+    @blocking
+    async def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Return one sparse vector per document."""
-        return block(self._documents(texts, _vectors))
+        return await self._documents(texts, _vectors)
 
-    def embed_query(self, text: str) -> SparseVector:
+    aembed_documents = heard(awaiting(embed_documents))
+
+    @blocking
+    async def embed_query(self, text: str) -> SparseVector:
         """Return the sparse vector of a query."""
-        return block(self._query(text, _vectors))
+        return await self._query(text, _vectors)
 
-    @twin_of("embed_documents")
-    async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """See ``embed_documents``."""
-        return await wait(self._documents(texts, _vectors))
-
-    @twin_of("embed_query")
-    async def aembed_query(self, text: str) -> SparseVector:
-        """See ``embed_query``."""
-        return await wait(self._query(text, _vectors))
+    aembed_query = heard(awaiting(embed_query))
 
 
 def _vectors(batch: SparseBatch) -> list[SparseVector]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from langchain_core.document_loaders import BaseLoader
@@ -21,9 +20,10 @@ from langchain_twinvec.managing import ManagedStore, refuse
 from langchain_twinvec.peers import CONSTRUCTOR, refuse_names_of_peers
 from langchain_twinvec.retrievers import HybridRetriever
 from langchain_twinvec.searching import need_both_halves
+from twinvec.closing import AsyncClosing
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import changed_alone, overridden, twin_of
+from twinvec.flows import awaiting, block, blocking, call, wait
+from twinvec.overriding import changed_alone, heard, overridden, twin_of
 from twinvec.workers import in_thread
 from twinvec_stores import (
     Fusion,
@@ -43,7 +43,7 @@ from twinvec_stores.search.fusion import Method
 from twinvec_stores.search.options import Mode
 
 
-class TwinVecVectorStore(ManagedStore):
+class TwinVecVectorStore(ManagedStore, AsyncClosing):
     """Documents with dense and sparse vectors, searched by both halves or by one.
 
     Each text costs one forward pass for both halves. Adding a document with an existing id replaces it. The async
@@ -276,7 +276,8 @@ class TwinVecVectorStore(ManagedStore):
             added += await call(self.index.add, self.index.aadd, **batch, show_progress=progress)
         return added
 
-    def ingest(self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any) -> IngestReport:
+    @blocking
+    async def ingest(self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any) -> IngestReport:
         """Bring the store up to date with a source; documents it already has unchanged are not embedded again.
 
         Memory stays bounded however large the source is, and the same call resumes an interrupted run. A document is
@@ -290,19 +291,13 @@ class TwinVecVectorStore(ManagedStore):
         Returns:
             Counts and failures.
         """
-        return ingest(_read(source), self.index.embedder, self.index.store, **self._ingesting(options))
-
-    @twin_of("ingest")
-    async def aingest(
-        self, source: BaseLoader | str | os.PathLike[str] | Iterable[Any], **options: Any
-    ) -> IngestReport:
-        """See ``ingest``; cancelling the task stops the run, which can be resumed."""
-        return await aingest(_read(source), self.index.embedder, self.index.store, **self._ingesting(options))
-
-    def _ingesting(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if overridden(self, TwinVecVectorStore, "add_texts", "aadd_texts", "add_documents", "aadd_documents"):
             raise ConfigurationError("ingest would bypass this store's own add_texts: pass documents to that")
-        return {"show_progress": getattr(self._embeddings, "show_progress", False), **options}
+        documents = source.lazy_load() if isinstance(source, BaseLoader) else source
+        options = {"show_progress": getattr(self._embeddings, "show_progress", False), **options}
+        return await call(ingest, aingest, documents, self.index.embedder, self.index.store, **options)
+
+    aingest = heard(awaiting(ingest))
 
     def as_retriever(self, **kwargs: Any) -> HybridRetriever:
         """Return a retriever; ``kwargs`` are its fields: ``k``, ``fusion``, ``filter`` ..., or LangChain's
@@ -318,22 +313,6 @@ class TwinVecVectorStore(ManagedStore):
     async def aclose(self) -> None:
         """See ``close``."""
         await self.index.store.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __copy__(self) -> Self:
         made = type(self).__new__(type(self))
@@ -368,7 +347,3 @@ def _open(
 def _only(store: TwinVecVectorStore, name: str, other: str) -> bool:
     """Return whether a subclass overrides one of two equivalent methods, but not the other."""
     return overridden(store, TwinVecVectorStore, name) and not overridden(store, TwinVecVectorStore, other)
-
-
-def _read(source: Any) -> Any:
-    return source.lazy_load() if isinstance(source, BaseLoader) else source
