@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Callable
@@ -26,8 +25,8 @@ from llama_index_twinvec.model import TwinVecModel, meet
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.waiting import WaitingRows
 from twinvec import EmbeddingBatch, Role, Task
-from twinvec.flows import block, call, wait
-from twinvec.overriding import overridden, twin_of
+from twinvec.flows import awaiting, blocking, call, together
+from twinvec.overriding import heard
 
 if TYPE_CHECKING:
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
@@ -125,32 +124,28 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         with as_query():
             return await super().aget_query_embedding(query)
 
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return _rows(self.embedder.embed_queries([query], task=self.task, sparse=False))[0]
-
-    @twin_of("_get_query_embedding")
-    async def _aget_query_embedding(self, query: str) -> Embedding:
+    @blocking
+    async def _get_query_embedding(self, query: str) -> Embedding:
         await meet()
-        return _rows(await self.embedder.aembed_queries([query], task=self.task, sparse=False))[0]
+        methods = self.embedder.embed_queries, self.embedder.aembed_queries
+        return _rows(await call(*methods, [query], task=self.task, sparse=False))[0]
 
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return block(self._embed([text]))[0]
+    _aget_query_embedding = heard(awaiting(_get_query_embedding))
 
-    @twin_of("_get_text_embedding")
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await wait(self._embed([text])))[0]
+    @blocking
+    async def _get_text_embedding(self, text: str) -> Embedding:
+        return (await self._embed([text]))[0]
 
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        if self._only_singles("_get_text_embedding"):
-            return [self._get_text_embedding(text) for text in texts]
-        return block(self._embed(texts))
+    _aget_text_embedding = heard(awaiting(_get_text_embedding))
 
-    @twin_of("_get_text_embeddings")
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        if self._only_singles("_get_text_embedding", "_aget_text_embedding"):
-            return list(await asyncio.gather(*(self._aget_text_embedding(text) for text in texts)))
+    @blocking
+    async def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        if self._only_singles():
+            return await together([call(self._get_text_embedding, self._aget_text_embedding, text) for text in texts])
         await meet()
-        return await wait(self._embed(texts))
+        return await self._embed(texts)
+
+    _aget_text_embeddings = heard(awaiting(_get_text_embeddings))
 
     async def _embed(self, texts: list[str]) -> list[Embedding]:
         """Embed documents, with their sparse rows if a store waits for them."""
@@ -160,11 +155,6 @@ class TwinVecEmbedding(TwinVecModel, BaseEmbedding):
         if self._waiting is not None and batch.sparse is not None:
             self._waiting.put(texts, batch.sparse)
         return _rows(batch)
-
-    def _only_singles(self, *names: str) -> bool:
-        """Return whether a subclass overrides only the embedding of single texts."""
-        batches = "_get_text_embeddings", "_aget_text_embeddings"
-        return overridden(self, TwinVecEmbedding, *names) and not overridden(self, TwinVecEmbedding, *batches)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "embeddings_cache" and isinstance(value, BaseKVStore):

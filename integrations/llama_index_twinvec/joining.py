@@ -8,7 +8,7 @@ from llama_index_twinvec.embeddings import TwinVecEmbedding
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from twinvec import BaseEmbedder, Task
 from twinvec.errors import ConfigurationError
-from twinvec.joined import DenseSource, JoinedEmbedder
+from twinvec.joined import DenseSource, JoinedEmbedder, half_of
 from twinvec.overriding import overridden
 
 _METHODS = [
@@ -68,19 +68,6 @@ def embedder_of(embedding: BaseEmbedding, sparse: TwinVecSparseEmbedding | str |
         return JoinedEmbedder(LlamaIndexSource(embedding), half, task=embedding.task)
     if sparse is not None and not isinstance(sparse, str | TwinVecSparseEmbedding):
         raise ConfigurationError(f'sparse must be "bm25" or a TwinVecSparseEmbedding, not {type(sparse).__name__}')
-    other = _half(sparse) if isinstance(sparse, TwinVecSparseEmbedding) else sparse
-    return JoinedEmbedder(LlamaIndexSource(embedding), other)
-
-
-def _half(sparse: TwinVecSparseEmbedding) -> BaseEmbedder:
-    """Return the embedder of a sparse half, which a store calls itself.
-
-    Raises:
-        ConfigurationError: it is a subclass whose methods would not be heard.
-    """
-    if overridden(sparse, TwinVecSparseEmbedding, *_METHODS):
-        raise ConfigurationError(
-            f"sparse=: {type(sparse).__name__} overrides how texts are embedded, which a store would not hear: it "
-            "takes keys and weights from the Embedder itself"
-        )
-    return sparse.embedder
+    if isinstance(sparse, TwinVecSparseEmbedding):
+        return JoinedEmbedder(LlamaIndexSource(embedding), half_of(sparse, TwinVecSparseEmbedding, _METHODS))
+    return JoinedEmbedder(LlamaIndexSource(embedding), sparse)

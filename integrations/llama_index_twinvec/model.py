@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 from dataclasses import asdict, fields
@@ -15,7 +16,9 @@ from typing_extensions import Self
 from twinvec import BaseEmbedder, Embedder, ModelSpec, RemoteEmbedder, Role, Task
 from twinvec.errors import CheckpointError, ConfigurationError
 from twinvec.fields import OptionFields, option
+from twinvec.flows import Call
 from twinvec.options import EmbedderOptions, spec_fields
+from twinvec.overriding import overridden
 
 _DOCUMENTS = (
     "dtype",
@@ -151,18 +154,6 @@ class TwinVecModel(OptionFields):
 
     __hash__ = None  # type: ignore[assignment]  # as all of LlamaIndex's
 
-    def with_task(self, task: Task | str) -> Self:
-        """Return a copy for another task, sharing the Embedder.
-
-        Raises:
-            PromptError: the model was not trained with instructions.
-        """
-        self.embedder.prompt_for(Role.QUERY, task)
-        return self.model_copy(update={"task": task})
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self.__copy__()
-
     def __reduce__(self) -> tuple[Any, ...]:
         calls = {name: getattr(self, name) for name in (*_CALLS, *self._own_fields())}
         return _rebuild, (type(self), {"embedder": self.embedder, "task": self.task, **calls})
@@ -170,8 +161,17 @@ class TwinVecModel(OptionFields):
     @classmethod
     def _own_fields(cls) -> list[str]:
         """Return the fields added by a subclass outside this package."""
-        ours = next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == __name__.partition(".")[0])
-        return [name for name in cls.model_fields if name not in ours.model_fields]  # type: ignore[attr-defined]
+        return [name for name in cls.model_fields if name not in cls._ours().model_fields]
+
+    @classmethod
+    def _ours(cls) -> type[TwinVecModel]:
+        """Return this class, or of a subclass outside this package the class of this package."""
+        return next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == __name__.partition(".")[0])
+
+    def _only_singles(self) -> bool:
+        """Return whether a subclass overrides only the embedding of single texts."""
+        singles = overridden(self, self._ours(), "_get_text_embedding", "_aget_text_embedding")
+        return singles and not overridden(self, self._ours(), "_get_text_embeddings", "_aget_text_embeddings")
 
     def __repr__(self) -> str:
         names = ("model_name", "dim", "dtype", "sparse", "task", "embed_batch_size")
@@ -180,9 +180,9 @@ class TwinVecModel(OptionFields):
     __str__ = __repr__
 
 
-async def meet() -> None:
-    """Let other current callers catch up, so that their texts share a forward pass."""
-    await asyncio.sleep(0)
+def meet() -> Call[None]:
+    """Return the call that lets other async callers catch up, so that their texts share a forward pass."""
+    return Call(lambda: None, functools.partial(asyncio.sleep, 0))
 
 
 def _opened(cls: type[TwinVecModel], given: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from llama_index_instrumentation import get_dispatcher
 
 from twinvec import BaseReranker, Reranker, Task
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard
 from twinvec.scoring import Activation, rank
 
 _DISPATCHER = get_dispatcher(__name__)
@@ -61,18 +61,10 @@ class TwinVecRerank(BaseNodePostprocessor):
         """Return the name under which LlamaIndex serialises it."""
         return cls.__name__
 
-    def _postprocess_nodes(
+    @blocking
+    async def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return block(self._rerank(nodes, query_bundle))
-
-    @twin_of("_postprocess_nodes")
-    async def _apostprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
-    ) -> list[NodeWithScore]:
-        return await wait(self._rerank(nodes, query_bundle))
-
-    async def _rerank(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None) -> list[NodeWithScore]:
         model = self.reranker
         with self._told(nodes, query_bundle) as (query, best):
             pairs = [(query, node.node.get_content(metadata_mode=MetadataMode.EMBED)) for node in nodes]
@@ -81,6 +73,8 @@ class TwinVecRerank(BaseNodePostprocessor):
             )
             best.extend(self._best(nodes, scores.tolist()))
         return best
+
+    _apostprocess_nodes = heard(awaiting(_postprocess_nodes))
 
     @contextmanager
     def _told(

@@ -25,8 +25,8 @@ from llama_index_twinvec.queries import read_query
 from llama_index_twinvec.vector_stores import TwinVecVectorStore
 from twinvec import Role, Task
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard
 from twinvec_stores import SearchOptions
 from twinvec_stores.search.options import Mode
 
@@ -199,23 +199,19 @@ class HybridRetriever(BaseRetriever):
             self._options["task"] = task
         super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return block(self._found(query_bundle))
-
-    @twin_of("_retrieve")
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+    @blocking
+    async def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         await meet()
-        return await wait(self._found(query_bundle))
-
-    async def _found(self, bundle: QueryBundle) -> list[NodeWithScore]:
         if self._query.node_ids == []:  # a store would take it to mean "any", as VectorStoreIndex does
             return []
-        row, strings = bundle.embedding, bundle.embedding_strs
+        row, strings = query_bundle.embedding, query_bundle.embedding_strs
         if row is None and strings and self._query.mode != VectorStoreQueryMode.SPARSE:
             embed = self._model.get_agg_embedding_from_queries, self._model.aget_agg_embedding_from_queries
             row = await call(*embed, strings)
-        query = replace(self._query, query_str=bundle.query_str, query_embedding=row)
+        query = replace(self._query, query_str=query_bundle.query_str, query_embedding=row)
         return _nodes(await call(self._store.query, self._store.aquery, query, **self._options))
+
+    _aretrieve = heard(awaiting(_retrieve))
 
 
 def _for_task(model: BaseEmbedding, task: Task | str | None) -> BaseEmbedding:

@@ -12,8 +12,8 @@ from llama_index_twinvec.model import TwinVecModel, meet
 from llama_index_twinvec.waiting import WaitingRows
 from twinvec import SparseBatch
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import overridden, twin_of
+from twinvec.flows import awaiting, blocking, call, together
+from twinvec.overriding import heard
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
@@ -90,50 +90,35 @@ class TwinVecSparseEmbedding(TwinVecModel, BaseSparseEmbedding):
 
         return MilvusFunction()
 
-    def _get_query_embedding(self, query: str) -> SparseEmbedding:
-        return self._queries([query])[0].to_dict()
+    @blocking
+    async def _get_query_embedding(self, query: str) -> SparseEmbedding:
+        return (await call(self._queries, self._aqueries, [query]))[0].to_dict()
 
-    @twin_of("_get_query_embedding")
-    async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
-        return (await self._aqueries([query]))[0].to_dict()
+    _aget_query_embedding = heard(awaiting(_get_query_embedding))
 
-    def _get_text_embedding(self, text: str) -> SparseEmbedding:
-        return self._waiting.documents([text]).to_dicts()[0]
+    @blocking
+    async def _get_text_embedding(self, text: str) -> SparseEmbedding:
+        return (await call(self._waiting.documents, self._waiting.adocuments, [text]))[0].to_dict()
 
-    @twin_of("_get_text_embedding")
-    async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
-        return (await self._waiting.adocuments([text])).to_dicts()[0]
+    _aget_text_embedding = heard(awaiting(_get_text_embedding))
 
-    def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        if self._only_singles("_get_text_embedding"):
-            return [self._get_text_embedding(text) for text in texts]
-        return self._waiting.documents(texts).to_dicts()
+    @blocking
+    async def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
+        if self._only_singles():
+            return await together([call(self._get_text_embedding, self._aget_text_embedding, text) for text in texts])
+        return (await call(self._waiting.documents, self._waiting.adocuments, texts)).to_dicts()
 
-    @twin_of("_get_text_embeddings")
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        if self._only_singles("_get_text_embedding", "_aget_text_embedding"):
-            return [await self._aget_text_embedding(text) for text in texts]
-        return (await self._waiting.adocuments(texts)).to_dicts()
+    _aget_text_embeddings = heard(awaiting(_get_text_embeddings))
 
-    def _queries(self, texts: list[str]) -> SparseBatch:
-        return block(self._query_rows(texts))
-
-    async def _aqueries(self, texts: list[str]) -> SparseBatch:
+    @blocking
+    async def _queries(self, texts: list[str]) -> SparseBatch:
         await meet()
-        return await wait(self._query_rows(texts))
-
-    async def _query_rows(self, texts: list[str]) -> SparseBatch:
         methods = self.embedder.embed_queries, self.embedder.aembed_queries
         rows = (await call(*methods, texts, task=self.task, dense=False)).sparse
         assert rows is not None
         return rows
 
-    def _only_singles(self, *names: str) -> bool:
-        """Return whether a subclass overrides only the embedding of single texts."""
-        batches = "_get_text_embeddings", "_aget_text_embeddings"
-        return overridden(self, TwinVecSparseEmbedding, *names) and not overridden(
-            self, TwinVecSparseEmbedding, *batches
-        )
+    _aqueries = awaiting(_queries)
 
 
 def _halves(rows: SparseBatch) -> tuple[list[list[int]], list[list[float]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -32,10 +31,10 @@ from llama_index_twinvec.saving import recipe, save
 from llama_index_twinvec.sparse import TwinVecSparseEmbedding
 from llama_index_twinvec.waiting import WaitingRows
 from llama_index_twinvec.writing import write_nodes
-from twinvec import BaseEmbedder
+from twinvec.closing import Closing
 from twinvec.errors import ConfigurationError
-from twinvec.flows import block, call, wait
-from twinvec.overriding import overridden, twin_of
+from twinvec.flows import awaiting, blocking, call
+from twinvec.overriding import heard, overridden
 from twinvec_stores import (
     And,
     Eq,
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
 _PAGE = 256
 
 
-class TwinVecVectorStore(BasePydanticVectorStore):
+class TwinVecVectorStore(BasePydanticVectorStore, Closing):
     """A hybrid store of nodes: LlamaIndex's vector store over a ``HybridStore``.
 
     Nodes come with the dense vector computed by the index; the sparse one comes from the same forward pass. Nodes are
@@ -181,7 +180,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         """Return how HYBRID merges both halves."""
         return self._fusion
 
-    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    @blocking
+    async def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Write nodes, replacing those with the same ids.
 
         Args:
@@ -195,30 +195,21 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             InvalidRecordError: a node cannot be stored, or has a vector of another model.
         """
         _refuse(kwargs)
-        return block(self._add(nodes))
-
-    @twin_of("add")
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """See ``add``."""
-        _refuse(kwargs)
-        return await wait(self._add(nodes))
-
-    async def _add(self, nodes: Sequence[BaseNode]) -> list[str]:
         await write_nodes(nodes, self._index, self.embedding, self._sparse_rows)
         return [node.node_id for node in nodes]
 
-    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+    async_add = heard(awaiting(add, "async_add"))
+
+    @blocking
+    async def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
         _refuse(delete_kwargs)
-        self.client.delete(filter=Eq(REF_DOC_ID, ref_doc_id))
+        await call(self.client.delete, self.client.adelete, filter=Eq(REF_DOC_ID, ref_doc_id))
 
-    @twin_of("delete")
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """See ``delete``."""
-        _refuse(delete_kwargs)
-        await self.client.adelete(filter=Eq(REF_DOC_ID, ref_doc_id))
+    adelete = heard(awaiting(delete))
 
-    def delete_nodes(
+    @blocking
+    async def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
         """Delete nodes by their ids, by filters, or those of the ids that also match.
@@ -227,26 +218,19 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: neither was given; ``clear`` deletes everything.
         """
         _refuse(delete_kwargs)
-        self.client.delete(filter=deletion(node_ids, filters))
+        await call(self.client.delete, self.client.adelete, filter=deletion(node_ids, filters))
 
-    @twin_of("delete_nodes")
-    async def adelete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
-    ) -> None:
-        """See ``delete_nodes``."""
-        _refuse(delete_kwargs)
-        await self.client.adelete(filter=deletion(node_ids, filters))
+    adelete_nodes = heard(awaiting(delete_nodes))
 
-    def clear(self) -> None:
+    @blocking
+    async def clear(self) -> None:
         """Delete everything."""
-        self.client.delete(filter=And())
+        await call(self.client.delete, self.client.adelete, filter=And())
 
-    @twin_of("clear")
-    async def aclear(self) -> None:
-        """See ``clear``."""
-        await self.client.adelete(filter=And())
+    aclear = heard(awaiting(clear))
 
-    def ingest(self, source: Any, **options: Any) -> IngestReport:
+    @blocking
+    async def ingest(self, source: Any, **options: Any) -> IngestReport:
         """Put documents into the store, skipping those it already has unchanged.
 
         Whatever an interrupted run has stored is kept, ``prune`` deletes documents that are no longer in the source,
@@ -264,18 +248,15 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: a subclass overrides ``add``, which this would bypass.
             IngestError, StoreError: see ``twinvec_stores.ingest``.
         """
-        return ingest(*self._ingested(source), document_field=REF_DOC_ID, **options)
-
-    async def aingest(self, source: Any, **options: Any) -> IngestReport:
-        """See ``ingest``."""
-        return await aingest(*self._ingested(source), document_field=REF_DOC_ID, **options)
-
-    def _ingested(self, source: Any) -> tuple[Any, BaseEmbedder, HybridStore]:
         if overridden(self, TwinVecVectorStore, "add", "async_add"):
             raise ConfigurationError(f"{type(self).__name__} overrides add, which ingest would bypass: use add")
-        return documents_of(source), self._index.embedder, self.client
+        embedder, documents = self._index.embedder, documents_of(source)
+        return await call(ingest, aingest, documents, embedder, self.client, document_field=REF_DOC_ID, **options)
 
-    def get_nodes(
+    aingest = awaiting(ingest)
+
+    @blocking
+    async def get_nodes(
         self,
         node_ids: list[str] | None = None,
         filters: MetadataFilters | None = None,
@@ -288,27 +269,14 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             filters: only matching nodes.
             limit: maximum number of nodes.
         """
-        return block(self._nodes(node_ids, filters, limit))
-
-    @twin_of("get_nodes")
-    async def aget_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        limit: int | None = None,
-    ) -> list[BaseNode]:
-        """See ``get_nodes``."""
-        return await wait(self._nodes(node_ids, filters, limit))
-
-    async def _nodes(
-        self, node_ids: list[str] | None, filters: MetadataFilters | None, limit: int | None
-    ) -> list[BaseNode]:
         if limit is not None:
             check_limit(limit)
         if node_ids is not None and filters is None:
             records = await call(self.client.get, self.client.aget, node_ids, with_vectors=True)
             return [to_node(record) for record in records[:limit]]
         return [to_node(record) for record in await self._listed(matching(node_ids, filters), limit, with_vectors=True)]
+
+    aget_nodes = heard(awaiting(get_nodes))
 
     async def _listed(self, filter: Filter, limit: int | None, *, with_vectors: bool) -> list[Record]:
         records, cursor, page = list[Record](), None, min(_PAGE, limit or _PAGE)
@@ -334,7 +302,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         made._index = self._index.scoped(scope_of(filters))
         return made
 
-    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+    @blocking
+    async def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Search.
 
         Args:
@@ -351,17 +320,9 @@ class TwinVecVectorStore(BasePydanticVectorStore):
             ConfigurationError: the store does not support a mode or argument.
             FilterError: a filter cannot be applied.
         """
-        return block(self._found(query, kwargs))
-
-    @twin_of("query")
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """See ``query``."""
         await meet()
-        return await wait(self._found(query, kwargs))
-
-    async def _found(self, query: VectorStoreQuery, given: dict[str, Any]) -> VectorStoreQueryResult:
-        task = given.pop("task", self._index.task)
-        search = read_query(query, self._fusion, **given)
+        task = kwargs.pop("task", self._index.task)
+        search = read_query(query, self._fusion, **kwargs)
         if is_filter_only(query):
             chosen = search.options["filter"]
             return ExplainedResult.unranked(await self._listed(chosen, search.options["k"], with_vectors=False))
@@ -375,6 +336,8 @@ class TwinVecVectorStore(BasePydanticVectorStore):
         afind = functools.partial(self._index.asearch_vectors, **options)
         [results] = await call(find, afind, *search.vectors(batch))
         return ExplainedResult.of(results, await nodes_of(self.client, results, search.options.get("expand", 0)))
+
+    aquery = heard(awaiting(query))
 
     def persist(self, persist_path: str = "", fs: Any = None) -> None:
         """Return once everything written so far would survive a power failure; the store keeps its own location.
@@ -436,14 +399,6 @@ class TwinVecVectorStore(BasePydanticVectorStore):
     def close(self) -> None:
         """Close the store; the model stays open."""
         self._index.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.embedding, *recipe(self.client), self._fusion)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from twinvec import BaseEmbedder, SparseBatch, SparseVector, Task
-from twinvec.flows import block, call, wait
+from twinvec.flows import awaiting, blocking, call
 
 _MAX_BYTES = 256 * 2**20
 _OVERHEAD = 400  # bytes of objects and dictionary slots per row
@@ -41,15 +41,9 @@ class WaitingRows:
         with self._lock:
             return text in self._rows
 
-    def documents(self, texts: Sequence[str]) -> SparseBatch:
+    @blocking
+    async def documents(self, texts: Sequence[str]) -> SparseBatch:
         """Return the sparse rows of documents, computing those that are not here."""
-        return block(self._rows_of(texts))
-
-    async def adocuments(self, texts: Sequence[str]) -> SparseBatch:
-        """See ``documents``."""
-        return await wait(self._rows_of(texts))
-
-    async def _rows_of(self, texts: Sequence[str]) -> SparseBatch:
         found = self._take(texts)
         if missing := [text for text in dict.fromkeys(texts) if text not in found]:
             methods = self._embedder.embed_documents, self._embedder.aembed_documents
@@ -57,6 +51,8 @@ class WaitingRows:
             assert rows is not None
             found.update(zip(missing, rows, strict=True))
         return SparseBatch.stack([found[text] for text in texts])
+
+    adocuments = awaiting(documents)
 
     def _take(self, texts: Sequence[str]) -> dict[str, SparseVector]:
         with self._lock:
