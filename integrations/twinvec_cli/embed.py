@@ -16,11 +16,9 @@ from twinvec_cli.console import note, warn
 from twinvec_cli.options import (
     Device,
     Dim,
-    Dtype,
     MaxLength,
     Model,
     OnOverflow,
-    Overflow,
     Precision,
     Revision,
     Sparse,
@@ -48,7 +46,7 @@ _PROMPT = "Put exactly this before each text instead of the model's prompt."
 
 def embed(
     model: Model,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=_TEXTS, show_default=False)] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=_TEXTS)] = None,
     input: Annotated[Path | None, typer.Option("--input", "-i", metavar="FILE", help=_INPUT)] = None,
     field: Annotated[str | None, typer.Option(metavar="NAME", help=_FIELD)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=_OUTPUT)] = None,
@@ -58,10 +56,10 @@ def embed(
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help=_PROMPT)] = None,
     dim: Dim = None,
     max_length: MaxLength = None,
-    on_overflow: OnOverflow = Overflow.TRUNCATE,
+    on_overflow: OnOverflow = "truncate",
     sparse: Sparse = "auto",
     device: Device = "auto",
-    dtype: Precision = Dtype.AUTO,
+    dtype: Precision = "auto",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -84,8 +82,8 @@ def embed(
 
     with (
         Embedder(
-            model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length, sparse=sparse,
-            task=task, on_overflow=on_overflow.value, trust_remote_code=trust_remote_code,
+            model, revision=revision, device=device, dtype=dtype, dim=dim, max_length=max_length, sparse=sparse,
+            task=task, on_overflow=on_overflow, trust_remote_code=trust_remote_code,
         ) as embedder,
         open_writer(output, with_text=with_text) as writer,
     ):  # fmt: skip

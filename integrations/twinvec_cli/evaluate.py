@@ -27,20 +27,14 @@ _SHOWN = 10  # questions with the largest losses
 
 
 def evaluate(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help=_STORES, show_default=False)],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help=_STORES)],
     queries: Queries,
     qrels: Qrels = None,
-    measure: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_MEASURE, show_default=False)] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="Also report by a field of the questions.", show_default=False)
-    ] = None,
+    measure: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_MEASURE)] = None,
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help="Also report by a field of the questions.")] = None,
     rerank: Rerank = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report with plots.", show_default=False)
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write TREC run files.", show_default=False)
-    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write TREC run files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     allow_missing: AllowMissing = False,
     task: TaskText = None,

@@ -8,39 +8,26 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from twinvec.errors import ConfigurationError, StoreNotFoundError, TruncationWarning
 from twinvec_cli.console import note
-from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Revision, Sparse, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Dim, Precision, Revision, Sparse, TrustRemoteCode
 
 if TYPE_CHECKING:
     from twinvec import Embedder
     from twinvec_stores import HybridStore
 
+OnError = Literal["skip", "stop"]
+Context = Literal["headings", "document", "late"]
 INCOMPLETE = 1  # the run completed, but some rows failed, or it did not prune
 
 
-class OnError(str, Enum):
-    """What to do with a row that cannot be used."""
-
-    SKIP = "skip"
-    STOP = "stop"
-
-
-class Context(str, Enum):
-    """What a chunk's vector knows of its document."""
-
-    HEADINGS = "headings"
-    DOCUMENT = "document"
-    LATE = "late"
-
-
 _SOURCE = "Files (.jsonl, .csv, .tsv, .parquet, .txt, .md, .rst, .html, .pdf; .gz), folders of them, or URLs of both."
+_STORE = "A folder, or the URL of a Qdrant or Milvus server or of a PostgreSQL database."
 _MODEL = "Folder or hub id; only needed for a new store."
 _FIELD = "Metadata field to index: --field year:integer (keyword, integer, float, bool, datetime, text). Repeatable."
 _PROMPTS = """Prompts of a new store, as JSON: '{"query": "query: ", "document": "passage: "}'."""
@@ -52,64 +39,42 @@ _CONTEXT = (
 _METADATA = "Fields to keep as metadata, separated by commas; others are dropped."
 _PRUNE = "Delete documents that are in the store but not in the source."
 _SHARE = "Prune nothing if more than this share of the documents would be deleted."
+_POOL = "For a new store: keep vectors of tokens for MaxSim, one for N neighbours (bge-m3)."
 _WATCH = "Keep running until Ctrl-C, and ingest again whenever a folder changes."
 
 
 def ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE, show_default=False)],
-    location: Annotated[
-        str,
-        typer.Option(
-            "--store",
-            "-s",
-            metavar="STORE",
-            help="A folder, or the URL of a Qdrant or Milvus server or of a PostgreSQL database.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL, show_default=False)
-    ] = None,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCE)],
+    location: Annotated[str, typer.Option("--store", "-s", metavar="STORE", help=_STORE)],
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)] = None,
     text_field: Annotated[str, typer.Option(metavar="NAME", help="Field that contains the text.")] = "text",
     id_field: Annotated[
         str, typer.Option(metavar="NAME", help="Field that contains the id; for id, _id is accepted, too.")
     ] = "id",
     delimiter: Annotated[
-        str | None,
-        typer.Option(metavar="CHAR", help="Separator of table cells. Default: detected.", show_default=False),
+        str | None, typer.Option(metavar="CHAR", help="Separator of table cells. Default: detected.")
     ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help=_CHUNK)] = None,
     overlap_tokens: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens shared by consecutive chunks.")] = 0,
-    chunk_context: Annotated[Context | None, typer.Option(metavar="HOW", help=_CONTEXT, show_default=False)] = None,
-    metadata_fields: Annotated[str | None, typer.Option(metavar="NAMES", help=_METADATA, show_default=False)] = None,
-    field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD, show_default=False)] = None,
+    chunk_context: Annotated[Context | None, typer.Option(metavar="HOW", help=_CONTEXT)] = None,
+    metadata_fields: Annotated[str | None, typer.Option(metavar="NAMES", help=_METADATA)] = None,
+    field: Annotated[list[str] | None, typer.Option(metavar="NAME:TYPE", help=_FIELD)] = None,
     prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
     prune_share: Annotated[float, typer.Option(metavar="SHARE", min=0, max=1, help=_SHARE)] = 0.5,
     watch: Annotated[bool, typer.Option("--watch", help=_WATCH)] = False,
-    on_error: Annotated[
-        OnError, typer.Option(metavar="HOW", help="What to do with a bad row: skip or stop.")
-    ] = OnError.SKIP,
+    on_error: Annotated[OnError, typer.Option(metavar="HOW", help="What to do with a bad row: skip or stop.")] = "skip",
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records per batch.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     sparse: Sparse = "auto",
-    prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS, show_default=False)] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="JSON", help=_PROMPTS)] = None,
     dim: Dim = None,
     quantization: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="int8, binary or first_dim=256, for a new store.", show_default=False),
+        str | None, typer.Option(metavar="NAME", help="int8, binary or first_dim=256, for a new store.")
     ] = None,
-    token_pool: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="For a new store: keep vectors of tokens for MaxSim, one for N neighbours (bge-m3).",
-            show_default=False,
-        ),
-    ] = None,
+    token_pool: Annotated[int | None, typer.Option(metavar="N", min=1, help=_POOL)] = None,
     collection: Collection = None,
     device: Device = "auto",
-    dtype: Precision = Dtype.AUTO,
+    dtype: Precision = "auto",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -133,7 +98,7 @@ def ingest(
 
     options = {
         "revision": revision,
-        "dtype": dtype.value,
+        "dtype": dtype,
         "dim": dim,
         "sparse": sparse,
         "prompts": _prompts(prompts),
@@ -152,11 +117,11 @@ def ingest(
                     delimiter={"\\t": "\t"}.get(delimiter or "", delimiter),
                     chunk_tokens=chunk_tokens,
                     overlap_tokens=overlap_tokens,
-                    chunk_context=chunk_context.value if chunk_context is not None else None,
+                    chunk_context=chunk_context,
                     metadata_fields=None if metadata_fields is None else _names(metadata_fields),
                     prune=prune,
                     prune_share=prune_share,
-                    on_error=on_error.value,
+                    on_error=on_error,
                     batch_size=batch_size,
                     show_progress=sys.stderr.isatty(),
                 )

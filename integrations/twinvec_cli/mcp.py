@@ -20,7 +20,7 @@ _RERANKER = "A reranker (folder or hub id), for searches that ask to be reranked
 
 def mcp(
     location: Store,
-    reranker: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANKER, show_default=False)] = None,
+    reranker: Annotated[str | None, typer.Option(metavar="MODEL", help=_RERANKER)] = None,
     collection: Collection = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from twinvec.options import OnOverflow as Overflow
 from twinvec.options import option_docs
 
-
-class Dtype(str, Enum):
-    """Precisions that a model can run in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Overflow(str, Enum):
-    """What to do with a text that exceeds the model's limit."""
-
-    TRUNCATE = "truncate"
-    ERROR = "error"
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def meaning(name: str) -> str:
@@ -41,7 +27,7 @@ def _or_none(value: str) -> str | None:
     return None if value.lower() == "none" else value
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=meaning("model"), show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=meaning("model"))]
 Revision = Annotated[str | None, _option("revision", "REF")]
 Device = Annotated[str, _option("device", "NAME")]
 Precision = Annotated[Dtype, _option("dtype", "NAME")]
@@ -55,23 +41,13 @@ TrustRemoteCode = Annotated[bool, _option("trust_remote_code", None, "--trust-re
 Store = Annotated[
     str,
     typer.Argument(
-        metavar="STORE",
-        help="A folder, or the URL of a Qdrant (http...) or Milvus server or of a PostgreSQL database.",
-        show_default=False,
+        metavar="STORE", help="A folder, or the URL of a Qdrant (http...) or Milvus server or of a PostgreSQL database."
     ),
 ]
-Collection = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.", show_default=False),
-]
+Collection = Annotated[str | None, typer.Option(metavar="NAME", help="Collection on the server. Default: twinvec.")]
 
 Rerank = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="A reranker (folder or hub id) that reorders the first results.",
-        show_default=False,
-    ),
+    str | None, typer.Option(metavar="MODEL", help="A reranker (folder or hub id) that reorders the first results.")
 ]
 
 # options of `twinvec eval` and `twinvec tune`
@@ -83,13 +59,9 @@ Queries = Annotated[
         metavar="PATH",
         help="Questions: a BEIR folder, .jsonl, .csv, .tsv, or .json (LlamaIndex EmbeddingQAFinetuneDataset, LangSmith "
         "examples).",
-        show_default=False,
     ),
 ]
-Qrels = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Judgements for a .jsonl: TREC qrels or BEIR's .tsv.", show_default=False),
-]
+Qrels = Annotated[Path | None, typer.Option(metavar="FILE", help="Judgements for a .jsonl: TREC qrels or BEIR's .tsv.")]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Count judged documents that are missing from a store as not found.")
 ]

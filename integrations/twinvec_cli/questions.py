@@ -26,7 +26,7 @@ def questions(
     location: Store,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The csv to write.")] = Path("questions.csv"),
     n: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Maximum number.")] = 100,
-    llm: Annotated[str | None, typer.Option(metavar="MODEL", help=_LLM, show_default=False)] = None,
+    llm: Annotated[str | None, typer.Option(metavar="MODEL", help=_LLM)] = None,
     max_overlap: Annotated[float, typer.Option(min=0, max=1, metavar="X", help=_OVERLAP)] = 0.8,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of documents.")] = 0,
     collection: Collection = None,

@@ -14,7 +14,7 @@ import typer
 from twinvec.errors import ConfigurationError, StoreLockedError
 from twinvec_cli.console import note, progress_line, warn
 from twinvec_cli.evaluate import default_way, side_by_side
-from twinvec_cli.options import Collection, Device, Dim, Dtype, Precision, Qrels, Revision, Sparse, TrustRemoteCode
+from twinvec_cli.options import Collection, Device, Dim, Precision, Qrels, Revision, Sparse, TrustRemoteCode
 
 if TYPE_CHECKING:
     from twinvec import Embedder
@@ -25,22 +25,19 @@ _QUERIES = "Judged questions, as for twinvec eval: switch only if the new model 
 
 
 def reembed(
-    location: Annotated[str, typer.Argument(metavar="STORE", help="A folder, or a server's URL.", show_default=False)],
+    location: Annotated[str, typer.Argument(metavar="STORE", help="A folder, or a server's URL.")],
     model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="NEW", help="Folder or hub id of the new model.", show_default=False),
+        str | None, typer.Option("--model", "-m", metavar="NEW", help="Folder or hub id of the new model.")
     ] = None,
     collection: Collection = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the model before the last switch.")] = False,
     switch: Annotated[bool, typer.Option("--switch/--no-switch", help="Serve the new vectors at the end.")] = True,
-    queries: Annotated[
-        Path | None, typer.Option("--queries", "-q", metavar="PATH", help=_QUERIES, show_default=False)
-    ] = None,
+    queries: Annotated[Path | None, typer.Option("--queries", "-q", metavar="PATH", help=_QUERIES)] = None,
     qrels: Qrels = None,
     sparse: Sparse = "auto",
     dim: Dim = None,
     device: Device = "auto",
-    dtype: Precision = Dtype.AUTO,
+    dtype: Precision = "auto",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -82,7 +79,7 @@ def reembed(
             embedder = Embedder(
                 model,
                 device=device,
-                dtype=dtype.value,
+                dtype=dtype,
                 revision=revision,
                 dim=dim,
                 sparse=sparse,

@@ -9,15 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from twinvec_cli.console import note
-from twinvec_cli.options import Device, Dtype, MaxLength, Model, Precision, Revision, TaskText, TrustRemoteCode
+from twinvec_cli.options import Device, MaxLength, Model, Precision, Revision, TaskText, TrustRemoteCode
 from twinvec_cli.reading import TextSource
 
 
 def rerank(
     model: Model,
-    query: Annotated[
-        str, typer.Argument(metavar="QUERY", help="The query that the texts should answer.", show_default=False)
-    ],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="The query that the texts should answer.")],
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, or - to read one per line from stdin.")
     ] = None,
@@ -34,7 +32,7 @@ def rerank(
     task: TaskText = None,
     revision: Revision = None,
     device: Device = "auto",
-    dtype: Precision = Dtype.AUTO,
+    dtype: Precision = "auto",
     max_length: MaxLength = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -50,7 +48,7 @@ def rerank(
         "task": task,
         "revision": revision,
         "device": device,
-        "dtype": dtype.value,
+        "dtype": dtype,
         "max_length": max_length,
     }
     with Reranker(model, trust_remote_code=trust_remote_code, **options) as reranker:

@@ -6,8 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,23 +21,8 @@ if TYPE_CHECKING:
     from twinvec_stores import Result
 
 
-class Mode(str, Enum):
-    """Which halves to search."""
-
-    HYBRID = "hybrid"
-    DENSE = "dense"
-    SPARSE = "sparse"
-
-
-class FusionMethod(str, Enum):
-    """How to merge both rankings."""
-
-    RELATIVE = "relative"
-    RRF = "rrf"
-    WEIGHTED = "weighted"
-    DBSF = "dbsf"
-
-
+Mode = Literal["hybrid", "dense", "sparse"]
+FusionMethod = Literal["relative", "rrf", "weighted", "dbsf"]
 _QUERY = "The query; a single - reads one query per line from stdin."
 _FILTER = """Only records that match: 'day>=2025-01-01', or JSON: '{"year": {"$gte": 2020}, "lang": "ru"}'."""
 _COMPARISON = re.compile(r"\s*((?:\"[^\"]*\"|[^\s{}<>=!\"])+)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*")
@@ -48,7 +32,7 @@ _MMR = "Diversify results: weight of relevance, from 0 to 1 (0.5 is common)."
 
 def search(
     location: Store,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help=_QUERY, show_default=False)],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help=_QUERY)],
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Results per query.")] = 5,
     mode: Annotated[
         Mode | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse. Default: everything the store has.")
@@ -58,7 +42,7 @@ def search(
     ] = None,
     dense_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the dense half.")] = None,
     sparse_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of the sparse half.")] = None,
-    filter: Annotated[str | None, typer.Option(metavar="JSON", help=_FILTER, show_default=False)] = None,
+    filter: Annotated[str | None, typer.Option(metavar="JSON", help=_FILTER)] = None,
     threshold: Annotated[float | None, typer.Option(metavar="X", help="Minimum score.")] = None,
     min_dense: Annotated[float | None, typer.Option(metavar="X", help="Minimum cosine of a record.")] = None,
     min_sparse: Annotated[float | None, typer.Option(metavar="X", help="Minimum sparse score of a record.")] = None,
@@ -101,7 +85,7 @@ def search(
 
     given: dict[str, Any] = {
         "k": k,
-        "mode": mode.value if mode is not None else None,
+        "mode": mode,
         "filter": _filter(filter),
         "score_threshold": threshold,
         "min_dense": min_dense,
@@ -136,7 +120,7 @@ def _fusion(method: FusionMethod | None, dense_weight: float | None, sparse_weig
     from twinvec_stores import Fusion
 
     given = {
-        "method": method.value if method is not None else None,
+        "method": method,
         "dense_weight": dense_weight,
         "sparse_weight": sparse_weight,
     }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,10 +16,8 @@ from twinvec_cli.options import (
     Collection,
     Device,
     Dim,
-    Dtype,
     MaxLength,
     OnOverflow,
-    Overflow,
     Precision,
     Revision,
     Sparse,
@@ -48,13 +45,6 @@ _ORIGINS = "Origin of web pages allowed to call the API (CORS); repeatable; * fo
 _FORMAT = "text or json."
 
 
-class LogFormat(str, Enum):
-    """Log formats."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 def _limit(name: str, help: str) -> Any:
     """Return the option for a field of ``twinvec.server.Limits``."""
     kind: dict[str, Any] = {"metavar": "N", "min": 1} if name.startswith("max_") else {"metavar": "SECONDS", "min": 0.0}
@@ -62,28 +52,28 @@ def _limit(name: str, help: str) -> Any:
 
 
 def serve(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help=_MODEL, show_default=False)] = None,
-    store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE, show_default=False)] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help=_MODEL)] = None,
+    store: Annotated[str | None, typer.Option(metavar="STORE", help=_STORE)] = None,
     collection: Collection = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Also let agents search it: MCP over HTTP at /mcp.")] = False,
-    served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME, show_default=False)] = None,
-    reranker: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=_RERANKERS, show_default=False)] = None,
+    served_model_name: Annotated[list[str] | None, typer.Option(metavar="NAME", help=_NAME)] = None,
+    reranker: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=_RERANKERS)] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help=_PORT)] = 8000,
-    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEY, show_default=False)] = None,
-    allowed_host: Annotated[list[str] | None, typer.Option(metavar="HOST", help=_HOSTS, show_default=False)] = None,
-    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=_ORIGINS, show_default=False)] = None,
+    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help=_KEY)] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(metavar="HOST", help=_HOSTS)] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=_ORIGINS)] = None,
     device: Device = "auto",
-    dtype: Precision = Dtype.AUTO,
+    dtype: Precision = "auto",
     dim: Dim = None,
     max_length: MaxLength = None,
-    on_overflow: OnOverflow = Overflow.TRUNCATE,
+    on_overflow: OnOverflow = "truncate",
     sparse: Sparse = "auto",
     task: TaskText = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request, never its texts.")] = False,
-    log_format: Annotated[LogFormat, typer.Option(metavar="FORMAT", help=_FORMAT)] = LogFormat.TEXT,
+    log_format: Annotated[Literal["text", "json"], typer.Option(metavar="FORMAT", help=_FORMAT)] = "text",
     max_requests: Annotated[int, _limit("max_requests", "Concurrent requests; more get status 429.")] = 512,
     max_texts: Annotated[int, _limit("max_texts", "Texts per request.")] = 2048,
     max_body_bytes: Annotated[int, _limit("max_body_bytes", "Bytes of a request body.")] = 2_000_000,
@@ -137,7 +127,7 @@ def serve(
         raise ConfigurationError(f"a model and a reranker are called {min(twice)!r}: pass --served-model-name")
     with contextlib.ExitStack() as opened:
         reserved = opened.enter_context(reserve(host, port))
-        configure_logging(log_format.value, access_log=access_log)
+        configure_logging(log_format, access_log=access_log)
         embedders = {}
         for name, model in names.items():
             note(f"Loading {model} ...")
@@ -145,9 +135,9 @@ def serve(
 
             embedders[name] = opened.enter_context(
                 Embedder(
-                    model, revision=revision, device=device, dtype=dtype.value, dim=dim, max_length=max_length,
+                    model, revision=revision, device=device, dtype=dtype, dim=dim, max_length=max_length,
                     sparse=sparse, task=task,
-                    on_overflow=on_overflow.value, on_overload="error", trust_remote_code=trust_remote_code,
+                    on_overflow=on_overflow, on_overload="error", trust_remote_code=trust_remote_code,
                 )
             )  # fmt: skip
         rerankers = {}
@@ -156,7 +146,7 @@ def serve(
             from twinvec import Reranker
 
             rerankers[name] = opened.enter_context(
-                Reranker(model, device=device, dtype=dtype.value, on_overflow=on_overflow.value, on_overload="error",
+                Reranker(model, device=device, dtype=dtype, on_overflow=on_overflow, on_overload="error",
                     trust_remote_code=trust_remote_code)
             )  # fmt: skip
         extension = _reranks(rerankers)

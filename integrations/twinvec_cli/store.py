@@ -87,9 +87,7 @@ def reset_search(location: Store, collection: Collection = None) -> None:
 def verify(
     location: Store,
     collection: Collection = None,
-    sample: Annotated[
-        int | None, typer.Option(metavar="N", help="Read only N random records.", show_default=False)
-    ] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", help="Read only N random records.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look for damage: records against their checksums, and the indexes against the records.
@@ -119,14 +117,10 @@ def verify(
 
 @store.command()
 def copy(
-    source: Annotated[str, typer.Argument(metavar="FROM", help=_STORE, show_default=False)],
-    target: Annotated[str, typer.Argument(metavar="TO", help=_TARGET, show_default=False)],
-    collection: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Collection of FROM on its server.", show_default=False)
-    ] = None,
-    to_collection: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Collection of TO on its server.", show_default=False)
-    ] = None,
+    source: Annotated[str, typer.Argument(metavar="FROM", help=_STORE)],
+    target: Annotated[str, typer.Argument(metavar="TO", help=_TARGET)],
+    collection: Annotated[str | None, typer.Option(metavar="NAME", help="Collection of FROM on its server.")] = None,
+    to_collection: Annotated[str | None, typer.Option(metavar="NAME", help="Collection of TO on its server.")] = None,
     quantization: Annotated[
         str | None, typer.Option(metavar="NAME", help="int8, binary or none, for a new TO. Default: as FROM.")
     ] = None,
@@ -176,7 +170,7 @@ def copy(
 @store.command()
 def export(
     location: Store,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE, show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
     collection: Collection = None,
 ) -> None:
     """Write a store to a file, vectors included; completely or not at all."""
@@ -191,11 +185,11 @@ def export(
 
 @store.command(name="import")
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help=_EXPORT, show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=_EXPORT)],
     location: Store,
     collection: Collection = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="NAME", help="int8, binary or none, for a new store.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="int8, binary or none, for a new store.")
     ] = None,
 ) -> None:
     """Read an export into a store, which is created if it does not exist.

@@ -38,7 +38,7 @@ def tune(
     queries: Queries,
     qrels: Qrels = None,
     measure: Annotated[str, typer.Option(metavar="NAME", help=_MEASURE)] = "nDCG@10",
-    by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY, show_default=False)] = None,
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help=_BY)] = None,
     rerank: Rerank = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing in the store.")] = False,

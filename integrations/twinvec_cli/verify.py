@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twinvec import Embedder, Reranker
     from twinvec.verify import VerifyReport, VerifyRow
 
+_DTYPE = "float32 checks the computation; auto, bfloat16 and float16 check the rounding, too."
 _AS = "Hub id of the model, if its folder has another name."
 _EXPECT = "Compare with scores written by --record."
 _RECORD = "Write the model's scores for a few texts, to compare with later."
@@ -35,16 +36,11 @@ def verify(
     model: Model,
     revision: Revision = None,
     device: Device = "auto",
-    dtype: Annotated[
-        Dtype,
-        typer.Option(
-            metavar="NAME", help="float32 checks the computation; auto, bfloat16 and float16 check the rounding, too."
-        ),
-    ] = Dtype.FLOAT32,
-    name: Annotated[str | None, typer.Option("--as", metavar="ID", help=_AS, show_default=False)] = None,
-    expect: Annotated[Path | None, typer.Option(metavar="FILE", help=_EXPECT, show_default=False)] = None,
-    record: Annotated[Path | None, typer.Option(metavar="FILE", help=_RECORD, show_default=False)] = None,
-    mteb: Annotated[str | None, typer.Option(metavar="TASK", help=_MTEB, show_default=False)] = None,
+    dtype: Annotated[Dtype, typer.Option(metavar="NAME", help=_DTYPE)] = "float32",
+    name: Annotated[str | None, typer.Option("--as", metavar="ID", help=_AS)] = None,
+    expect: Annotated[Path | None, typer.Option(metavar="FILE", help=_EXPECT)] = None,
+    record: Annotated[Path | None, typer.Option(metavar="FILE", help=_RECORD)] = None,
+    mteb: Annotated[str | None, typer.Option(metavar="TASK", help=_MTEB)] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Recompute the published scores of a model, and compare.
@@ -65,7 +61,7 @@ def verify(
 
     note(f"Loading {model} ...")
     with load_local(
-        model, revision=revision, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code
+        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     ) as loaded:
         if record is not None:
             recorded.record_scores(loaded, record)
