@@ -73,19 +73,9 @@ _SCALE = real(1e-6, 1e6)
 _CAP = real(1e-3, 1e6)
 _ATTENTIONS = ("full_attention", "sliding_attention")
 _ACTIVATION = one_of(
-    *[
-        "gelu",
-        "gelu_10",
-        "gelu_accurate",
-        "gelu_fast",
-        "gelu_new",
-        "gelu_python",
-        "gelu_pytorch_tanh",
-        "gelu_python_tanh",
-        "laplace",
-        "linear",
-    ],
-    *["mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh"],
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh"),
+    *("gelu_python_tanh", "laplace", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu"),
+    *("swish", "tanh"),
 )
 _ENCODER = only(False, "TwinVec supports neither decoders with cross attention nor causal BERT models")
 _BY_LENGTH = "whose positions depend on the longest text of a batch are not supported"
@@ -137,18 +127,8 @@ CONFIG: Mapping[str, Field] = {
         ),
     ),
     "norm_rel_ebd": one_of("none", "layer_norm"),
-    **dict.fromkeys(
-        (
-            "attention_bias",
-            "mlp_bias",
-            "norm_bias",
-            "classifier_bias",
-            "decoder_bias",
-            "tie_word_embeddings",
-            "sinusoidal_pos_embds",
-        ),
-        FLAG,
-    ),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias", "decoder_bias"), FLAG),
+    **dict.fromkeys(("tie_word_embeddings", "sinusoidal_pos_embds"), FLAG),
     **dict.fromkeys(("is_causal", "use_bidirectional_attention", "use_sliding_window", "rope_interleave"), FLAG),
     **dict.fromkeys(("norm_topk_prob", "relative_attention", "position_biased_input", "share_att_key", "legacy"), FLAG),
     **dict.fromkeys(("is_decoder", "add_cross_attention"), _ENCODER),

@@ -16,10 +16,7 @@ from typing import Any
 from twinvec.checkpoints.fields import CONFIG, OBJECT, Field, check_config, check_fields
 from twinvec.checkpoints.identity import Identity, identify, memory_folder
 from twinvec.checkpoints.tensors import Tensor, check_types, read_json, read_tensor_headers
-from twinvec.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-)
+from twinvec.errors import CheckpointError, CheckpointNotFoundError
 
 BGE_HEAD = "sparse_linear.pt"
 BGE_MULTI_HEAD = "colbert_linear.pt"

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinvec.errors import (
-    CheckpointError,
-    CheckpointMismatchError,
-    CheckpointNotFoundError,
-)
+from twinvec.errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
     import torch
