@@ -61,7 +61,8 @@ class SearchableStore(VectorStore):
     ) -> Scored:
         """Return the best documents with their scores: higher is better; the scale depends on mode and fusion."""
         search = self.similarity_search_many, self.asimilarity_search_many
-        return (await call(*search, [query], k, filter, **kwargs))[0]
+        found: list[Scored] = await call(*search, [query], k, filter, **kwargs)
+        return found[0]
 
     asimilarity_search_with_score = heard(awaiting(similarity_search_with_score))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twinvec.errors import ConfigurationError
@@ -26,7 +27,7 @@ class Pending(Protocol):
         """Wait for it."""
 
 
-class Processor(Protocol):
+class Processor(AbstractContextManager[Any], Protocol):
     """Processes pages of rows in parallel with the reader.
 
     Attributes:
@@ -49,10 +50,6 @@ class Processor(Protocol):
 
     def cancel(self) -> None:
         """Cancel everything in flight, from any thread."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *raised: object) -> None: ...
 
 
 class LocalProcessor:
