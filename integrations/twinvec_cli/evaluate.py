@@ -55,10 +55,10 @@ def evaluate(
     """
     from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder, open_store
+    from twinvec_stores.addresses import without_secrets
     from twinvec_stores.evaluation import evaluate as evaluated
     from twinvec_stores.evaluation import losses, read_questions, to_html
     from twinvec_stores.evaluation.measures import DEFAULT
-    from twinvec_stores.opening import without_password
 
     questions = read_questions(queries, qrels)
     evaluations: dict[str, Evaluation] = {}
@@ -78,7 +78,7 @@ def evaluate(
                 allow_missing=allow_missing,
                 show_progress=sys.stderr.isatty(),
             )
-            name = without_password(location)
+            name = without_secrets(location)
             evaluations[name] = found
             if by is not None:
                 found.by(by)

@@ -61,8 +61,8 @@ def reembed(
     """
     from twinvec import Embedder
     from twinvec_stores import Reembedding, load_embedder
+    from twinvec_stores.addresses import without_secrets
     from twinvec_stores.evaluation import read_questions
-    from twinvec_stores.opening import without_password
     from twinvec_stores.reembedding import previous
 
     if (model is None) != rollback:
@@ -95,7 +95,7 @@ def reembed(
             raise typer.Exit(1)
         if switch:
             _switch(work)
-            typer.echo(f"{without_password(location)} now has the vectors of {embedder.spec.model}")
+            typer.echo(f"{without_secrets(location)} now has the vectors of {embedder.spec.model}")
 
 
 def _switch(work: Reembedding) -> None:

@@ -211,9 +211,9 @@ def _searches(index: HybridIndex, reranker: Reranker | None, *, mcp: bool) -> Ex
 
 
 def _started(names: Iterable[str], store: str | None) -> Callable[[str], None]:
-    from twinvec_stores.opening import without_password
+    from twinvec_stores.addresses import without_secrets
 
-    served = ", ".join(names) + (f" and searches in {without_password(store)}" if store is not None else "")
+    served = ", ".join(names) + (f" and searches in {without_secrets(store)}" if store is not None else "")
 
     def show(url: str) -> None:
         typer.echo(f"Serving {served} at {url} (OpenAI clients: {url}/v1). Ctrl-C stops it.", err=True)

@@ -76,11 +76,11 @@ def optimize(location: Store, collection: Collection = None) -> None:
 def reset_search(location: Store, collection: Collection = None) -> None:
     """Undo what `twinvec tune` has set: search with TwinVec's defaults."""
     from twinvec_stores import open_store
-    from twinvec_stores.opening import without_password
+    from twinvec_stores.addresses import without_secrets
 
     with open_store(location, collection=collection) as opened:
         opened.set_search({})
-    typer.echo(f"{without_password(location)}: now searched with the defaults")
+    typer.echo(f"{without_secrets(location)}: now searched with the defaults")
 
 
 @store.command()
@@ -142,9 +142,10 @@ def copy(
     [bold]twinvec store copy http://localhost:6333 index/ --collection faq[/bold]
     """
     from twinvec_stores import compare_stores, copy_store
-    from twinvec_stores.opening import open_target, without_password
+    from twinvec_stores.addresses import without_secrets
+    from twinvec_stores.opening import open_target
 
-    place = without_password(target)
+    place = without_secrets(target)
     with readable(source, collection) as read:
         config = _quantized(read.config, quantization)
         with open_target(target, config, collection=to_collection) as written:
@@ -197,7 +198,7 @@ def import_(
     Use this to move from a folder to a server, or to other settings.
     """
     from twinvec_stores import import_store, open_store, read_export
-    from twinvec_stores.opening import without_password
+    from twinvec_stores.addresses import without_secrets
 
     config, _ = read_export(file)
     config = _quantized(config, quantization)
@@ -205,7 +206,7 @@ def import_(
         with progress_line() as show:
             n = import_store(file, opened, lambda done: show(f"Importing: {done}"))
         total = opened.count()
-    place = without_password(location)
+    place = without_secrets(location)
     typer.echo(f"{n} records read from {file}; {place} has {total}")
     if config.dim is not None and total > 20_000:
         note(f"To make dense search faster, run: twinvec store optimize {place}")

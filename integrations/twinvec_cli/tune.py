@@ -58,9 +58,9 @@ def tune(
     """
     from twinvec import Reranker
     from twinvec_stores import HybridIndex, load_embedder, open_store
+    from twinvec_stores.addresses import without_secrets
     from twinvec_stores.evaluation import read_questions
     from twinvec_stores.evaluation import tune as tuned
-    from twinvec_stores.opening import without_password
 
     questions = read_questions(queries, qrels)
     with contextlib.ExitStack() as opened:
@@ -84,7 +84,7 @@ def tune(
     if as_json:
         typer.echo(json.dumps({**found.to_dict(), "kept": kept}, indent=2))
         return
-    _print(without_password(location), found, kept=kept)
+    _print(without_secrets(location), found, kept=kept)
 
 
 def _print(location: str, found: Tuning, *, kept: bool) -> None:

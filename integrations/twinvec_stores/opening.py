@@ -44,18 +44,6 @@ def check_server(url: str) -> str:
     return url
 
 
-def without_password(location: str) -> str:
-    """Return a location as it may be shown: the address of a server without its password."""
-    if not is_server(location):
-        return location
-    start, separator, rest = location.partition("://")
-    rest, question, query = rest.partition("?")
-    host, slash, path = rest.partition("/")
-    user, at, host = host.rpartition("@")
-    given = [given for given in query.split("&") if "password" not in given.partition("=")[0].lower()]
-    return f"{start}{separator}{user.partition(':')[0]}{at}{host}{slash}{path}{question}{'&'.join(given)}".rstrip("?")
-
-
 def open_store(
     location: str | os.PathLike[str],
     config: StoreConfig | None = None,

@@ -157,6 +157,8 @@ def test_a_password_in_the_address_is_never_shown(servers: Servers) -> None:
     assert store.url == "https://host:6333/qdrant"
     assert "s3cret" not in repr(store)
     store.close()
+    with QdrantStore("reader:s3cret@host:6333", "kb", CONFIG) as store:  # which its client reads as http://
+        assert store.url == "http://host:6333"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from twinvec.errors import (
 )
 from twinvec.flows import Call, call, on_thread, together
 from twinvec.vectors import Int32, Int64
+from twinvec_stores.addresses import without_secrets
 from twinvec_stores.config import StoreConfig
 from twinvec_stores.engines.points import DENSE, FIRST, SPARSE, Dialect, indexes, to_hits, to_record
 from twinvec_stores.engines.serving import ModelStore, ServedStore, Serving
@@ -93,7 +94,7 @@ class QdrantStore(ServedStore):
         if url is not None and api_key is not None:
             _refuse_open_key(url)
         self.collection = self._current = collection
-        self.url = None if url is None else _without_password(url)
+        self.url = None if url is None else without_secrets(url if "://" in url else f"http://{url}")
         self._place = f"{self.url or 'the given client'}, collection {collection}"
         self._models: Any = models
         self._options = {
@@ -368,13 +369,6 @@ def _refuse_open_key(url: str) -> None:
         raise ConfigurationError(
             f"an api_key would be sent over the network unencrypted: use https:// for {parts.hostname}"
         )
-
-
-def _without_password(url: str) -> str:
-    """Return the parts of an address that may be shown: a proxy's user and password are only for the client."""
-    start, separator, rest = url.rpartition("://")
-    host, slash, path = rest.partition("/")
-    return f"{start}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _reason(error: Exception) -> str:

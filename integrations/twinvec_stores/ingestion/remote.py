@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from twinvec.errors import ConfigurationError, IngestError, TwinVecError
+from twinvec_stores.addresses import hide_secrets, without_secrets
 from twinvec_stores.ingestion.files import id_within, is_readable, reader_of, rows_within
 from twinvec_stores.ingestion.folders import Walked, without_text
 from twinvec_stores.ingestion.readers import NoTextColumnError, Reading, Row, fail, suffix_of
@@ -47,7 +48,7 @@ def open_url(url: str, reading: Reading, walked: Walked) -> Remote:
         IngestError: it is not there, cannot be listed, or is of no known kind.
         ConfigurationError: fsspec, or what it needs for this kind of URL, is not installed.
     """
-    name = _shown(url)
+    name = without_secrets(url)
     with _told(url):
         fs, root = _filesystem(url)
         web = url.startswith(("http://", "https://"))  # where nothing tells folders from pages
@@ -69,7 +70,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
         fsspec = importlib.import_module("fsspec")
         fs, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ConfigurationError(f"{_shown(url)} needs fsspec ({error}): pip install 'twinvec[remote]'") from None
+        name = without_secrets(url)
+        raise ConfigurationError(f"{name} needs fsspec ({error}): pip install 'twinvec[remote]'") from None
     fs.invalidate_cache()  # of listings: a second run must see what has changed
     return fs, root
 
@@ -113,7 +115,7 @@ def _rows_within(fs: Any, source: str, path: str, copy: Path, reading: Reading, 
     try:
         fs.get_file(source, str(copy))
     except Exception as error:  # each kind of storage raises its own
-        reason = f"cannot be read: {error}"
+        reason = f"cannot be read: {hide_secrets(str(error), source)}"
         yield Row(str(copy), functools.partial(fail, reason, id_within(path)), size)
     else:
         yield from rows_within(copy, path, reading, size)
@@ -138,12 +140,6 @@ def _told(url: str) -> Iterator[None]:
     except TwinVecError:
         raise
     except Exception as error:  # each kind of storage raises its own
-        name = _shown(url)
+        reason = f"{type(error).__name__}: {hide_secrets(str(error), url)}"
         # without its cause, which may show the URL, too
-        raise IngestError(f"cannot read {name}: {type(error).__name__}: {str(error).replace(url, name)}") from None
-
-
-def _shown(url: str) -> str:
-    """Return a URL without what may be secret: a user's password, the signature in a query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        raise IngestError(f"cannot read {without_secrets(url)}: {reason}") from None

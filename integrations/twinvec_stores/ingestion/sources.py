@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twinvec.errors import ConfigurationError, IngestError
+from twinvec_stores.addresses import without_secrets
 from twinvec_stores.ingestion.files import READERS, reader_of
 from twinvec_stores.ingestion.folders import Walked, read_folder, size_of, walk
 from twinvec_stores.ingestion.readers import Reading, Row, is_url, suffix_of
@@ -124,7 +126,9 @@ def _open(path: Path | str, reading: Reading, walked: Walked) -> _File:
         return _File(*open_url(path, reading, walked))
     path = path.expanduser()
     if not path.exists():
-        raise IngestError(f"there is no file or folder {path}")
+        # what has a space is no URL, and is read as a path
+        address = re.sub(r"^([a-z][a-z0-9+.-]+):/", r"\1://", str(path))
+        raise IngestError(f"there is no file or folder {without_secrets(address)}")
     if path.is_dir():
         return _open_folder(path, reading, walked)
     read = reader_of(path, reading)
