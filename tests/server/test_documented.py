@@ -54,8 +54,9 @@ TESTS = {
     "/rerank return_text": test_rerank.test_tei,
     **{
         f"/rerank {field}": test_rerank.test_documents_at_teis_path
-        for field in ("model", "documents", "top_n", "return_documents")
+        for field in ("documents", "top_n", "return_documents")
     },
+    "/rerank model": test_rerank.test_tei_of_several_rerankers,
     **{
         f"{path} {field}": test
         for path in ("/v1/rerank", "/v2/rerank")

@@ -88,6 +88,19 @@ async def test_tei(client: httpx.AsyncClient, logits: dict[str, float]) -> None:
     assert [(rank["text"], rank["score"]) for rank in raw] == [(TEXTS[i], logits[TEXTS[i]]) for i in ranking(logits)]
 
 
+async def test_tei_of_several_rerankers(gte: Embedder, reranker: Reranker, tmp_path: Path) -> None:
+    asked = {"query": QUERY, "texts": TEXTS, "raw_scores": True}
+    with Reranker(build_cross_encoder(tmp_path, "bert", seed=9), dtype="float32") as other:
+        async with client_of(create_app(gte, extension=rerank_extension({"mine": reranker, "other": other}))) as client:
+            for fields, asked_for in (({}, reranker), ({"model": "mine"}, reranker), ({"model": "other"}, other)):
+                ranks = (await client.post("/rerank", json=asked | fields)).json()
+                scores = asked_for.score([(QUERY, text) for text in TEXTS])
+                found = [score for _, score in sorted((rank["index"], rank["score"]) for rank in ranks)]
+                np.testing.assert_allclose(found, scores, atol=1e-5)
+            refused = await client.post("/rerank", json=asked | {"model": "third"})
+            assert (refused.status_code, refused.json()["error_type"]) == (404, "Validation")
+
+
 async def test_tei_cuts_texts_where_it_may(client: httpx.AsyncClient, reranker: Reranker) -> None:
     asked = {"query": QUERY, "texts": [TEXTS[0], LONG], "raw_scores": True}
     with pytest.warns(UserWarning, match="were cut"):

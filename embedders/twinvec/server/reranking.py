@@ -130,7 +130,7 @@ class _Routes:
         if asked.texts is msgspec.UNSET:
             raise RefusedError(400, "texts: object missing required field `texts`", "texts")
         service.check_count("texts", len(asked.texts))
-        _, reranker = self._named(None)
+        _, reranker = self._named(asked.model)
         activation: Activation | None = None if asked.raw_scores else "sigmoid"
         pairs = [(asked.query, text) for text in asked.texts]
         scores = await _scored(reranker, pairs, "texts", ScoreOptions(activation=activation))
