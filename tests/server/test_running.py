@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import pickle
@@ -80,6 +81,17 @@ def test_a_remote_over_a_port(served: Running, gte: Embedder, quick: Embedder) -
         assert_same(remote.embed_queries([]), quick.embed_queries([]))
         assert KEY not in repr(pickle.dumps(remote))
     assert "uvicorn" not in httpx.get(f"{served.url}/health").headers.get("server", "")
+
+
+def test_the_collector_leaves_the_models_alone(quick: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+    server = Running(quick, monkeypatch)
+    assert gc.get_freeze_count() > 50_000
+    gc.collect()
+    assert len(gc.get_objects()) < 50_000  # what a full collection of the server walks
+    server.stop()
+    server.thread.join(60)
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
 
 
 def test_cancelling_over_a_port_frees_the_work(served: Running, quick: Embedder, gate: Gate) -> None:

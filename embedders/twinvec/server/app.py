@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from twinvec.server.operations import OPERATIONS, Extension, Operation
 from twinvec.server.page import page
 from twinvec.server.refusals import refused
 from twinvec.server.service import Service, public_name, while_connected
-from twinvec.server.serving import Serving
+from twinvec.server.serving import Place, Serving
 from twinvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,23 +112,23 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        with contextlib.ExitStack() as at_work:
-            await send_whole(await self._answer(Request(scope, receive), at_work), send)
+        with Place(self._service.serving) as place:
+            await send_whole(await self._answer(scope, receive, place), send)
 
-    async def _answer(self, request: Request, at_work: contextlib.ExitStack) -> Response:
+    async def _answer(self, scope: Scope, receive: Receive, place: Place) -> Response:
         serving = self._service.serving
         try:
             if self._decoder is None:
-                return await self._operation.answer(self._service, request)
-            body = await read_body(request, serving.limits)
-            at_work.enter_context(serving.admitted())
-            return await while_connected(request, self._work(self._decoder, body))
+                return await self._operation.answer(self._service, Request(scope, receive))
+            body = await read_body(scope, receive, serving.limits)
+            place.take()
+            return await while_connected(receive, self._work(self._decoder, body))
         except ClientGoneError:
             return Response(status_code=_CLIENT_GONE)
         except Exception as error:
             refusal = RefusedError.of(error)
             refusal.message = self._service.public(refusal.message)
-            return refused(request.url.path, refusal)
+            return refused(scope["path"], refusal)
 
     async def _work(self, decoder: msgspec.json.Decoder[Any], body: bytes) -> Response:
         return await self._operation.answer(self._service, await decode(decoder, body))
@@ -144,8 +143,9 @@ class Guest:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request to the application."""
         try:
-            body = await read_body(Request(scope, receive), self._serving.limits)
-            with self._serving.admitted():
+            with Place(self._serving) as place:
+                body = await read_body(scope, receive, self._serving.limits)
+                place.take()
                 await self._app(scope, _after(body, receive), send)
         except ClientGoneError:
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-import anyio
 import msgspec
-from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 from twinvec.server.errors import ClientGoneError, RefusedError
+from twinvec.server.interrupts import Interrupt
 from twinvec.server.limits import Limits
 from twinvec.text.prompts import Task
 from twinvec.workers import in_thread
@@ -40,41 +41,47 @@ def task_of(given: str | TaskBody | None) -> Task | str | None:
     return Task(given.instruction, given.symmetric) if isinstance(given, TaskBody) else given
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """Read a request's body.
 
     Raises:
         RefusedError: the body is too large or did not arrive in time.
         ClientGoneError: the client disconnected.
     """
-    limit = limits.max_body_bytes
-    too_large = RefusedError(
+    limit, headers = limits.max_body_bytes, dict(scope["headers"])
+    if headers.get(b"expect", b"").lower() == b"100-continue" and _announced(headers) > limit:
+        raise _too_large(limit)
+    parts, size, more = [], 0, True
+    with Interrupt() as late:
+        late.in_seconds(limits.body_seconds)
+        while more and size <= _DISCARDED * limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+    if late.happened:
+        told = f"the request body did not arrive within {limits.body_seconds:g} s"
+        raise RefusedError(408, told, headers={"Connection": "close"})
+    if size > limit:
+        raise _too_large(limit)
+    return b"".join(parts)
+
+
+def _announced(headers: Mapping[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
+
+
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(
         413,
         f"the request body exceeds the limit of {limit} bytes: send fewer texts per request",
         kind="TextTooLongError",
         headers={"Connection": "close"},
     )
-    announced = request.headers.get("content-length", "0")
-    waits = request.headers.get("expect", "").lower() == "100-continue"
-    if waits and announced.isdecimal() and int(announced) > limit:
-        raise too_large
-    parts, size, more = [], 0, True
-    try:
-        with anyio.fail_after(limits.body_seconds):
-            while more and size <= _DISCARDED * limit:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGoneError
-                part, more = message.get("body", b""), message.get("more_body", False)
-                size += len(part)
-                if size <= limit:
-                    parts.append(part)
-    except TimeoutError:
-        late = f"the request body did not arrive within {limits.body_seconds:g} s"
-        raise RefusedError(408, late, headers={"Connection": "close"}) from None
-    if size > limit:
-        raise too_large
-    return b"".join(parts)
 
 
 async def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

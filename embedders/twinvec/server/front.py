@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import json
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +26,9 @@ logger = logging.getLogger("twinvec.server")
 access = logging.getLogger("twinvec.server.access")
 
 _UNANSWERED = 499  # nginx's code for a client that disconnected
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# not os.urandom, which lets go of the interpreter's lock and then waits for it
+_NUMBERS = random.Random()  # noqa: S311 - an id is no secret
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Keys:
@@ -135,16 +139,15 @@ class Front:
             return
         started, status = time.perf_counter(), _UNANSWERED
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
-        scope["twinvec.request_id"] = request_id
+            request_id = b"%032x" % _NUMBERS.getrandbits(128)
 
         async def note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
         tenant, refusal = self._judge(scope, headers)
@@ -167,7 +170,7 @@ class Front:
     def _judge(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[str, RefusedError | None]:
         limit = self._serving.limits.max_header_bytes
         line = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-        if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > limit:
+        if line + sum(map(len, chain.from_iterable(scope["headers"]))) + 4 * len(scope["headers"]) > limit:
             return "", RefusedError(431, f"the headers exceed {limit} bytes")
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             return "", RefusedError(421, "the Host header does not match this server: see --allowed-host")
@@ -179,14 +182,13 @@ class Front:
             return "", RefusedError(401, message, headers={"WWW-Authenticate": "Bearer"})
         return tenant, None
 
-    def _book(self, scope: Scope, request_id: str, tenant: str, status: int, seconds: float) -> None:
+    def _book(self, scope: Scope, request_id: bytes, tenant: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("endpoint"), "path", "other")
-        self._serving.metrics.requests.labels(route, str(status), tenant).inc()
-        self._serving.metrics.seconds.labels(route).observe(seconds)
+        self._serving.metrics.count(route, status, tenant, seconds)
         if access.isEnabledFor(logging.INFO):
             client = scope.get("client") or ("", 0)
             facts = {
-                "request_id": request_id,
+                "request_id": request_id.decode(),
                 "client": client[0],
                 "tenant": tenant,
                 "method": scope["method"],
@@ -197,6 +199,7 @@ class Front:
             access.info("%s", json.dumps(facts), extra={"facts": facts})
 
 
+@functools.lru_cache(64)
 def _host(header: bytes) -> str:
     name = header.decode("latin-1").lower()
     return name.rpartition(":")[0] if re.search(r":\d*$", name) else name

@@ -76,6 +76,15 @@ class RequestMetrics:
             "twinvec_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=_SECONDS
         )
         self.at_work = Gauge("twinvec_requests_in_flight", "Requests in progress.", registry=registry)
+        self._known: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+
+    def count(self, route: str, status: int, tenant: str, seconds: float) -> None:
+        """Count a request."""
+        known = self._known.get(key := (route, status, tenant))
+        if known is None:  # prometheus_client's own look-up takes a lock and strings
+            known = self._known[key] = self.requests.labels(route, str(status), tenant), self.seconds.labels(route)
+        known[0].inc()
+        known[1].observe(seconds)
 
 
 class ConnectionCollector(Collector):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from twinvec._version import __version__
-from twinvec.server.answers import Json
+from twinvec.server.answers import Encoded, Json
 from twinvec.server.body import TaskBody, task_of
 from twinvec.server.errors import RefusedError
 from twinvec.server.service import EmbeddingService, public_name
@@ -128,4 +128,4 @@ async def stats(service: EmbeddingService, request: Request) -> Response:
 
 
 def _vectors(service: EmbeddingService, content: bytes) -> Response:
-    return Response(content, media_type=VECTORS, headers={FINGERPRINT: service.embedder.spec.fingerprint})
+    return Encoded(content, VECTORS, headers={FINGERPRINT: service.embedder.spec.fingerprint})

@@ -103,8 +103,8 @@ async def embeddings(service: EmbeddingService, asked: EmbeddingsBody) -> Respon
     values: Any = (row.tolist() for row in rows)
     if asked.encoding_format == "base64":
         values = (base64.b64encode(row.tobytes()).decode() for row in rows)
-    tokens = int(batch.token_counts.sum())
-    cut = batch.truncated.nonzero()[0].tolist() or msgspec.UNSET
+    tokens = sum(batch.token_counts.tolist())
+    cut = [i for i, truncated in enumerate(batch.truncated.tolist()) if truncated] or msgspec.UNSET
     rest = msgspec.json.encode(Embeddings([], service.name, Usage(tokens, tokens), truncated=cut))
     before, after = rest.split(b'"data":[]', 1)
     data = (Embedding(i, value) for i, value in enumerate(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("twinvec.server")
 
 _SPARE_FILES = 64  # for files other than connections
+_COLLECTED = 20_000  # objects of the requests at work, most of which end by themselves
 
 
 def run(
@@ -52,7 +54,7 @@ def run(
 ) -> None:
     """Serve models until SIGINT or SIGTERM; requests in progress are finished within ``limits.drain_seconds``.
 
-    A lost device is restarted once.
+    A lost device is restarted once. Until the end, Python's garbage collector leaves alone what is there at the start.
 
     Args:
         embedder: see ``create_app``.
@@ -88,7 +90,7 @@ def run(
         app = create_app(embedder, api_key=key, limits=limits, hosts=hosts, origins=origins, extension=extension)
         url = _url(host, listening)
         server = Server(app, limits, backlog, lambda: on_start(url) if on_start is not None else None)
-        with quiet_floods():
+        with quiet_floods(), _models_uncollected():
             server.run([listening])
         if server.lost is not None:
             raise server.lost
@@ -193,6 +195,7 @@ class Server(uvicorn.Server):
         threading.Thread(target=self._restart, name="twinvec-restart", daemon=True).start()
 
     def _restart(self) -> None:
+        gc.unfreeze()  # the lost model's memory is needed again
         try:
             for model in self.serving.held.values():
                 if not model.healthy:
@@ -201,6 +204,22 @@ class Server(uvicorn.Server):
             logger.error("the restart failed: %s", error)
         finally:
             self.serving.restarting = False
+
+
+@contextlib.contextmanager
+def _models_uncollected() -> Iterator[None]:
+    """Leave what is there already to itself: with a model, a full collection stops all threads for a fifth of a second,
+    and requests bring one about every few seconds.
+    """
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _listen(taken: socket.socket, host: str, port: int) -> None:

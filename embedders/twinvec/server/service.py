@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import anyio
-from starlette.requests import Request
+from starlette.types import Receive
 
 from twinvec.errors import ConfigurationError, TwinVecError
 from twinvec.flows import wait
 from twinvec.options import CallOptions
 from twinvec.server.errors import ClientGoneError, RefusedError
+from twinvec.server.interrupts import Interrupt
 from twinvec.text.prompts import Role, Task
 from twinvec.text.tokenizer import TextTokenizer
 from twinvec.vectors import EmbeddingBatch
@@ -145,6 +145,8 @@ class EmbeddingService(Service):
         Raises:
             RefusedError: the model was not trained for it.
         """
+        if dimensions is None:
+            return None
         from twinvec.engine.opening import check_dim  # needs torch, which is loaded along with the model
 
         try:
@@ -251,17 +253,16 @@ def public_name(model: str) -> str:
     return Path(model).resolve().name if os.path.exists(model) or os.path.isabs(model) else model
 
 
-async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
     """Do work while the client is connected; the connection is only checked if the work takes longer than a moment.
 
     Raises:
         ClientGoneError: the client disconnected; the work is cancelled.
     """
-    watches: list[asyncio.Future[None]] = []
-    with anyio.CancelScope() as scope:
-        later = asyncio.get_running_loop().call_later(
-            _A_MOMENT, lambda: watches.append(asyncio.ensure_future(_cancel_when_gone(request, scope)))
-        )
+    loop = asyncio.get_running_loop()
+    watches: list[asyncio.Task[None]] = []
+    with Interrupt() as gone:
+        later = loop.call_later(_A_MOMENT, lambda: watches.append(loop.create_task(_when_gone(receive, gone))))
         try:
             return await work
         finally:
@@ -271,7 +272,7 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
     raise ClientGoneError
 
 
-async def _cancel_when_gone(request: Request, scope: anyio.CancelScope) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _when_gone(receive: Receive, interrupt: Interrupt) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    interrupt()

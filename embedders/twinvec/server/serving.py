@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from twinvec.errors import ConfigurationError, DeviceLostError, OverloadedError
@@ -16,6 +15,31 @@ if TYPE_CHECKING:
     from twinvec.local import LocalModel
 
 
+class Place:
+    """One request's place among those in progress: from ``take``, once its body is complete, to its sent response."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving, self._taken = serving, 0
+
+    def take(self) -> None:
+        """Take the place.
+
+        Raises:
+            OverloadedError: too many requests are in progress.
+        """
+        at_work = self._serving.at_work
+        if at_work >= self._serving.limits.max_requests:
+            raise OverloadedError(f"{at_work} requests are in progress, which is the limit: try again later")
+        self._taken = 1
+        self._serving.at_work += 1
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._serving.at_work -= self._taken
+
+
 class Serving:
     """A server: its models and its state.
 
@@ -26,6 +50,7 @@ class Serving:
         metrics: request metrics.
         draining: the server is about to stop and wants no more requests.
         restarting: a lost device is being restarted.
+        at_work: requests in progress.
     """
 
     def __init__(
@@ -42,8 +67,8 @@ class Serving:
         self.held: Mapping[str, LocalModel] = {**embedders, **others}
         self.metrics = RequestMetrics()
         self.draining = self.restarting = False
-        self._at_work = 0
-        self.metrics.at_work.set_function(lambda: self._at_work)
+        self.at_work = 0
+        self.metrics.at_work.set_function(lambda: self.at_work)
 
     @property
     def first(self) -> Service:
@@ -64,21 +89,6 @@ class Serving:
             RefusedError: no embedder has this name.
         """
         return self.models[find_name(name, self._embedders, "model")]
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request from its complete body to its sent response.
-
-        Raises:
-            OverloadedError: too many requests are in progress.
-        """
-        if self._at_work >= self.limits.max_requests:
-            raise OverloadedError(f"{self._at_work} requests are in progress, which is the limit: try again later")
-        self._at_work += 1
-        try:
-            yield
-        finally:
-            self._at_work -= 1
 
     def check_healthy(self) -> None:
         """Fail if a device is lost for good.

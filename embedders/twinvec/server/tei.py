@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from twinvec._version import __version__
 from twinvec.errors import ConfigurationError
-from twinvec.server.answers import Json, rows_of_json, serialised
+from twinvec.server.answers import Encoded, Json, rows_of_json, serialised
 from twinvec.server.body import TokenId
 from twinvec.server.errors import RefusedError
 from twinvec.server.service import EmbeddingService, Service
@@ -116,7 +116,7 @@ async def embed_all(service: EmbeddingService, asked: AllBody) -> Response:
     batch = await _embedded(service, asked, states=True)
     assert batch.multi is not None
     texts = [await serialised(state.tolist() for state in states) for states in batch.multi]
-    return Response(b"[" + b",".join(texts) + b"]", media_type="application/json")
+    return Encoded(b"[" + b",".join(texts) + b"]", "application/json")
 
 
 async def embed_sparse(service: EmbeddingService, asked: SparseBody) -> Response:
