@@ -6,8 +6,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from twinvec.tracing import traced_embedding
 from twinvec.vectors import EmbeddingBatch, Float32, Int64, MultiVectors, Spans, SparseBatch
 
 
-@dataclass(frozen=True)
-class CheckedCall:
+class CheckedCall(NamedTuple):
     """A validated call: ``prompt`` goes before each text; ``dense`` and ``sparse`` are the halves to compute.
 
     With ``spans``, the rows are those of these parts of each text.

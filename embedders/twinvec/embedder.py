@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from twinvec.base import BaseEmbedder, CheckedCall
 from twinvec.engine.bm25 import Bm25Job
-from twinvec.engine.job import Job, Request
-from twinvec.engine.spans import SpanJob
-from twinvec.engine.waiting import Call, Part
+from twinvec.engine.job import Job, Request, SpanJob
+from twinvec.engine.waiting import Part, gather
 from twinvec.errors import ConfigurationError
-from twinvec.flows import call
 from twinvec.local import LocalModel
 from twinvec.options import CallOptions, EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.spec import ModelSpec
@@ -135,11 +133,11 @@ class Embedder(LocalModel, BaseEmbedder):
         texts = tokenizer.token_texts if self.spec.sparse_keys == "surface" else tokenizer.tokens
         return {key: texts[key] for key in keys}
 
-    def _call(self, asked: CheckedCall, wanted: CallOptions) -> Call:
+    def _parts(self, asked: CheckedCall, wanted: CallOptions) -> list[Part]:
         request, both = self._request(asked, wanted), self._both
         parts: list[Part] = []
         if (both or asked.dense) and asked.spans is not None:
-            alone = replace(request, memo=False, cache=None)  # rows of spans are of no use to other calls
+            alone = request._replace(memo=False, cache=None)  # rows of spans are of no use to other calls
             parts.append(SpanJob(asked.texts, alone, self._core, spans=asked.spans))
         elif both or asked.dense or asked.multi:
             parts.append(Job(asked.texts, request, self._core))
@@ -148,8 +146,7 @@ class Embedder(LocalModel, BaseEmbedder):
             parts.append(Bm25Job(self._bm25, asked.role, asked.parts, urgent=request.urgent))
         elif asked.sparse and not both:
             lease = self._leases[1]
-            own = replace(
-                request,
+            own = request._replace(
                 max_length=lease.spec.max_length or self.max_length,
                 multi="",
                 prompt="",
@@ -158,7 +155,7 @@ class Embedder(LocalModel, BaseEmbedder):
                 fail_on_overflow=False,
             )
             parts.append(Job(asked.parts, own, lease.core))
-        return Call(parts, wanted.timeout)
+        return parts
 
     def _request(self, asked: CheckedCall, wanted: CallOptions) -> Request:
         """Return what is asked of the dense model."""
@@ -200,10 +197,10 @@ class Embedder(LocalModel, BaseEmbedder):
         return replace(spec, sparse=other.model, sparse_keys=other.sparse_keys, digest=f"{spec.digest}+{other.digest}")
 
     async def _compute(self, asked: CheckedCall, wanted: CallOptions) -> EmbeddingBatch:
-        work = self._call(asked, wanted)
+        parts = self._parts(asked, wanted)
         title = f"Embedding {asked.role.value}s" if wanted.show_progress else None
-        batch = await call(work.wait, work.wait_async, title)
-        trace_work(work.figures)
+        batch = await gather(parts, wanted.timeout, title)
+        trace_work(parts[0].figures)
         return batch
 
 

@@ -14,7 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
 from twinvec.errors import ConfigurationError
 from twinvec.spec import ModelSpec, SparseKeys
@@ -226,8 +226,7 @@ def _opened(cache: Any) -> Cache | None:
     return known
 
 
-@dataclass(frozen=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """The options of one call.
 
     Attributes:

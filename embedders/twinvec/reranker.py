@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinvec.embedder import Embedder
-from twinvec.engine.waiting import Call
+from twinvec.engine.job import Job, Request
+from twinvec.engine.waiting import Part, gather
 from twinvec.errors import ConfigurationError, ModelKindError
-from twinvec.flows import call
 from twinvec.local import LocalModel
 from twinvec.options import EmbedderKeywords, EmbedderOptions, read_options, takes_options
 from twinvec.scoring import BaseReranker, ScoreOptions, Scores, sigmoid
@@ -79,15 +79,13 @@ class Reranker(LocalModel, BaseReranker):
 
     async def _compute(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Scores:
         starts, pairs = self._windows(pairs, options)
-        work = self._call(pairs, options)
+        parts = self._parts(pairs, options)
         title = "Scoring pairs" if options.show_progress else None
-        batch = await call(work.wait, work.wait_async, title)
-        trace_work(work.figures)
+        batch = await gather(parts, options.timeout, title)
+        trace_work(parts[0].figures)
         return self._scores(batch, starts, options)
 
-    def _call(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Call:
-        from twinvec.engine.job import Job, Request
-
+    def _parts(self, pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> list[Part]:
         request = Request(
             max_length=self.max_length,
             prompt=self._prompt(options),
@@ -100,7 +98,7 @@ class Reranker(LocalModel, BaseReranker):
             memo=self.options.memo_bytes > 0,
             cache=self.options.cache,
         )
-        return Call([Job([join_pair(query, text) for query, text in pairs], request, self._core)], options.timeout)
+        return [Job([join_pair(query, text) for query, text in pairs], request, self._core)]
 
     def _prompt(self, options: ScoreOptions) -> str:
         return self._prompts.prefix(Role.QUERY, options.task if options.task is not None else self.task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -216,6 +217,36 @@ def test_64_threads_at_once_share_two_passes_and_equal_single_calls(
                 found, alone = (sparse_of(batch).to_dicts()[0] for batch in (call.result(), wanted))
                 assert found == pytest.approx(alone, abs=1e-5)
         assert sorted(map(len, gate.batches)) == [1, 63]
+
+
+def test_64_tasks_at_once_share_two_passes_and_their_event_loop_gets_one_message_of_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"query number {i} {'word ' * (i % 7)}" for i in range(64)]
+    with Embedder(folder, dtype="float32", memo_bytes=0, token_budget=8192) as embedder:
+        expected = dense_of(embedder.embed_queries(texts))
+        gate, messages = Gate(), []
+        replace_forward(embedder, monkeypatch, gate)
+
+        async def ask() -> list[Any]:
+            loop = asyncio.get_running_loop()
+            send = loop.call_soon_threadsafe
+
+            def counted(*message: Any) -> Any:
+                messages.append(message)
+                return send(*message)
+
+            monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+            tasks = [asyncio.create_task(embedder.aembed_queries([text])) for text in texts]
+            await asyncio.sleep(0)  # all have begun
+            assert embedder.stats()["queued"] == 63
+            gate.open.set()
+            return await asyncio.gather(*tasks)
+
+        for batch, row in zip(asyncio.run(ask()), expected, strict=True):
+            np.testing.assert_allclose(dense_of(batch)[0], row, atol=1e-5)
+    assert sorted(map(len, gate.batches)) == [1, 63]
+    assert len(messages) == 2
 
 
 class Liar(NoCache):

@@ -6,7 +6,6 @@ It plays the threads' part, knows from the texts alone what each caller must get
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
 
@@ -55,7 +54,6 @@ class World:
     Attributes:
         work: what hosts and devices were told to do and have not done.
         late: what they have done, or what nobody wants any more; a slow thread may still answer.
-        answers: of the jobs that have one.
     """
 
     def __init__(self, devices: int = 2, *, ahead: bool = True) -> None:
@@ -73,7 +71,6 @@ class World:
         self.given: dict[Batch, int] = {}  # a device's budget when it was given the batch
         self.jobs: list[Job] = []
         self.waiting: list[Job] = []  # for an answer
-        self.answers: dict[Job, BaseException | None] = {}
         self.entries: dict[Entry, int | None] = {}  # and how many waited when it was no longer to be joined
         self.fresh: list[Entry] = []  # tokenised, and not yet tried
         self.again: list[Entry] = []  # tried
@@ -86,7 +83,7 @@ class World:
     # --- what may happen
 
     def submit(self, wanted: Request, texts: Sequence[str]) -> Job:
-        job = Job(texts, wanted, cast(Any, None), Future())
+        job = Job(texts, wanted, cast(Any, None))
         may: type[BaseException] | None = None
         if self.closed:
             may = ConfigurationError
@@ -169,17 +166,17 @@ class World:
 
     def _fail(self, batch: Batch, text: str, *, random: bool) -> None:
         """Fail: if all callers are the same they are rejected, else none is, and the batch is tried again in parts."""
-        callers = {frozenset(self._callers([entry])) for entry in batch.entries} - {frozenset()}
+        callers = {frozenset(self._callers([entry])) for entry in batch.entries}
         everyone = self._callers(batch.entries)
         self._bury(batch.entries)
         if any(entry.tokens is not None for entry in batch.entries):
             self.again += batch.entries
-        may = dict.fromkeys(everyone, FaultError) if len(callers) == 1 else {}
+        may = dict.fromkeys(everyone, FaultError) if len(callers - {frozenset()}) == 1 else {}
         if not random:  # the text's fault: nobody else pays for it
             may = {job: error for job, error in may.items() if text in job.given}
         self._step(partial(self.dispatcher.failed, batch, FaultError(text)), may)
-        if batch.alone:
-            assert not everyone & set(self.waiting), "a batch of the same callers failed alone: they must know"
+        if len(callers) == 1:
+            assert not everyone & set(self.waiting), "a batch of the same callers failed: they must know"
 
     def lose(self, device: Device) -> None:
         if device not in self.alive:  # its thread speaks twice
@@ -322,11 +319,11 @@ class World:
             case Stop(device):
                 self.alive = [other for other in self.alive if other is not device]
                 self.wakes.pop(cast(Device, device), None)
-            case Answer(job, error):
-                assert job in self.waiting, "answered twice, or after it was cancelled"
-                self.waiting.remove(job)
-                self.answers[job] = error
-                self._check_error(job, error, may) if error is not None else self._check_rows(job)
+            case Answer(jobs):
+                for job in jobs:
+                    assert job in self.waiting, "answered twice, or after it was cancelled"
+                    self.waiting.remove(job)
+                    self._check_error(job, job.error, may) if job.error is not None else self._check_rows(job)
 
     def _check_rows(self, job: Job) -> None:
         keys = list(dict.fromkeys(keys_of(job)))

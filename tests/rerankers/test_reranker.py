@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from reference.rerankers import build_cross_encoder, build_qwen3_reranker
 from rerankers.pairs import random_pairs
 from twinvec import ModelSpec, Ranked, Reranker, TruncationWarning
-from twinvec.engine.waiting import Call
+from twinvec.engine.waiting import Part
 from twinvec.errors import (
     ConfigurationError,
     DeadlineError,
@@ -118,17 +118,17 @@ def test_what_is_cut_is_said(folder: Path) -> None:
 def test_windows_cover_a_long_text_and_the_best_one_counts(folder: Path, max_length: int) -> None:
     with Reranker(folder, dtype="float32", max_length=max_length) as reranker:
         windows: list[str] = []
-        call = reranker._call
+        parts = reranker._parts
 
-        def recorded(pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> Call:
+        def recorded(pairs: Sequence[tuple[str, str]], options: ScoreOptions) -> list[Part]:
             windows.extend(text for _, text in pairs)
-            return call(pairs, options)
+            return parts(pairs, options)
 
-        reranker._call = recorded  # type: ignore[method-assign]
+        reranker._parts = recorded  # type: ignore[method-assign]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             score = reranker.score([(QUERY, LONG)], windows=True)
-            reranker._call = call  # type: ignore[method-assign]
+            reranker._parts = parts  # type: ignore[method-assign]
             assert score[0] == reranker.score([(QUERY, window) for window in windows]).max()
             assert reranker.score([(QUERY, "a"), (QUERY, LONG), (QUERY, "")], windows=True)[1] == score[0]
     starts = [LONG.index(window) for window in windows]

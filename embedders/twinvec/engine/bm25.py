@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from concurrent.futures import Future, InvalidStateError
-
 import numpy as np
 
+from twinvec.engine.waiting import Part, tell
 from twinvec.text.bm25 import Bm25
 from twinvec.text.prompts import Role
 from twinvec.vectors import EmbeddingBatch, Int32, SparseBatch
@@ -15,16 +13,16 @@ from twinvec.workers import workers
 _WINDOW = 64  # texts; a few milliseconds
 
 
-class Bm25Job:
-    """Texts on their way to BM25 rows; callers use it like ``twinvec.engine.job.Job``."""
+class Bm25Job(Part):
+    """Texts on their way to BM25 rows."""
 
     def __init__(self, bm25: Bm25, role: Role, texts: list[str], *, urgent: bool) -> None:
-        self.given = texts
-        self.future: Future[None] = Future()
+        super().__init__(texts)
         self._bm25, self._role = bm25, role
         self._thread = f"twinvec-bm25-{'query' if urgent else 'bulk'}"
         self._parts: list[tuple[SparseBatch, Int32]] = []
         self._weighed = 0
+        self._cancelled = False
 
     @property
     def done(self) -> float:
@@ -37,27 +35,21 @@ class Bm25Job:
 
     def cancel(self) -> None:
         """Stop at the next window."""
-        self.future.cancel()
+        self._cancelled = True
 
     def _advance(self) -> None:
-        with contextlib.suppress(InvalidStateError):  # cancelled just now
-            if self.future.done():
-                return
-            try:
-                window = self.given[self._weighed : self._weighed + _WINDOW]
-                self._parts.append(self._bm25.weigh(self._role, window))
-                self._weighed += len(window)
-            except BaseException as error:
-                self.future.set_exception(error)
-                return
-            if self._weighed < len(self.given):
-                self.start()
-            else:
-                self.future.set_result(None)
-
-    def figures(self) -> dict[str, float]:
-        """Return no figures: no model was involved."""
-        return {}
+        if self._cancelled:
+            return
+        try:
+            window = list(self.given[self._weighed : self._weighed + _WINDOW])
+            self._parts.append(self._bm25.weigh(self._role, window))
+            self._weighed += len(window)
+        except BaseException as error:
+            self.error = error
+        if self.error is None and self._weighed < len(self.given):
+            self.start()
+        else:
+            tell([self])
 
     def batch(self) -> EmbeddingBatch:
         """Return the rows."""

@@ -7,14 +7,12 @@ tokenisation and read and write persistent caches.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import InvalidStateError
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -25,6 +23,7 @@ from twinvec.compute.out_of_memory import Budget, free_memory, is_out_of_memory
 from twinvec.engine.dispatcher import Dispatcher
 from twinvec.engine.job import Job
 from twinvec.engine.loading import Model
+from twinvec.engine.waiting import tell
 from twinvec.engine.work import Answer, Batch, Command, Device, Event, Keep, Run, Stop, Tokenise, Wake
 from twinvec.errors import ConfigurationError, DeviceLostError
 from twinvec.text.tokenizer import TokenizedText
@@ -66,7 +65,7 @@ class InferenceCore:
         return next((device.budget.tokens for device in self.state.devices), self.model.encoder.token_budget)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its future reports the outcome. Never blocks.
+        """Queue a job; its bell rings once it is over. Never blocks.
 
         Raises:
             ConfigurationError: called in a process that was forked after the model was loaded.
@@ -81,7 +80,6 @@ class InferenceCore:
     def cancel(self, job: Job) -> None:
         """Cancel a job's work, except for what others are waiting for."""
         if os.getpid() == self._pid:
-            job.future.cancel()
             self._step(partial(self.state.cancelled, job))
 
     def limit_memo(self, max_bytes: int) -> None:
@@ -163,9 +161,8 @@ class InferenceCore:
                         inbox.put(commands[0])
                 case Keep() as command:
                     self._hosts[False].run(partial(self._keep, command))
-                case Answer(job, error) if not (self._abandoned and threading.current_thread().daemon):
-                    with contextlib.suppress(InvalidStateError):  # cancelled just now
-                        job.future.set_result(None) if error is None else job.future.set_exception(error)
+                case Answer(jobs) if not (self._abandoned and threading.current_thread().daemon):
+                    tell(jobs)
                 case Stop():
                     for host in self._hosts.values():
                         host.close()

@@ -58,6 +58,8 @@ class Dispatcher:
         self.queue_seconds, self.filled, self.offered = 0.0, 0, 0
         self._now = 0.0
         self._commands: list[Command] = []
+        self._keep: dict[int, Keep] = {}  # by cache
+        self._answered: list[Job] = []
         self._free_thread: Device | None = None  # the device whose thread is reporting, and is therefore free
         self._closed = self._stopped = False
         self._clear()
@@ -75,7 +77,7 @@ class Dispatcher:
 
         Executing a command twice does no harm.
         """
-        self._now, self._commands, self._free_thread = now, [], None
+        self._now, self._free_thread = now, None
         try:
             event()
             self._feed_jobs()
@@ -89,7 +91,9 @@ class Dispatcher:
             self._clear()  # work that nobody waits for may still be in flight
             self._stop_devices()
             self._commands.append(Stop(None))
-        commands, self._commands = self._commands, []  # keeping them would keep calls and their rows alive
+        # rows are kept first, since a caller may close as soon as it has its answer
+        commands = [*self._keep.values(), *([Answer(self._answered)] if self._answered else ()), *self._commands]
+        self._keep, self._answered, self._commands = {}, [], []  # keeping them would keep calls and their rows alive
         return commands
 
     # --- events
@@ -143,7 +147,6 @@ class Dispatcher:
             return
         device.budget.passed()
         self.failures += None in rows
-        keep: dict[int, Keep] = {}
         for entry, row in zip(batch.entries, rows, strict=True):
             self._forget(entry)
             if row is None:
@@ -155,8 +158,7 @@ class Dispatcher:
             for job, number in entry.waiters:
                 self._deliver(job, number, row)
                 if (cache := job.request.cache) is not None:
-                    keep.setdefault(id(cache), Keep(cache, [])).rows.append((entry.key, row))
-        self._commands[:0] = keep.values()  # a caller may close as soon as it has its answer
+                    self._keep.setdefault(id(cache), Keep(cache, [])).rows.append((entry.key, row))
 
     def ran_out(self, batch: Batch, reason: str) -> None:
         """A batch ran out of memory: its texts are planned again for a lower budget (``out_of_memory``)."""
@@ -172,7 +174,7 @@ class Dispatcher:
             self._reject_each(batch.entries[0], OutOfMemoryError, message)
             return
         device.budget.halve(batch.n_tokens, batch.budget, device.name)
-        self.lanes.again(batch.entries, alone=batch.alone, budget=device.budget.tokens)
+        self.lanes.again(batch.entries, device.budget.tokens)
 
     def failed(self, batch: Batch, error: BaseException) -> None:
         """A batch could not be tokenised or run; to find the culprit, retry each caller's texts separately, once."""
@@ -182,8 +184,8 @@ class Dispatcher:
         for entry in batch.entries:
             self._forget(entry)  # nobody may join an entry that is being retried
             groups.setdefault(frozenset(job for job, _ in entry.waiters if job.live), []).append(entry)
-        self.failures += batch.device is not None and not batch.alone
-        if batch.alone or len(groups) == 1:
+        self.failures += batch.device is not None
+        if len(groups) == 1:
             for job in chain.from_iterable(groups):
                 self._answer(job, error)
             for entry in batch.entries:
@@ -191,9 +193,9 @@ class Dispatcher:
             return
         for jobs, entries in reversed(groups.items()):
             if jobs and batch.device is None:
-                self._tokenise(Batch(entries, alone=True))
+                self._tokenise(Batch(entries))
             elif jobs:
-                self.lanes.again(entries, alone=True)
+                self.lanes.again(entries)
 
     def lost(self, device: Device, error: BaseException) -> None:
         """A device stopped responding, or its thread ended because of a bug."""
@@ -207,7 +209,7 @@ class Dispatcher:
             return
         logger.warning("%s failed and was removed, %d devices continue: %s", device.name, len(self.devices), str(error))
         for batch in reversed(left):
-            self.lanes.again(batch.entries, alone=batch.alone)
+            self.lanes.again(batch.entries)
 
     def restarted(self, devices: Sequence[Device]) -> None:
         """A new generation of devices is ready; if it is not needed any more, it is stopped."""
@@ -225,7 +227,7 @@ class Dispatcher:
     def abandoned(self) -> None:
         """The interpreter is exiting, along with anyone still waiting: nobody is notified."""
         self.closed(drain=False)
-        self._commands.clear()
+        self._answered.clear()
 
     def woken(self, device: Device) -> None:
         """The time of a ``Wake`` has come."""
@@ -290,9 +292,9 @@ class Dispatcher:
 
     def _answer(self, job: Job, error: BaseException | None) -> None:
         if job.live:
-            job.ended = self._now
+            job.ended, job.error = self._now, error
             self._end(job)
-            self._commands.append(Answer(job, error))
+            self._answered.append(job)
 
     def _end(self, job: Job) -> None:
         job.live = False
@@ -345,11 +347,13 @@ class Dispatcher:
         for device in rooms:
             if len(device.running) < 2 and self._ready(device) and (batch := self._next(device)):
                 batch.device, batch.budget, device.wake = device, device.budget.tokens, None
-                self.queue_seconds += sum(self._now - entry.queued for entry in batch.entries)
-                for job in {job for entry in batch.entries for job, _ in entry.waiters}:
-                    job.began = self._now if job.began is None else job.began
-                self.filled += batch.n_tokens
-                self.offered += max(device.budget.tokens, batch.n_tokens)
+                for entry in batch.entries:
+                    self.queue_seconds += self._now - entry.queued
+                    for job, _ in entry.waiters:
+                        job.began = self._now if job.began is None else job.began
+                tokens = batch.n_tokens
+                self.filled += tokens
+                self.offered += max(batch.budget, tokens)
                 device.running.append(batch)
                 self._commands.append(Run(batch))
 

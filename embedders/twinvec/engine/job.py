@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from twinvec.cache.rows import Cache, Key, Row
-from twinvec.compute.sparse import reduce_token_weights
+from twinvec.compute.sparse import merge_keys
+from twinvec.engine.waiting import Part
 from twinvec.errors import InvalidTextError, TextError, TextTooLongError
 from twinvec.spec import SparseKeys
-from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch, SparseBatch
+from twinvec.vectors import EmbeddingBatch, Float32, MultiBatch, Spans
 
 if TYPE_CHECKING:
     from twinvec.engine.core import InferenceCore
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a call asks for.
 
     Attributes:
@@ -51,14 +50,12 @@ class Request:
 
 
 @dataclass(eq=False)
-class Job:
+class Job(Part):
     """The texts of one call; owned by a dispatcher from submission to completion.
 
     Attributes:
-        given: the caller's texts.
         request: what to compute for each text.
         core: the model's core.
-        future: resolved once all rows are there.
         texts: the distinct texts.
         rows: rows of the distinct texts, as they arrive.
         fed, finished: how many distinct texts are in flight or done, and how many are done.
@@ -69,10 +66,8 @@ class Job:
             nothing left to compute, or others' entries computed it), and when it was resolved.
     """
 
-    given: Sequence[str]
     request: Request
     core: InferenceCore
-    future: Future[None] = field(default_factory=Future)
     fed: int = 0
     finished: int = 0
     admitted: bool = False
@@ -84,8 +79,7 @@ class Job:
     ended: float = 0.0
 
     def __post_init__(self) -> None:
-        self._numbers = {text: number for number, text in enumerate(dict.fromkeys(self.given))}
-        self.texts = list(self._numbers)
+        self.texts: Sequence[str] = list(dict.fromkeys(self.given))
         self.rows: list[Row | None] = [None] * len(self.texts)
 
     def start(self) -> None:
@@ -137,31 +131,59 @@ class Job:
 
     def batch(self) -> EmbeddingBatch:
         """Return the rows in the form and order that the caller asked for."""
-        rows = [row for row in self.rows if row is not None]
-        assert len(rows) == len(self.texts)
-        batch = self._stack(rows)
-        return batch if len(rows) == len(self.given) else batch[[self._numbers[text] for text in self.given]]
+        batch = self._stack([row for row in self.rows if row is not None])
+        if len(self.texts) == len(self.given):
+            return batch
+        numbers = {text: number for number, text in enumerate(self.texts)}
+        return batch[[numbers[text] for text in self.given]]
 
-    def _stack(self, rows: list[Row]) -> EmbeddingBatch:
-        dense = None if self.request.dim is None else _dense(rows, self.request.dim, normalize=self.request.normalize)
-        sparse = None if self.request.keys is None else self._sparse(rows)
-        tokens = np.fromiter((row.tokens for row in rows), dtype=np.int32, count=len(rows))
-        lengths = np.fromiter((row.full_length for row in rows), dtype=np.int64, count=len(rows))
-        multi = MultiBatch.stack([row.multi for row in rows if row.multi is not None]) if self.request.multi else None
+    def _stack(self, rows: Sequence[Row]) -> EmbeddingBatch:
+        request, sparse = self.request, None
+        dense = None if request.dim is None else _dense(rows, request.dim, normalize=request.normalize)
+        if request.keys is not None:
+            tokenizer = self.core.model.tokenizer
+            keys = tokenizer.surface_keys if request.keys == "surface" else tokenizer.id_keys
+            sparse = merge_keys([row.sparse for row in rows if row.sparse is not None], keys)
+        tokens = np.array([row.tokens for row in rows], dtype=np.int32)
+        lengths = np.array([row.full_length for row in rows], dtype=np.int64)
+        multi = MultiBatch.stack([row.multi for row in rows if row.multi is not None]) if request.multi else None
         return EmbeddingBatch(dense, sparse, tokens, lengths > tokens, multi)
 
-    def _sparse(self, rows: list[Row]) -> SparseBatch:
-        """Stack rows by token id and convert ids to the caller's keys, keeping the maximum for equal keys."""
-        sparse = [row.sparse for row in rows if row.sparse is not None]
-        assert len(sparse) == len(rows)
-        tokenizer = self.core.model.tokenizer
-        keys = tokenizer.surface_keys if self.request.keys == "surface" else tokenizer.id_keys
-        weights = np.concatenate([np.zeros(0, np.float32), *(row.values for row in sparse)])
-        ids = np.concatenate([np.zeros(0, np.int32), *(row.indices for row in sparse)])
-        return reduce_token_weights(weights, ids, [len(row) for row in sparse], keys)
+
+@dataclass(eq=False)
+class SpanJob(Job):
+    """Texts none of which may be cut, and the spans of each, whose rows come from one pass over it: late chunking."""
+
+    spans: Sequence[Spans] = ()
+
+    def __post_init__(self) -> None:
+        self.texts = self.given  # equal texts may have other spans
+        self.rows = [None] * len(self.texts)
+
+    def key(self, number: int) -> Key:
+        """Return what decides the rows of a text."""
+        return super().key(number)._replace(spans=tuple(self.spans[number]))
+
+    def position(self, number: int) -> int:
+        """Return a text's position in the caller's list."""
+        return number
+
+    def refusal(self, number: int, tokens: int, full_length: int) -> TextError | None:
+        """Return the error of a text that is too long, or with a span that has no vector."""
+        if tokens == 0:
+            reason = "has a span without a token, so no vector is defined for it: leave the span out"
+            return InvalidTextError(reason, position=number)
+        if full_length > tokens:
+            reason = f"has {full_length} tokens with its prompt, the limit is {self.request.max_length}: give its "
+            return TextTooLongError(f"{reason}spans with shorter parts of it", position=number)
+        return None
+
+    def batch(self) -> EmbeddingBatch:
+        """Return a row for each span, text by text."""
+        return self._stack([part for row in self.rows if row is not None for part in row.parts])
 
 
-def _dense(rows: list[Row], dim: int, *, normalize: bool) -> Float32:
+def _dense(rows: Sequence[Row], dim: int, *, normalize: bool) -> Float32:
     dense = np.zeros((len(rows), dim), dtype=np.float32)
     for i, row in enumerate(rows):
         assert row.dense is not None

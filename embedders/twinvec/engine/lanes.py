@@ -42,12 +42,12 @@ class Lanes:
         (self.urgent if entry.urgent else self.bulk).append(entry)
         self._tokens += entry.n_tokens
 
-    def again(self, entries: list[Entry], *, alone: bool = False, budget: int | None = None) -> None:
+    def again(self, entries: list[Entry], budget: int | None = None) -> None:
         """Queue entries ahead of all other bulk work, in batches that fit."""
         lengths = [entry.n_tokens for entry in entries]
         room = budget or sum(lengths)
         parts = plan(lengths, room) if sum(lengths) > room else [list(range(len(entries)))]
-        self.planned.extendleft(Batch([entries[i] for i in part], alone) for part in reversed(parts))
+        self.planned.extendleft(Batch([entries[i] for i in part]) for part in reversed(parts))
 
     def pop(self, budget: int, small: int) -> Batch | None:
         """Return the next batch: at most ``budget`` tokens of live entries, or one longer entry.
@@ -60,12 +60,12 @@ class Lanes:
             return Batch(self._take(self.urgent, budget))
         self._streak = 0
         if self.bulk and not self.planned:
-            self.again(self._take(self.bulk, _PLAN_BATCHES * budget), budget=budget)
+            self.again(self._take(self.bulk, _PLAN_BATCHES * budget), budget)
         if not self.planned:
             return None
         self._since_query += 1
         batch = self.planned.popleft()  # it may have been planned for a larger budget
-        self.again(batch.entries, alone=batch.alone, budget=small if self._since_query <= _QUIET else budget)
+        self.again(batch.entries, small if self._since_query <= _QUIET else budget)
         return self.planned.popleft()
 
     def _take(self, lane: deque[Entry], room: int) -> list[Entry]:

@@ -1,19 +1,19 @@
-"""A call and its caller: one deadline for all its models, one result."""
+"""A call and its caller: one deadline for all its models, one result, one way to wake up threads and event loops."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from twinvec.errors import DeadlineError
+from twinvec.flows import call, on_thread
 from twinvec.vectors import EmbeddingBatch
-from twinvec.workers import in_thread
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -22,123 +22,135 @@ _REFRESH = 0.1  # seconds between progress updates
 _SMALL = 256  # up to this many texts, rows are assembled on the event loop
 
 
-class Part(Protocol):
-    """One model's part of a call."""
+class Bell:
+    """Wakes up a call's caller whenever one of its parts has ended."""
 
-    future: Future[None]
+    def __init__(self) -> None:
+        self._rings: SimpleQueue[None] = SimpleQueue()
+        self._sleeper: asyncio.Future[None] | None = None
+
+    def wait(self, seconds: float | None) -> None:
+        """Block until it rings; no longer than this."""
+        with suppress(Empty):
+            self._rings.get(timeout=seconds)
+
+    async def wait_async(self, seconds: float | None) -> None:
+        """Do the same without blocking the event loop."""
+        loop = asyncio.get_running_loop()
+        self._sleeper = loop.create_future()
+        alarm = None if seconds is None else loop.call_later(seconds, _wake, [self._sleeper])
+        try:
+            if self._rings.empty():
+                await self._sleeper
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        with suppress(Empty):
+            self._rings.get_nowait()
+
+    def ring(self) -> asyncio.Future[None] | None:
+        """Ring; return the future of a caller on an event loop, for ``tell`` to resolve there."""
+        self._rings.put(None)
+        return self._sleeper
+
+
+@dataclass(eq=False)
+class Part(ABC):
+    """One model's part of a call.
+
+    Attributes:
+        given: the texts.
+        bell: rings once the part has ended.
+        over: whether all rows are there, or ``error`` says why they are not.
+    """
+
+    given: Sequence[str]
+    bell: Bell = field(init=False)
+    over: bool = field(default=False, init=False)
+    error: BaseException | None = field(default=None, init=False)
 
     @property
-    def given(self) -> Sequence[str]:
-        """Return the texts."""
-
-    @property
+    @abstractmethod
     def done(self) -> float:
         """Return the fraction of texts whose row is ready."""
 
+    @abstractmethod
     def start(self) -> None:
         """Start; never blocks."""
 
+    @abstractmethod
     def cancel(self) -> None:
         """Cancel work that nobody else waits for."""
 
+    @abstractmethod
     def batch(self) -> EmbeddingBatch:
-        """Return the rows, once the future is resolved."""
+        """Return the rows, once it is over."""
 
     def figures(self) -> Mapping[str, float]:
-        """Return figures about the work, once the future is resolved; see ``Job``."""
+        """Return figures about the work, once it is over."""
+        return {}
 
 
-class Call:
-    """The parts of one call; the first one supplies the token counts.
+def tell(parts: Sequence[Part]) -> None:
+    """Let the callers of these parts know that they are over; an event loop gets one message for all its callers."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for part in parts:
+        part.over = True
+        if (sleeper := part.bell.ring()) is not None:
+            loops.setdefault(sleeper.get_loop(), []).append(sleeper)
+    for loop, sleepers in loops.items():
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_wake, sleepers)
+
+
+def _wake(sleepers: Sequence[asyncio.Future[None]]) -> None:
+    for sleeper in sleepers:
+        if not sleeper.done():
+            sleeper.set_result(None)
+
+
+async def gather(parts: list[Part], timeout: float | None, title: str | None = None) -> EmbeddingBatch:
+    """Run the parts of one call, a flow; the first one supplies the token counts.
+
+    Args:
+        parts: one for each model.
+        timeout: seconds for all of them together.
+        title: of a progress bar; None draws none.
 
     Raises:
-        DeadlineError: while waiting, after ``timeout`` seconds.
+        DeadlineError: the time is over.
     """
-
-    def __init__(self, parts: Sequence[Part], timeout: float | None) -> None:
-        self._parts, self._timeout = parts, timeout
-        self._futures = [part.future for part in parts]
-        self._texts = len(parts[0].given)
-
-    def wait(self, title: str | None = None) -> EmbeddingBatch:
-        """Block until all parts are done or one has failed; ``title`` draws a progress bar."""
-        end = None if self._timeout is None else time.monotonic() + self._timeout
-        try:
-            with _bar(title, self._texts) as bar:
-                ended = self._start()
-                while not self._over():
-                    left = None if end is None else end - time.monotonic()
-                    if left is not None and left <= 0:
-                        break
-                    with suppress(Empty):
-                        ended.get(timeout=left if bar is None else min(left or _REFRESH, _REFRESH))
-                    self._show(bar)
-            return self._answer()
-        except BaseException:
-            self._cancel()
-            raise
-
-    async def wait_async(self, title: str | None = None) -> EmbeddingBatch:
-        """Do the same without blocking the event loop."""
-        end = None if self._timeout is None else time.monotonic() + self._timeout
-        try:
-            with _bar(title, self._texts) as bar:
-                self._start()
-                waiting = [_quiet(asyncio.wrap_future(future)) for future in self._futures]
-                left = self._timeout
-                while left is None or left > 0:
-                    pause = left if bar is None else min(left or _REFRESH, _REFRESH)
-                    await asyncio.wait(waiting, timeout=pause, return_when=FIRST_EXCEPTION)
-                    self._show(bar)
-                    if self._over():
-                        break
-                    left = None if end is None else end - time.monotonic()
-                del waiting
-            return self._answer() if self._texts <= _SMALL else await in_thread(self._answer)
-        except BaseException:
-            self._cancel()
-            raise
-
-    def figures(self) -> Mapping[str, float]:
-        """Return figures about the first model's work, once the result is there."""
-        return self._parts[0].figures()
-
-    def _start(self) -> SimpleQueue[None]:
-        """Begin; the queue gets an item whenever a part ends, which costs less than ``concurrent.futures.wait``."""
-        ended: SimpleQueue[None] = SimpleQueue()
-        for part in self._parts:
-            part.future.add_done_callback(lambda _: ended.put(None))
-            part.start()
-        return ended
-
-    def _show(self, bar: tqdm[NoReturn] | None) -> None:
-        if bar is not None:
-            bar.update(int(self._texts * min(part.done for part in self._parts)) - bar.n)
-
-    def _cancel(self) -> None:
-        for part in self._parts:
+    end = None if timeout is None else time.monotonic() + timeout
+    bell, texts = Bell(), len(parts[0].given)
+    try:
+        with _bar(title, texts) as bar:
+            for part in parts:
+                part.bell = bell
+                part.start()
+            while not _over(parts):
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    raise DeadlineError(f"{texts} texts were not embedded within {timeout} s")
+                await call(bell.wait, bell.wait_async, left if bar is None else min(left or _REFRESH, _REFRESH))
+                if bar is not None:
+                    bar.update(int(texts * min(part.done for part in parts)) - bar.n)
+        return _joined(parts) if texts <= _SMALL else await on_thread(_joined, parts)
+    except BaseException:
+        for part in parts:
             part.cancel()
-        self._parts, self._futures = (), []  # they hold the error, whose traceback holds this
-
-    def _over(self) -> bool:
-        return self._failure() is not None or all(future.done() for future in self._futures)
-
-    def _failure(self) -> BaseException | None:
-        return next(filter(None, (future.exception() for future in self._futures if future.done())), None)
-
-    def _answer(self) -> EmbeddingBatch:
-        if self._failure() is not None:
-            raise cast(BaseException, self._failure())  # not in a variable, see _cancel
-        if not self._over():
-            raise DeadlineError(f"{self._texts} texts were not embedded within {self._timeout} s")
-        batches = [part.batch() for part in self._parts]
-        return replace(batches[0], sparse=batches[-1].sparse)
+        del parts[:], part  # they hold the error, whose traceback holds this frame
+        raise
 
 
-def _quiet(future: asyncio.Future[None]) -> asyncio.Future[None]:
-    """Keep the event loop from logging an unretrieved error for a caller that has gone."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return future
+def _over(parts: Sequence[Part]) -> bool:
+    return all(part.over for part in parts) or any(part.error is not None for part in parts)
+
+
+def _joined(parts: Sequence[Part]) -> EmbeddingBatch:
+    if any(part.error is not None for part in parts):
+        raise next(part.error for part in parts if part.error is not None)
+    batches = [part.batch() for part in parts]
+    return batches[0] if len(batches) == 1 else replace(batches[0], sparse=batches[-1].sparse)
 
 
 def _bar(title: str | None, texts: int) -> AbstractContextManager[tqdm[NoReturn] | None]:

@@ -40,13 +40,11 @@ class Batch:
     """One or more entries that are tokenised or run together.
 
     Attributes:
-        alone: all entries have the same callers, so that a failure is theirs.
         cache: where to look up entries before they are tokenised.
         device, budget: the device it was given to, and that device's budget at the time; None until it is run.
     """
 
     entries: list[Entry]
-    alone: bool = False
     cache: Cache | None = None
     device: Device | None = None
     budget: int = 0
@@ -110,10 +108,9 @@ class Keep(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Tell a caller that all rows of its job are ready, or why they are not."""
+    """Tell the callers of these jobs that they are over."""
 
-    job: Job
-    error: BaseException | None
+    jobs: list[Job]
 
 
 class Stop(NamedTuple):
