@@ -22,15 +22,16 @@ def reduce_token_weights(weights: Float32, ids: Int32 | Int64, lengths: Sequence
         keys: int64 [vocabulary]; the key of each token id, -1 for ids to leave out (special tokens).
     """
     token_keys = keys[ids]
-    keep = np.flatnonzero((weights > 0) & (token_keys >= 0))
-    return _largest(weights[keep], token_keys[keep], _rows(lengths)[keep], len(lengths), len(keys))
+    keep = ((weights > 0) & (token_keys >= 0)).nonzero()[0]
+    return _largest(weights[keep], (_starts(lengths, len(keys)) + token_keys)[keep], len(lengths), len(keys))
 
 
 def merge_keys(rows: Sequence[SparseVector], keys: Int64) -> SparseBatch:
     """Stack sparse rows by token id and name their columns by ``keys``, none of them -1: the maximum of equal ones."""
-    weights = np.concatenate([np.zeros(0, np.float32), *(row.values for row in rows)])
-    ids = np.concatenate([np.zeros(0, np.int32), *(row.indices for row in rows)])
-    return _largest(weights, keys[ids], _rows([len(row) for row in rows]), len(rows), len(keys))
+    weights = np.concatenate([row.values for row in rows] or [np.zeros(0, np.float32)])
+    ids = np.concatenate([row.indices for row in rows] or [np.zeros(0, np.int32)])
+    starts = _starts([len(row.values) for row in rows], len(keys))
+    return _largest(weights, starts + keys[ids], len(rows), len(keys))
 
 
 def reduce_vocabulary_weights(weights: Float32, keys: Int64) -> SparseBatch:
@@ -42,21 +43,20 @@ def reduce_vocabulary_weights(weights: Float32, keys: Int64) -> SparseBatch:
     return _to_batch(rows * len(keys) + found, merged[rows, found], len(weights), len(keys))
 
 
-def _rows(lengths: Sequence[int]) -> Int64:
-    return np.repeat(np.arange(len(lengths)), lengths)
+def _starts(lengths: Sequence[int], n_keys: int) -> Int64:
+    return np.arange(0, len(lengths) * n_keys, n_keys).repeat(lengths)
 
 
-def _largest(weights: Float32, keys: Int64, rows: Int64, n: int, n_keys: int) -> SparseBatch:
-    cells = rows * n_keys + keys
-    order = np.argsort(cells, kind="stable")
+def _largest(weights: Float32, cells: Int64, n: int, n_keys: int) -> SparseBatch:
+    order = cells.argsort(kind="stable")
     cells = cells[order]
     new = np.ones(len(cells), np.bool_)
     np.not_equal(cells[1:], cells[:-1], out=new[1:])
-    first = np.flatnonzero(new)
+    first = new.nonzero()[0]
     values = np.maximum.reduceat(weights[order], first) if len(first) else weights
     return _to_batch(cells[first], values, n, n_keys)
 
 
 def _to_batch(cells: Int64, values: Float32, n: int, n_keys: int) -> SparseBatch:
-    indptr = np.searchsorted(cells, np.arange(0, (n + 1) * n_keys, n_keys))
+    indptr = cells.searchsorted(np.arange(0, (n + 1) * n_keys, n_keys))
     return SparseBatch.trusted(indptr, (cells % n_keys).astype(np.int32), values)

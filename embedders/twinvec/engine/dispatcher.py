@@ -132,7 +132,7 @@ class Dispatcher:
                         self._ask(job, [number])
             else:
                 self.cache_misses += batch.cache is not None
-                entry.tokens, entry.queued = got, self._now
+                entry.tokens, entry.n_tokens, entry.queued = got, len(got.ids), self._now
                 for job, number in entry.waiters:
                     self._accept(job, number, entry.n_tokens, got.full_length)
                 self.lanes.put(entry)
@@ -362,9 +362,9 @@ class Dispatcher:
         full = self.lanes.fill(device.budget.tokens)
         if device.running:
             return full or bool(self.lanes.urgent)
-        if full or not (self.lanes.urgent or self.lanes.bulk) or self._now >= self._crowded + _PATIENCE:
+        if full or self.lanes.idle or self._now >= self._crowded + _PATIENCE:
             device.wake = None
-            return True
+            return not self.lanes.idle
         if device.wake is None:
             device.wake = self._now + _PATIENCE
             self._commands.append(Wake(device, device.wake))
@@ -374,11 +374,11 @@ class Dispatcher:
         """Return the next batch with entries that someone is waiting for."""
         budget = device.budget.tokens
         while (batch := self.lanes.pop(budget, min(device.small, budget))) is not None:
-            for entry in batch.entries:
-                if not entry.live:
-                    self._forget(entry)
-            batch.entries = [entry for entry in batch.entries if entry.live]
-            if batch.entries:
+            dead = {entry for entry in batch.entries if not entry.live}
+            for entry in dead:
+                self._forget(entry)
+            if len(dead) < len(batch.entries):
+                batch.entries = [entry for entry in batch.entries if entry not in dead]
                 return batch
         return None
 

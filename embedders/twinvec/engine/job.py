@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -184,10 +185,10 @@ class SpanJob(Job):
 
 
 def _dense(rows: Sequence[Row], dim: int, *, normalize: bool) -> Float32:
-    dense = np.zeros((len(rows), dim), dtype=np.float32)
-    for i, row in enumerate(rows):
+    dense = np.empty((len(rows), dim), dtype=np.float32)
+    for own, row in zip(dense, rows, strict=True):
         assert row.dense is not None
-        dense[i] = row.dense[:dim]
-    if normalize:
-        dense /= np.maximum(np.sqrt(np.einsum("ij,ij->i", dense, dense)), 1e-12)[:, None]
+        own[:] = row.dense[:dim]
+        if normalize:
+            own /= max(math.sqrt(own.dot(own)), 1e-12)
     return dense

@@ -31,6 +31,11 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.urgent) + len(self.bulk) + sum(len(batch.entries) for batch in self.planned)
 
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing is waiting."""
+        return not (self.urgent or self.bulk or self.planned)
+
     def fill(self, budget: int) -> bool:
         """Return whether there is enough work for a full batch."""
         return bool(self.planned) or self._tokens >= budget

@@ -22,12 +22,8 @@ class Entry:
     urgent: bool
     waiters: list[tuple[Job, int]]
     tokens: TokenizedText | None = None
+    n_tokens: int = 0
     queued: float = 0.0
-
-    @property
-    def n_tokens(self) -> int:
-        """Return its size; 0 until it is tokenised."""
-        return 0 if self.tokens is None else len(self.tokens.ids)
 
     @property
     def live(self) -> bool:
