@@ -190,5 +190,5 @@ def _dense(rows: Sequence[Row], dim: int, *, normalize: bool) -> Float32:
         assert row.dense is not None
         own[:] = row.dense[:dim]
         if normalize:
-            own /= max(math.sqrt(own.dot(own)), 1e-12)
+            np.divide(own, max(math.sqrt(own.dot(own)), 1e-12), out=own)
     return dense

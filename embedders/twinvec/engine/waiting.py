@@ -23,35 +23,35 @@ _SMALL = 256  # up to this many texts, rows are assembled on the event loop
 
 
 class Bell:
-    """Wakes up a call's caller whenever one of its parts has ended."""
+    """Wakes up a call's caller whenever one of its parts has ended; ``tell`` rings it.
+
+    Attributes:
+        rings: one item for each.
+        sleeper: to be resolved if the caller waits on an event loop.
+    """
 
     def __init__(self) -> None:
-        self._rings: SimpleQueue[None] = SimpleQueue()
-        self._sleeper: asyncio.Future[None] | None = None
+        self.rings: SimpleQueue[None] = SimpleQueue()
+        self.sleeper: asyncio.Future[None] | None = None
 
     def wait(self, seconds: float | None) -> None:
         """Block until it rings; no longer than this."""
         with suppress(Empty):
-            self._rings.get(timeout=seconds)
+            self.rings.get(timeout=seconds)
 
     async def wait_async(self, seconds: float | None) -> None:
         """Do the same without blocking the event loop."""
         loop = asyncio.get_running_loop()
-        self._sleeper = loop.create_future()
-        alarm = None if seconds is None else loop.call_later(seconds, _wake, [self._sleeper])
+        self.sleeper = loop.create_future()
+        alarm = None if seconds is None else loop.call_later(seconds, _wake, [self.sleeper])
         try:
-            if self._rings.empty():
-                await self._sleeper
+            if self.rings.empty():  # else it rang before anybody could be woken
+                await self.sleeper
         finally:
             if alarm is not None:
                 alarm.cancel()
         with suppress(Empty):
-            self._rings.get_nowait()
-
-    def ring(self) -> asyncio.Future[None] | None:
-        """Ring; return the future of a caller on an event loop, for ``tell`` to resolve there."""
-        self._rings.put(None)
-        return self._sleeper
+            self.rings.get_nowait()
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class Part(ABC):
     Attributes:
         given: the texts.
         bell: rings once the part has ended.
-        over: whether all rows are there, or ``error`` says why they are not.
+        over: whether its caller has been told that all rows are there, or that ``error`` says why they are not.
     """
 
     given: Sequence[str]
@@ -96,7 +96,8 @@ def tell(parts: Sequence[Part]) -> None:
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for part in parts:
         part.over = True
-        if (sleeper := part.bell.ring()) is not None:
+        part.bell.rings.put(None)
+        if (sleeper := part.bell.sleeper) is not None:
             loops.setdefault(sleeper.get_loop(), []).append(sleeper)
     for loop, sleepers in loops.items():
         with suppress(RuntimeError):  # it is closed
@@ -143,11 +144,15 @@ async def gather(parts: list[Part], timeout: float | None, title: str | None = N
 
 
 def _over(parts: Sequence[Part]) -> bool:
-    return all(part.over for part in parts) or any(part.error is not None for part in parts)
+    return all(part.over for part in parts) or _has_failed(parts)
+
+
+def _has_failed(parts: Sequence[Part]) -> bool:
+    return any(part.over and part.error is not None for part in parts)
 
 
 def _joined(parts: Sequence[Part]) -> EmbeddingBatch:
-    if any(part.error is not None for part in parts):
+    if _has_failed(parts):
         raise next(part.error for part in parts if part.error is not None)
     batches = [part.batch() for part in parts]
     return batches[0] if len(batches) == 1 else replace(batches[0], sparse=batches[-1].sparse)
