@@ -107,12 +107,9 @@ def verify(
     """
     if isinstance(model, (Embedder, Reranker)):
         return _verify(model, published, name)
-    with load_local(model if isinstance(model, ModelSpec) else _in_float32(model)) as loaded:
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(model=os.fspath(model), dtype="float32")
+    with load_local(spec) as loaded:
         return _verify(loaded, published, name)
-
-
-def _in_float32(model: str | os.PathLike[str]) -> ModelSpec:
-    return ModelSpec(model=os.fspath(model), dtype="float32")
 
 
 def _verify(embedder: Embedder | Reranker, published: Sequence[Published] | None, name: str | None) -> VerifyReport:

@@ -186,8 +186,16 @@ class HybridRetriever(VectorStoreRetriever):
         return outputs
 
     def _started(self, query: str, config: RunnableConfig, given: Mapping[str, Any]) -> Call[Any]:
-        """Return the call that starts a run, for callbacks and traces."""
-        callbacks, run = self._callbacks(config, given), self._run(config)
+        """Return the call that starts a run, for callbacks and traces, as ``BaseRetriever.invoke`` does."""
+        callbacks: dict[str, Any] = {
+            "inheritable_callbacks": config.get("callbacks"),
+            "local_callbacks": None,
+            "inheritable_tags": config.get("tags"),
+            "local_tags": self.tags,
+            "inheritable_metadata": {**(config.get("metadata") or {}), **self._get_ls_params(**given)},
+            "local_metadata": self.metadata,
+        }
+        run: dict[str, Any] = {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
         return Call(
             lambda: CallbackManager.configure(**callbacks).on_retriever_start(None, query, **run),
             lambda: AsyncCallbackManager.configure(**callbacks).on_retriever_start(None, query, **run),
@@ -264,20 +272,6 @@ class HybridRetriever(VectorStoreRetriever):
         threshold = arguments.pop("score_threshold") if by_relevance else None
         # a store that overrides a search need not know options that are at their defaults
         return {name: value for name, value in arguments.items() if value is not None and value is not False}, threshold
-
-    def _callbacks(self, config: RunnableConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of ``CallbackManager.configure``, as passed by ``BaseRetriever.invoke``."""
-        return {
-            "inheritable_callbacks": config.get("callbacks"),
-            "local_callbacks": None,
-            "inheritable_tags": config.get("tags"),
-            "local_tags": self.tags,
-            "inheritable_metadata": {**(config.get("metadata") or {}), **self._get_ls_params(**given)},
-            "local_metadata": self.metadata,
-        }
-
-    def _run(self, config: RunnableConfig) -> dict[str, Any]:
-        return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         model = self.vectorstore.index.embedder.spec.model

@@ -285,16 +285,11 @@ def to_document(result: Result, *, scores: bool = False) -> Document:
     if scores:
         metadata[EXPLANATION] = {"score": result.score}
     if why is not None:
-        metadata[EXPLANATION] = {
-            "score": result.score,
-            "dense_score": why.dense_score,
-            "sparse_score": why.sparse_score,
-            "dense_rank": why.dense_rank,
-            "sparse_rank": why.sparse_rank,
-            **({} if why.rerank_rank is None else {"rerank_score": why.rerank_score, "rerank_rank": why.rerank_rank}),
-            "terms": [list(term) for term in why.terms],
-            **({"provenance": dict(record.provenance)} if record.provenance else {}),
-        }
+        reasons = result.to_dict()["explanation"]
+        if why.rerank_rank is None:
+            del reasons["rerank_score"], reasons["rerank_rank"]
+        origin = {"provenance": dict(record.provenance)} if record.provenance else {}
+        metadata[EXPLANATION] = {"score": result.score, **reasons, **origin}
     text = record.text if result.context is None else result.context
     return Document(id=record.id, page_content=text, metadata=metadata)
 

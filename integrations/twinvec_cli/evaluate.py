@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinvec.errors import ConfigurationError
-from twinvec_cli.console import note
+from twinvec_cli.opening import searched
 from twinvec_cli.options import AllowMissing, Collection, Device, Qrels, Queries, Rerank, TaskText, TrustRemoteCode
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _STORES = "A store, or several to compare: folders, or URLs of Qdrant and Milvus servers and PostgreSQL databases."
 _MEASURE = "nDCG@10, R@10, RR@10, Success@5, P@5, AP@100 ... Repeatable; the first one is used for comparisons."
 _SHOWN = 10  # questions with the largest losses
+_COMPARED = ("95% interval", "p", "Better", "Worse", "Equal")
 
 
 def evaluate(
@@ -54,7 +55,6 @@ def evaluate(
     [bold]twinvec eval small/ large/ --queries q.jsonl --qrels qrels.tsv --by language[/bold]
     """
     from twinvec import Reranker
-    from twinvec_stores import HybridIndex, load_embedder, open_store
     from twinvec_stores.addresses import without_secrets
     from twinvec_stores.evaluation import evaluate as evaluated
     from twinvec_stores.evaluation import losses, read_questions, to_html
@@ -65,10 +65,8 @@ def evaluate(
     lost: dict[str, list[Loss]] = {}
     for location in dict.fromkeys(stores):
         with contextlib.ExitStack() as opened:
-            store = opened.enter_context(open_store(location, collection=collection))
-            note(f"Loading {store.config.model} ...")
-            embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
-            index = HybridIndex(embedder, store)
+            loading = {"device": device, "trust_remote_code": trust_remote_code}
+            index = opened.enter_context(searched(location, collection=collection, **loading))
             found = evaluated(
                 index,
                 questions,
@@ -151,16 +149,7 @@ def _means(found: Evaluation) -> Table:
 
 
 def _against(found: Evaluation) -> Table:
-    table = _table(
-        f"{found.measures[0]} minus {found.baseline}",
-        "Way",
-        "Difference",
-        "95% interval",
-        "p",
-        "Better",
-        "Worse",
-        "Equal",
-    )
+    table = _table(f"{found.measures[0]} minus {found.baseline}", "Way", "Difference", *_COMPARED)
     for way in found.ways:
         if way != found.baseline:
             table.add_row(way, *_cells(found.compare(way)))
@@ -213,17 +202,7 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> Table:
     measure = base.measures[0]
     if any(list(found.asked) != list(base.asked) for _, found in others):
         raise ConfigurationError("the stores were evaluated on different questions")
-    table = _table(
-        "Side by side, default search",
-        "Store",
-        measure,
-        "Minus the first",
-        "95% interval",
-        "p",
-        "Better",
-        "Worse",
-        "Equal",
-    )
+    table = _table("Side by side, default search", "Store", measure, "Minus the first", *_COMPARED)
     scores = base.ways[default_way(base)].scores[measure]
     table.add_row(first, f"{scores.mean():.3f}")
     for name, found in others:

@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -96,15 +96,13 @@ def ingest(
     from twinvec_stores import ingest as run
     from twinvec_stores.ingestion.readers import is_url
 
-    options = {
-        "revision": revision,
-        "dtype": dtype,
-        "dim": dim,
-        "sparse": sparse,
-        "prompts": _prompts(prompts),
-    }
-    wanted = _Wanted(location, collection, model, options, _fields(field or []), quantization, token_pool)
-    with _opened(wanted, device, trust_remote_code) as (embedder, store), warnings.catch_warnings():
+    options = {"revision": revision, "dtype": dtype, "dim": dim, "sparse": sparse, "prompts": _prompts(prompts)}
+    new = {"fields": _fields(field), "quantization": quantization, "token_pool": token_pool}
+    loading = {"device": device, "trust_remote_code": trust_remote_code}
+    with (
+        _opened(location, collection, model, options, new, **loading) as (embedder, store),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", TruncationWarning)  # the report counts them
         for _ in rounds(sources, location) if watch else [None]:
             with going_on(watch):
@@ -130,54 +128,47 @@ def ingest(
         raise typer.Exit(INCOMPLETE)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """The store to open or create."""
-
-    location: str
-    collection: str | None
-    model: str | None
-    options: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    quantization: str | None
-    token_pool: int | None
-
-
 @contextlib.contextmanager
-def _opened(wanted: _Wanted, device: str, trust_remote_code: bool) -> Iterator[tuple[Embedder, HybridStore]]:
+def _opened(
+    location: str,
+    collection: str | None,
+    model: str | None,
+    options: Mapping[str, Any],
+    new: Mapping[str, Any],
+    **loading: Any,
+) -> Iterator[tuple[Embedder, HybridStore]]:
+    """Open the store and its model; ``options`` are those of a model, and ``new`` those of a store, to be created."""
     from twinvec import Embedder
     from twinvec_stores import StoreConfig, load_embedder, open_store
 
-    if wanted.model is None:
-        given = [*wanted.fields, wanted.quantization, wanted.token_pool, *wanted.options.values()]
-        if set(map(str, given)) - {"None", "auto"}:
+    if model is None:
+        if set(map(str, (*options.values(), *new.values()))) - {"None", "auto"}:
             raise ConfigurationError("options of a new store require --model; an existing store keeps its own")
         try:
-            store = open_store(wanted.location, collection=wanted.collection)
+            store = open_store(location, collection=collection)
         except StoreNotFoundError as error:
             raise ConfigurationError(f"{error}: pass --model to create one") from None
         with store:
             note(f"Loading {store.config.model} ...")
-            with load_embedder(store, device=device, trust_remote_code=trust_remote_code) as embedder:
+            with load_embedder(store, **loading) as embedder:
                 yield embedder, store
         return
-    note(f"Loading {wanted.model} ...")
-    with Embedder(wanted.model, device=device, trust_remote_code=trust_remote_code, **wanted.options) as embedder:
-        config = StoreConfig.for_embedder(
-            embedder, fields=wanted.fields, quantization=wanted.quantization, token_pool=wanted.token_pool
-        )
-        with open_store(wanted.location, config, collection=wanted.collection) as store:
-            yield embedder, store
+    note(f"Loading {model} ...")
+    with (
+        Embedder(model, **loading, **options) as embedder,
+        open_store(location, StoreConfig.for_embedder(embedder, **new), collection=collection) as store,
+    ):
+        yield embedder, store
 
 
-def _fields(given: Sequence[str]) -> dict[str, Any]:
+def _fields(given: Sequence[str] | None) -> dict[str, Any] | None:
     fields = {}
-    for item in given:
+    for item in given or ():
         name, colon, kind = item.rpartition(":")
         if not colon:
             raise ConfigurationError(f"--field {item}: must be NAME:TYPE, such as year:integer")
         fields[name] = kind
-    return fields
+    return fields or None
 
 
 def _names(given: str) -> list[str]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from twinvec_cli.console import note
+from twinvec_cli.opening import searched
 from twinvec_cli.options import Collection, Device, Store, TrustRemoteCode
-
-if TYPE_CHECKING:
-    from twinvec_stores import HybridIndex
-
 
 _RERANKER = "A reranker (folder or hub id), for searches that ask to be reranked."
 
@@ -34,25 +30,10 @@ def mcp(
     from twinvec_stores.agents import mcp_server
 
     with contextlib.ExitStack() as opened:
-        index = opened.enter_context(
-            searched(location, collection=collection, device=device, trust_remote_code=trust_remote_code)
-        )
+        options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code, "on_overload": "error"}
+        index = opened.enter_context(searched(location, collection=collection, **options))
         reordering = None
         if reranker is not None:
             note(f"Loading {reranker} ...")
-            loaded = Reranker(reranker, device=device, on_overload="error", trust_remote_code=trust_remote_code)
-            reordering = opened.enter_context(loaded)
+            reordering = opened.enter_context(Reranker(reranker, **options))
         mcp_server(index, reordering).run("stdio")
-
-
-@contextlib.contextmanager
-def searched(
-    location: str, *, collection: str | None = None, device: str = "auto", trust_remote_code: bool = False
-) -> Iterator[HybridIndex]:
-    """Open an existing store and its own model."""
-    from twinvec_stores import HybridIndex, load_embedder, open_store
-
-    with open_store(location, collection=collection) as store:
-        note(f"Loading {store.config.model} ...")
-        with load_embedder(store, device=device, trust_remote_code=trust_remote_code, on_overload="error") as embedder:
-            yield HybridIndex(embedder, store, task=embedder.task)

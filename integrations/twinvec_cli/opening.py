@@ -1,13 +1,16 @@
-"""Opening a store to read it."""
+"""Opening a store to read it, and an index to search it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from twinvec.errors import StoreLockedError
+from twinvec_cli.console import note
 
 if TYPE_CHECKING:
-    from twinvec_stores import HybridStore
+    from twinvec_stores import HybridIndex, HybridStore
 
 
 def readable(location: str, collection: str | None) -> HybridStore:
@@ -18,3 +21,14 @@ def readable(location: str, collection: str | None) -> HybridStore:
         return open_store(location, collection=collection)
     except StoreLockedError:
         return open_store(location, collection=collection, read_only=True)
+
+
+@contextlib.contextmanager
+def searched(location: str, *, collection: str | None = None, **options: Any) -> Iterator[HybridIndex]:
+    """Open an existing store and its own model; ``options`` are those of ``load_embedder``."""
+    from twinvec_stores import HybridIndex, load_embedder, open_store
+
+    with open_store(location, collection=collection) as store:
+        note(f"Loading {store.config.model} ...")
+        with load_embedder(store, **options) as embedder:
+            yield HybridIndex(embedder, store, task=embedder.task)

@@ -44,13 +44,7 @@ def rerank(
 
     source = list(TextSource.choose(texts or [], input, field))
     note(f"Loading {model} ...")
-    options: Any = {
-        "task": task,
-        "revision": revision,
-        "device": device,
-        "dtype": dtype,
-        "max_length": max_length,
-    }
+    options: Any = {"task": task, "revision": revision, "device": device, "dtype": dtype, "max_length": max_length}
     with Reranker(model, trust_remote_code=trust_remote_code, **options) as reranker:
         ranked = reranker.rerank(query, source, top_n=top_n, activation="sigmoid" if sigmoid else None, windows=windows)
     for index, score in ranked:

@@ -11,7 +11,7 @@ import typer
 
 from twinvec.errors import ConfigurationError, DeviceLostError
 from twinvec_cli.console import note, report
-from twinvec_cli.mcp import searched
+from twinvec_cli.opening import searched
 from twinvec_cli.options import (
     Collection,
     Device,
@@ -151,8 +151,8 @@ def serve(
             )  # fmt: skip
         extension = _reranks(rerankers)
         if store is not None:
-            search = searched(store, collection=collection, device=device, trust_remote_code=trust_remote_code)
-            index = opened.enter_context(search)
+            loading = {"device": device, "trust_remote_code": trust_remote_code, "on_overload": "error"}
+            index = opened.enter_context(searched(store, collection=collection, **loading))
             extension += _searches(index, next(iter(rerankers.values()), None), mcp=mcp)
             if not embedders:
                 embedders = _named_as_stored(index, served_model_name)

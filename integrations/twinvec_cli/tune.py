@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinvec_cli.console import note
+from twinvec_cli.opening import searched
 from twinvec_cli.options import (
     AllowMissing,
     Collection,
@@ -57,17 +57,14 @@ def tune(
     Example: [bold]twinvec tune index/ --queries questions.csv --dry-run[/bold]
     """
     from twinvec import Reranker
-    from twinvec_stores import HybridIndex, load_embedder, open_store
     from twinvec_stores.addresses import without_secrets
     from twinvec_stores.evaluation import read_questions
     from twinvec_stores.evaluation import tune as tuned
 
     questions = read_questions(queries, qrels)
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(open_store(location, collection=collection))
-        note(f"Loading {store.config.model} ...")
-        embedder = opened.enter_context(load_embedder(store, device=device, trust_remote_code=trust_remote_code))
-        index = HybridIndex(embedder, store)
+        loading = {"device": device, "trust_remote_code": trust_remote_code}
+        index = opened.enter_context(searched(location, collection=collection, **loading))
         found = tuned(
             index,
             questions,

@@ -9,7 +9,7 @@ import pytest
 
 from cli.conftest import Run
 from stores import postgres
-from twinvec_cli.mcp import searched
+from twinvec_cli.opening import searched
 from twinvec_cli.serve import _started
 
 QUESTIONS = {"q1": "sort a list", "q2": "capital of France"}
