@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -101,8 +101,10 @@ def serve(
 
     [bold]curl localhost:8000/v1/embeddings -d '{"input": "capital of France", "input_type": "query"}'[/bold]
     """
-    from twinvec.server import KeysFile, Limits, reserve, run
+    from twinvec import Embedder, Reranker
+    from twinvec.server import Extension, KeysFile, Limits, reserve, run
     from twinvec.server.logs import configure_logging
+    from twinvec.server.reranking import rerank_extension
 
     limits = Limits(
         max_requests=max_requests,
@@ -131,8 +133,6 @@ def serve(
         embedders = {}
         for name, model in names.items():
             note(f"Loading {model} ...")
-            from twinvec import Embedder
-
             embedders[name] = opened.enter_context(
                 Embedder(
                     model, revision=revision, device=device, dtype=dtype, dim=dim, max_length=max_length,
@@ -143,13 +143,11 @@ def serve(
         rerankers = {}
         for name, model in reranker_names.items():
             note(f"Loading {model} ...")
-            from twinvec import Reranker
-
             rerankers[name] = opened.enter_context(
                 Reranker(model, device=device, dtype=dtype, on_overflow=on_overflow, on_overload="error",
                     trust_remote_code=trust_remote_code)
             )  # fmt: skip
-        extension = _reranks(rerankers)
+        extension = rerank_extension(rerankers) if rerankers else Extension()
         if store is not None:
             loading = {"device": device, "trust_remote_code": trust_remote_code, "on_overload": "error"}
             index = opened.enter_context(searched(store, collection=collection, **loading))
@@ -190,13 +188,6 @@ def _named_as_stored(index: HybridIndex, given: list[str] | None) -> dict[str, E
     if given is not None and len(given) != 1:
         raise ConfigurationError("a store has one model: pass --served-model-name once")
     return {given[0] if given else public_name(embedder.spec.model): embedder}
-
-
-def _reranks(rerankers: Mapping[str, Reranker]) -> Extension:
-    from twinvec.server.operations import Extension
-    from twinvec.server.reranking import rerank_extension
-
-    return rerank_extension(rerankers) if rerankers else Extension()
 
 
 def _searches(index: HybridIndex, reranker: Reranker | None, *, mcp: bool) -> Extension:

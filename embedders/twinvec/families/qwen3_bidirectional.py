@@ -35,13 +35,7 @@ class GigaBidirectional(Family):
     supported = (
         Supported("ai-sage/Giga-Embeddings-instruct-480M-0826", "1024", "8192", "-", "instruction before queries"),
         Supported("ai-sage/Giga-Embeddings-instruct-3B-0826", "2048", "8192", "-", "instruction before queries"),
-        Supported(
-            "ai-sage/Giga-Embeddings-instruct-10B-A1.8B-0826",
-            "1536",
-            "8192",
-            "-",
-            "instruction before queries",
-        ),
+        Supported("ai-sage/Giga-Embeddings-instruct-10B-A1.8B-0826", "1536", "8192", "-", "instruction before queries"),
     )
 
     def matches(self, checkpoint: Checkpoint) -> bool:
