@@ -6,7 +6,7 @@ import ast
 import re
 from typing import Any
 
-from griffe import Docstring, Extension, Function, Object, ObjectNode
+from griffe import Attribute, Docstring, Extension, Function, Object, ObjectNode
 
 MADE = re.compile(r"(?:heard\()?awaiting\((\w+)")
 
@@ -17,7 +17,7 @@ class Twins(Extension):
     def on_members(self, *, node: ast.AST | ObjectNode, obj: Object, **kwargs: Any) -> None:
         """Look at the assignments of a class or module."""
         for name, member in list(obj.members.items()):
-            if made := MADE.match(str(getattr(member, "value", ""))):
+            if isinstance(member, Attribute) and (made := MADE.match(str(member.value))):
                 method = obj.members[made[1]]
                 assert isinstance(method, Function)
                 method.labels.discard("async")
