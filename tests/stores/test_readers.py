@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from twinvec.errors import (
     ConfigurationError,
@@ -21,6 +22,7 @@ from twinvec.errors import (
     StoreReadOnlyError,
 )
 from twinvec_stores import And, DenseQuery, EmbeddedStore, RecordBatch, StoreConfig, open_store, verify_store
+from twinvec_stores.engines.embedded import snapshots
 
 CONFIG = StoreConfig(fingerprint="f", dim=4, sparse=False)
 # writes batches of ten records each until its standard input ends, and says so after each
@@ -196,3 +198,23 @@ def test_searches_go_on_while_a_reader_is_refreshed(tmp_path: Path) -> None:
             for thread in threads:
                 thread.join()
     assert failures == []
+
+
+def test_a_copy_that_its_reader_removes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedStore(tmp_path / "store", CONFIG) as store:
+        store.upsert(batch(0))
+    copy = tmp_path / "store" / "readers" / "0"
+    copy.mkdir(parents=True)
+
+    class Lock(FileLock):
+        def _acquire(self) -> None:  # when it has looked for the folder, and before it makes its file there
+            if Path(self.lock_file).parent == copy:
+                copy.rmdir()
+            super()._acquire()
+
+    monkeypatch.setattr(snapshots, "FileLock", Lock)
+    with EmbeddedStore(tmp_path / "store", read_only=True) as reader:
+        assert reader.count() == 11
+    assert not copy.exists()

@@ -74,7 +74,8 @@ def _remove_dead(readers: Path) -> None:
     for copy in readers.iterdir():
         if copy.is_dir():
             lock = FileLock(copy / LOCK, thread_local=False)
-            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            # not there any more: its process removes it just now
+            with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):
                 shutil.rmtree(copy, ignore_errors=True)
 
 
