@@ -12,7 +12,7 @@ QUICK := tests/engine/test_dispatcher.py tests/text/test_prompts.py tests/text/t
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test-slow fuzz-engine fuzz-server fuzz-filters fuzz-queries test quick lint docs wheels test-lowest test-newest bench bench-cpu bench-gpu bench-gpu-wheels bench-concurrency bench-stores \
-  bench-langchain soak soak-server kill-ingest kill-postgres clean
+  bench-langchain soak soak-server kill-ingest kill-postgres kill-reembed clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,10 @@ kill-ingest: $(VENV)/.dev ## kill -9 an ingest of 20,000 documents ten times, an
 
 kill-postgres: $(VENV)/.dev ## the same with a PostgreSQL server, which is killed, too
 	PYTHONPATH=tests $(BIN)/python tests/kill_ingest.py --documents 20000 --kills 10 --engine postgres
+
+kill-reembed: $(VENV)/.dev ## kill -9 a re-embedding of 20,000 documents ten times while readers query: a folder, then PostgreSQL
+	PYTHONPATH=tests $(BIN)/python tests/kill_reembed.py --documents 20000 --kills 10
+	PYTHONPATH=tests $(BIN)/python tests/kill_reembed.py --documents 20000 --kills 10 --engine postgres
 
 clean: ## remove the virtual environments
 	rm -rf $(VENV) .venv-lowest .venv-newest site .cache
