@@ -361,7 +361,7 @@ async def test_a_defect_is_500_and_in_the_log_only(
     def fail(*_: Any) -> Any:
         raise KeyError("an inner matter")
 
-    monkeypatch.setattr(gte, "_call", fail)
+    monkeypatch.setattr(gte, "_parts", fail)
     async with client_of(create_app(gte)) as client:
         with caplog.at_level(logging.ERROR):
             answer = await client.post(EMBED, json=query())
