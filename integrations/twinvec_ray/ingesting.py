@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ from twinvec_stores import HybridStore, IngestReport, MemoryStore, ShardFolder, 
 from twinvec_stores.ingestion.api import warned
 from twinvec_stores.ingestion.options import Options
 from twinvec_stores.ingestion.pipeline import Run
-from twinvec_stores.ingestion.readers import Reading
+from twinvec_stores.ingestion.readers import Reading, Row
+from twinvec_stores.ingestion.sources import Source
+from twinvec_stores.ingestion.tables import loaders
 
 if TYPE_CHECKING:
     import ray.data
@@ -96,11 +98,11 @@ def ingest(
     from ray.data import Dataset
 
     asked, workers = Options(**options), workers or Workers()
-    rows = _Rows(source, asked.text_field) if isinstance(source, Dataset) else source
+    rows = _rows(source, asked.text_field) if isinstance(source, Dataset) else source
     if isinstance(store, ShardFolder) and asked.prune:
         raise ConfigurationError("prune=True is for stores: shards are written anew, and those of before do not count")
     with contextlib.ExitStack() as stack:
-        pool = WorkerPool(Model.of(model, embedder_options, workers), workers, reading=isinstance(rows, _Rows))
+        pool = WorkerPool(Model.of(model, embedder_options, workers), workers, reading=isinstance(source, Dataset))
         stack.callback(pool.close)
         held, target = _open(store, pool, store_options or {}, stack)
         if held.config.token_pool is not None:
@@ -130,28 +132,24 @@ def _open(
     return opened, Target(address, options) if "://" in address else Target()
 
 
-class _Rows:
-    """The rows of a Dataset, in order, without nulls."""
+def _rows(dataset: ray.data.Dataset, text_field: str) -> Source:
+    """Return the rows of a Dataset, in order, without nulls."""
+    from ray.data.dataset import MaterializedDataset
 
-    def __init__(self, dataset: ray.data.Dataset, text_field: str) -> None:
-        self._dataset, self._reading = dataset, Reading({}, text_field=text_field)
+    dataset.context.execution_options.preserve_order = True  # the first of equal ids is the one that counts
+    reading = Reading({}, text_field=text_field)
 
-    def __length_hint__(self) -> int:
-        """Return the number of rows where counting does not mean reading them."""
-        from ray.data.dataset import MaterializedDataset
+    def batches() -> Iterator[Any]:
+        for batch in dataset.iter_batches(batch_size=_ROWS, batch_format="pyarrow"):
+            reading.check_columns("the dataset", batch.column_names)
+            yield batch
 
-        return self._dataset.count() if isinstance(self._dataset, MaterializedDataset) else NotImplemented
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._dataset.context.execution_options.preserve_order = True  # the first of equal ids is the one that counts
-        checked = False
+    def rows() -> Generator[Row, None, None]:
         try:
-            batches: Iterable[Any] = self._dataset.iter_batches(batch_size=_ROWS, batch_format="pyarrow")
-            for batch in batches:
-                if not checked:
-                    self._reading.check_columns("the dataset", batch.column_names)
-                    checked = True
-                for row in batch.to_pylist():
-                    yield {name: value for name, value in row.items() if value is not None}
+            for number, load in enumerate(loaders(batches()), 1):
+                yield Row(f"row {number}", load, number)
         except ray.exceptions.RayError as error:
             raise IngestError(f"the dataset cannot be read further: {error}") from error
+
+    # counting others would mean reading them
+    return Source(rows, dataset.count() if isinstance(dataset, MaterializedDataset) else None, "doc")

@@ -63,6 +63,18 @@ def embedder(spec: ModelSpec) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="session")
-def answers() -> list[dict[str, Any]]:
+def collection() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FAQ.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def answers(collection: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Real texts that make some hundreds of chunks."""
-    return [json.loads(line) for line in FAQ.read_text(encoding="utf-8").splitlines()[:60]]
+    return collection[:60]
+
+
+@pytest.fixture(scope="session")
+def lines(collection: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two thousand short real texts: the lines of the answers but the longest."""
+    numbered = [(row["_id"], i, line) for row in collection for i, line in enumerate(row["text"].splitlines())]
+    return [{"_id": f"{id}/{i}", "text": line} for id, i, line in numbered if line.strip() and len(line) <= 70]

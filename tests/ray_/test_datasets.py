@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,13 @@ from twinvec.errors import ConfigurationError
 from twinvec_ray import Workers, embed_dataset
 
 pytestmark = pytest.mark.usefixtures("cluster")
+LONG = "word " * 600
 
 
 def test_columns_are_what_an_embedder_returns(
     answers: list[dict[str, Any]], spec: ModelSpec, embedder: Embedder
 ) -> None:
-    texts = [row["text"] for row in answers[:40]] + ["word " * 600]
+    texts = [row["text"] for row in answers[:40]] + [LONG]
     dataset = ray.data.from_items([{"id": i, "body": text} for i, text in enumerate(texts)])
     embedded = embed_dataset(dataset, embedder, "body", workers=Workers(count=2), batch_size=8)
     table = pa.concat_tables(ray.get(embedded.to_arrow_refs())).sort_by("id")
@@ -67,3 +71,25 @@ def test_missing_and_taken_columns_are_refused(spec: ModelSpec) -> None:
         embed_dataset(dataset, spec, "body")
     with pytest.raises(ConfigurationError, match="columns dense already"):
         embed_dataset(dataset, spec)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_text_or_a_model_is_told_in_the_words_of_an_embedder(
+    spec: ModelSpec, embedder: Embedder, tmp_path: Path
+) -> None:
+    strict, folder = Embedder(spec, device="cpu", on_overflow="error"), tmp_path / "model"
+    shutil.copytree(spec.model, folder)
+    lost = embed_dataset(ray.data.from_items([{"text": "a"}]), str(folder))
+    shutil.rmtree(folder)
+    null, long = (ray.data.from_items([{"text": "a"}, {"text": text}]) for text in (None, LONG))
+    runs: list[tuple[Callable[[], Any], ray.data.Dataset]] = [
+        (lambda: embedder.embed_documents(["a", None]), embed_dataset(null, embedder)),  # type: ignore[list-item]
+        (lambda: strict.embed_documents(["a", LONG]), embed_dataset(long, strict)),
+        (lambda: Embedder(str(folder)), lost),
+    ]
+    for alone, embedded in runs:
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            alone()
+        with pytest.raises(ray.exceptions.RayError) as found:
+            embedded.materialize()
+        assert f"{type(expected.value).__name__}: {expected.value}" in str(found.value)

@@ -48,13 +48,15 @@ def open_source(source: Any, reading: Reading) -> Source:
     """Return a path, a list of paths or an iterable as a source.
 
     Args:
-        source: see ``ingest``.
+        source: see ``ingest``; a Source is returned as it is.
         reading: how tables are read.
 
     Raises:
         IngestError: a file does not exist, or its kind is unknown.
         ConfigurationError: the source is something else, or parquet without pyarrow.
     """
+    if isinstance(source, Source):
+        return source
     paths = _paths(source)
     if paths is not None:
         try:

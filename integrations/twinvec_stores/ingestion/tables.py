@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,18 +136,22 @@ def parquet(path: Path, reading: Reading) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             reading.check_columns(path, file.schema_arrow.names)
-            name, total, number = readable(path), file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                rows = functools.cache(batch.to_pylist)
-                for i in range(batch.num_rows):
-                    number += 1
-                    load = functools.partial(_parquet_row, batch, rows, i)
-                    yield Row(f"{name}, row {number}", load, size * number // total)
+            name, total = readable(path), file.metadata.num_rows
+            for number, load in enumerate(loaders(file.iter_batches(batch_size=_PARQUET_ROWS)), 1):
+                yield Row(f"{name}, row {number}", load, size * number // total)
     except pyarrow.ArrowException as error:
         raise IngestError(f"{path}: cannot be read as parquet ({error})") from error
 
 
-def _parquet_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -> dict[str, Any]:
+def loaders(batches: Iterable[Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Yield what returns each row of pyarrow's batches, without nulls, or raises BadRowError."""
+    for batch in batches:
+        rows = functools.cache(batch.to_pylist)
+        for i in range(batch.num_rows):
+            yield functools.partial(_arrow_row, batch, rows, i)
+
+
+def _arrow_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -> dict[str, Any]:
     try:
         try:
             row = rows()[i]
