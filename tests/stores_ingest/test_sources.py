@@ -231,12 +231,15 @@ def test_parquet(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> Non
 
 
 def test_a_bad_value_in_parquet_spoils_one_row(embedder: Embedder, memory: MemoryStore, tmp_path: Path) -> None:
-    binary = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary())
-    table = pa.table({"id": ["a", "b", "c"], "text": binary.view(pa.string())})
+    """Bytes that are no text, and a time that Python has no datetime for."""
+    binary = pa.array([b"good", b"\xff\xfe", b"fine", b"of the year 33658"], pa.binary())
+    when = pa.array([0, 0, 0, 10**12], pa.timestamp("s"))
+    table = pa.table({"id": ["a", "b", "c", "d"], "text": binary.view(pa.string()), "when": when})
     pq.write_table(table, tmp_path / "rows.parquet")
     report = ingest(tmp_path / "rows.parquet", embedder, memory)
     assert sorted(texts(memory)) == ["a", "c"]
-    assert report.failures[0].reason.startswith("a value cannot be read")
+    assert [failure.where.rpartition(", ")[2] for failure in report.failures] == ["row 2", "row 4"]
+    assert all(failure.reason.startswith("a value cannot be read") for failure in report.failures)
 
 
 def test_parquet_that_is_none(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from twinvec_stores.config import FieldType
 
 _PARQUET_ROWS = 128
+_UNREADABLE = (ValueError, OverflowError)  # the second for times that Python has no datetime for
 _SEEN = 200  # lines examined for quotes around the cells of a TSV file
 _DELIMITERS = ",;\t|"
 _BOOLEANS = {"true": True, "false": False}
@@ -155,8 +156,8 @@ def _arrow_row(batch: Any, rows: Callable[[], list[dict[str, Any]]], i: int) -> 
     try:
         try:
             row = rows()[i]
-        except ValueError:  # a single value makes the whole batch fail
+        except _UNREADABLE:  # a single value makes the whole batch fail
             row = batch.slice(i, 1).to_pylist()[0]
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise BadRowError(f"a value cannot be read ({error})") from None
     return {name: value for name, value in row.items() if value is not None}
