@@ -140,7 +140,8 @@ def _rows(dataset: ray.data.Dataset, text_field: str) -> Source:
     reading = Reading({}, text_field=text_field)
 
     def batches() -> Iterator[Any]:
-        for batch in dataset.iter_batches(batch_size=_ROWS, batch_format="pyarrow"):
+        read: Iterable[Any] = dataset.iter_batches(batch_size=_ROWS, batch_format="pyarrow")
+        for batch in read:
             reading.check_columns("the dataset", batch.column_names)
             yield batch
 
