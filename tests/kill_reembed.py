@@ -210,7 +210,7 @@ def rounds(
                     deaths += 1
                     yield f"killed in operation {end.operations}" if end.report is None else "switched"
             yield from told
-            fresh = place_of(f"fresh {number}" if server is None else f"fresh_{number}")
+            fresh = place_of(f"fresh_{number}")
             fill(corpus, model, fresh)
             with killed.open() as left, fresh.open() as right:
                 records = compare(left, right)
