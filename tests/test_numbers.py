@@ -27,7 +27,7 @@ def read(name: str) -> Any:
 
 
 SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
-STORES, SHARES = map(read, ("stores-synthetic", "quality-shares"))
+STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
 FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
@@ -152,7 +152,7 @@ def langchain() -> Iterator[str]:
 
 
 def stores() -> Iterator[str]:
-    for size in STORES["sizes"]:
+    for size in [*STORES["sizes"], *MILLION["sizes"]]:
         n, rows = size["data"]["documents"], size["rows"]
         yield f"| {n:,} records |"
         for shown, name in {
@@ -162,7 +162,7 @@ def stores() -> Iterator[str]:
             "milvus-lite": "milvus-lite",
             "qdrant-client, local mode": "qdrant local",
         }.items():
-            row = by_name(rows, name=name)
+            row = next((row for row in rows if row["name"] == name), {})
             if not row.get("queries") or (n == 10_000 and name == "TwinVec int8"):
                 continue  # not asked in this size, or not in the table
             graph = "graph built" if name == "milvus-lite" else "built"
@@ -171,6 +171,10 @@ def stores() -> Iterator[str]:
             queries = row["queries"]
             found, one, fifty = (share(queries[f"hybrid{part}"]["recall"]) for part in ("", " 1%", " 50%"))
             yield f"| {shown}{built} | {rate} | {queries['hybrid']['p50_ms']:.1f} ms | {found} | {one}, {fifty} |"
+    _, graph = MILLION["sizes"][0]["rows"]
+    index, kept, own = (graph["memory"][f"{part}_mib"] for part in ("index", "queried", "not_mapped"))
+    yield f"built within {index:,} MiB"
+    yield f"{kept:,} MiB are resident, {own} of which are not mapped files"
     data = STORES["sizes"][0]["data"]
     yield f"records of {data['dim']} dims and about {data['nonzeros_per_document']:.0f} sparse terms"
 
