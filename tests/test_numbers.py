@@ -162,7 +162,7 @@ def stores() -> Iterator[str]:
             "milvus-lite": "milvus-lite",
             "qdrant-client, local mode": "qdrant local",
         }.items():
-            row = next((row for row in rows if row["name"] == name), {})
+            row: dict[str, Any] = next((row for row in rows if row["name"] == name), {})
             if not row.get("queries") or (n == 10_000 and name == "TwinVec int8"):
                 continue  # not asked in this size, or not in the table
             graph = "graph built" if name == "milvus-lite" else "built"
