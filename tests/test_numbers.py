@@ -100,8 +100,12 @@ def speed() -> Iterator[str]:
     yield "torch 2.13.0+cpu" if SPEED["versions"]["torch"] == "2.13.0+cpu" else "another torch"
 
 
+PEER_MODELS = {"minilm": "MiniLM", "e5-small": "e5-small", "bert-base": "BERT-base", "gte-base": "GTE-base"}
+PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "fp32": "float32"}
+
+
 def peers() -> Iterator[str]:
-    for model, shown in {"minilm": "MiniLM", "bert-base": "BERT-base"}.items():
+    for model, shown in PEER_MODELS.items():
         for name, row in PEERS["models"][model]["rows"].items():
             peak = row["peak_rss"] / 2**20
             cells = (f"{row['tokens_per_s']:,.0f}", f"{row['p50'] * 1e3:.1f} ms", f"{peak:,.0f} MB")
@@ -112,7 +116,7 @@ def beside_peers(measure: str, precision: str) -> tuple[float, float]:
     """Return our MiniLM and the best peer's at a precision: tokens/s, or the p50 of a query."""
     rows = PEERS["models"]["minilm"]["rows"]
     ours = rows[f"TwinVec {precision}"][measure]
-    others = [row[measure] for name, row in rows.items() if precision in name and "TwinVec" not in name]
+    others = [r[measure] for n, r in rows.items() if r["precision"] == PRECISIONS[precision] and "TwinVec" not in n]
     return ours, max(others) if measure == "tokens_per_s" else min(others)
 
 
