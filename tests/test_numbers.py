@@ -26,7 +26,7 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-SPEED, PEERS, CALLERS = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu"))
+SPEED, PEERS, CALLERS, SERVED = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu", "serving-cpu"))
 STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
 FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
@@ -100,7 +100,7 @@ def speed() -> Iterator[str]:
     yield "torch 2.13.0+cpu" if SPEED["versions"]["torch"] == "2.13.0+cpu" else "another torch"
 
 
-PEER_MODELS = {"minilm": "MiniLM", "e5-small": "e5-small", "bert-base": "BERT-base", "gte-base": "GTE-base"}
+PEER_MODELS = {"minilm": "MiniLM", "bert-base": "BERT-base"}
 PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "fp32": "float32"}
 
 
@@ -110,14 +110,28 @@ def peers() -> Iterator[str]:
             peak = row["peak_rss"] / 2**20
             cells = (f"{row['tokens_per_s']:,.0f}", f"{row['p50'] * 1e3:.1f} ms", f"{peak:,.0f} MB")
             yield f"| {shown} | {name} | {' | '.join(cells)} | {fraction(row['min_cosine'])} |"
+    ratios = [
+        [ours / peer for ours, peer in (beside_peers("tokens_per_s", p, model) for p in PRECISIONS)]
+        for model in PEER_MODELS
+    ]
+    minilm, bert = ([f"{ratio:.2f}x" for ratio in each] for each in ratios)
+    yield f"MiniLM {minilm[0]} in bf16, {minilm[1]} in int8 and {minilm[2]} in fp32"
+    yield f"BERT-base {bert[0]}, {bert[1]} and {bert[2]}"
 
 
-def beside_peers(measure: str, precision: str) -> tuple[float, float]:
-    """Return our MiniLM and the best peer's at a precision: tokens/s, or the p50 of a query."""
-    rows = PEERS["models"]["minilm"]["rows"]
+def beside_peers(measure: str, precision: str, model: str = "minilm") -> tuple[float, float]:
+    """Return ours and the best peer's at a precision: tokens/s, or the p50 of a query."""
+    rows = PEERS["models"][model]["rows"]
     ours = rows[f"TwinVec {precision}"][measure]
     others = [r[measure] for n, r in rows.items() if r["precision"] == PRECISIONS[precision] and "TwinVec" not in n]
     return ours, max(others) if measure == "tokens_per_s" else min(others)
+
+
+def served() -> Iterator[str]:
+    bare, *routes = SERVED["rates"].values()
+    (slow, *_, fast), rates = sorted(row["of_bare"] for row in routes), sorted(row["per_second"] for row in routes)
+    yield f"{rates[0]:.0f} to {rates[-1]:.0f} a second by its four routes"
+    yield f"{share(slow)} to {share(fast)} of the bare Embedder's {bare['per_second']:.0f}"
 
 
 def callers() -> Iterator[str]:
@@ -319,7 +333,7 @@ CONDITIONS = {
 }  # fmt: skip
 NAMES = re.compile(r"\b(bf16|fp32|int8|p50|p95|e5-small|GTE-base|BM25)\b|!\[.*?\)|`[^`]*`|\]\([^)]*\)")
 CLAIMS = {
-    NUMBERS: (speed, peers, callers, langchain, stores, first_passes, quality, shares, contexts),
+    NUMBERS: (speed, peers, callers, served, langchain, stores, first_passes, quality, shares, contexts),
     README: (short,),
 }
 
