@@ -257,19 +257,19 @@ class WorkerPool:
             free = {name: n for name, n in ray.available_resources().items() if name in ("CPU", "GPU")}
             _log.warning("waiting for %d workers; the cluster has %s free", len(self._starting), free)
         for member in [member for member in self._starting if member.loaded in ready]:
-            self._starting.remove(member)
             try:
                 self._check(ray.get(member.loaded))
                 if self._open is not None:
                     ray.get(member.actor.open.remote(*self._open))
-            except RayTaskError as error:
+            except RayTaskError as error:  # it stays with those that close() kills: the error may live on, and hold it
                 raise _cause(error) from None
             except _DEAD as error:
-                if self._members:
-                    _log.warning("a new worker was lost at once: %s", _first_line(error))
-                    continue
-                raise IngestError(f"a worker was lost while it loaded the model: {error}") from None
-            self._members.append(member)
+                if not self._members:
+                    raise IngestError(f"a worker was lost while it loaded the model: {error}") from None
+                _log.warning("a new worker was lost at once: %s", _first_line(error))
+            else:
+                self._members.append(member)
+            self._starting.remove(member)
 
     def _check(self, loaded: Loaded) -> None:
         """Check that a worker has the model that the others have."""
