@@ -344,8 +344,7 @@ def test_a_worker_that_lacks_the_model_or_has_another_one_is_named(
     with pytest.raises(CheckpointError, match="has another model than the others"):
         ingest_on_cluster(answers, repo, store, workers=workers)
     cluster.remove_node(node)
-    with pytest.warns(match="cut at"):
-        assert ingest_on_cluster(answers, repo, tmp_path / "store", workers=Workers(count=2)).new == len(answers)
+    assert ingest_on_cluster(answers, repo, tmp_path / "store", workers=Workers(count=2)).new == len(answers)
 
 
 @pytest.mark.slow
