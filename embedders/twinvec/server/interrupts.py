@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from types import TracebackType
+from typing import Any
 
 
 class Interrupt:
@@ -16,14 +17,16 @@ class Interrupt:
     def __init__(self) -> None:
         self.happened = False
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelled = task, _cancelled(task)
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
         """Interrupt the block."""
-        assert self._task is not None
-        self.happened = True
-        self._task.cancel()
+        if not self.happened:
+            self.happened = True
+            self._task.cancel()
 
     def in_seconds(self, seconds: float) -> None:
         """Interrupt the block unless it ends before."""
@@ -37,8 +40,15 @@ class Interrupt:
     ) -> bool:
         if self._timer is not None:
             self._timer.cancel()
-        ended = self.happened and kind is asyncio.CancelledError
-        if ended and sys.version_info >= (3, 11):
-            assert self._task is not None
-            self._task.uncancel()
-        return ended
+        if not self.happened:
+            return False
+        if sys.version_info >= (3, 11):
+            self._task.uncancel()  # whatever became of our own one
+        return kind is asyncio.CancelledError and _cancelled(self._task) <= self._cancelled
+
+
+def _cancelled(task: asyncio.Task[Any]) -> int:
+    """Return how often a task was asked to end; before Python 3.11 nobody counts."""
+    if sys.version_info >= (3, 11):
+        return task.cancelling()
+    return 0
