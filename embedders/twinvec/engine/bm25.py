@@ -41,7 +41,7 @@ class Bm25Job(Part):
         if self._cancelled:
             return
         try:
-            window = list(self.given[self._weighed : self._weighed + _WINDOW])
+            window = self.given[self._weighed : self._weighed + _WINDOW]
             self._parts.append(self._bm25.weigh(self._role, window))
             self._weighed += len(window)
         except BaseException as error:

@@ -132,7 +132,9 @@ class Job(Part):
 
     def batch(self) -> EmbeddingBatch:
         """Return the rows in the form and order that the caller asked for."""
-        batch = self._stack([row for row in self.rows if row is not None])
+        rows = [row for row in self.rows if row is not None]
+        assert len(rows) == len(self.texts)
+        batch = self._stack(rows)
         if len(self.texts) == len(self.given):
             return batch
         numbers = {text: number for number, text in enumerate(self.texts)}
@@ -145,6 +147,7 @@ class Job(Part):
             tokenizer = self.core.model.tokenizer
             keys = tokenizer.surface_keys if request.keys == "surface" else tokenizer.id_keys
             sparse = merge_keys([row.sparse for row in rows if row.sparse is not None], keys)
+            assert len(sparse) == len(rows)
         tokens = np.array([row.tokens for row in rows], dtype=np.int32)
         lengths = np.array([row.full_length for row in rows], dtype=np.int64)
         multi = MultiBatch.stack([row.multi for row in rows if row.multi is not None]) if request.multi else None
