@@ -9,19 +9,15 @@ a random time after that, so that the blow may fall anywhere. Of PostgreSQL the 
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from killing import Operations, compare, run_and_kill, write_corpus
+from killing import Operations, compare, main, run_and_kill, write_corpus
 from reference.gte import build_gte
 from stores.postgres import KilledServer
 from twinvec import Embedder
@@ -50,21 +46,6 @@ def run_job(job: Job, operations: Operations) -> None:
         operations.watch(store, WRITES)
         report = ingest(job.corpus, embedder, store, **job.options)
     operations.end(report)
-
-
-def main() -> int:
-    """Parse arguments, kill, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=10, help="in each round")
-    parser.add_argument("--engine", choices=["embedded", "postgres"], default="embedded")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    console, rng = Console(soft_wrap=True), random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        for line in rounds(Path(name), options.documents, options.kills, rng, engine=options.engine):
-            console.print(line)
-    return 0
 
 
 def rounds(
@@ -100,4 +81,4 @@ def rounds(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, ["embedded", "postgres"], rounds))

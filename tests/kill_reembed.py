@@ -10,11 +10,9 @@ too, every other time. Meanwhile readers open the store, search it, and compute 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from killing import CONTEXT, WORDS, Operations, compare, run_and_kill, write_corpus
+from killing import CONTEXT, WORDS, Operations, compare, main, run_and_kill, write_corpus
 from reference.gte import build_gte
 from stores import milvus
 from stores.postgres import KilledServer
@@ -173,21 +170,6 @@ def engine_of(name: str, folder: Path) -> Iterator[tuple[Callable[[str], Place],
         yield lambda store: Place(url, {"collection": f"{own}_{store}"}), killed
 
 
-def main() -> int:
-    """Parse arguments, kill, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=10, help="in each round")
-    parser.add_argument("--engine", choices=["embedded", "postgres", "qdrant", "milvus"], default="embedded")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    console, rng = Console(soft_wrap=True), random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        for line in rounds(Path(name), options.documents, options.kills, rng, engine=options.engine):
-            console.print(line)
-    return 0
-
-
 def rounds(
     folder: Path, documents: int, kills: int, rng: random.Random, *, page: int = 256, engine: str = "embedded"
 ) -> Iterator[str]:
@@ -220,4 +202,4 @@ def rounds(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, ["embedded", "postgres", "qdrant", "milvus"], rounds))

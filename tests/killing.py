@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from stores.postgres import KilledServer
 from stores_ingest.holding import assert_equal
@@ -58,6 +62,21 @@ class Operations:
             return method(*args, **options)
 
         return tell
+
+
+def main(description: str | None, engines: Sequence[str], rounds: Callable[..., Iterator[str]]) -> int:
+    """Parse a script's arguments, and print how its rounds go: kill, compare."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--kills", type=int, default=10, help="in each round")
+    parser.add_argument("--engine", choices=engines, default="embedded")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    console, rng = Console(soft_wrap=True), random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        for line in rounds(Path(name), options.documents, options.kills, rng, engine=options.engine):
+            console.print(line)
+    return 0
 
 
 def run_and_kill(
