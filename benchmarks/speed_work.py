@@ -62,7 +62,7 @@ class TwinVec:
         self.embedder = Embedder(folder, device=device, memo_bytes=0, **{"sparse": None, **options})
 
     def embed(self, texts: list[str]) -> Vectors:
-        dense = self.embedder.embed_documents(texts).dense
+        dense = self.embedder.embed_documents(texts, prompt="").dense
         assert dense is not None
         return dense
 
@@ -445,18 +445,17 @@ def running(
     left: Callable[[], float | None],
     errors: dict[str, str],
 ) -> Iterator[dict[str, Handle]]:
-    """Start contestants side by side and end them after; those that fail to load are noted in ``errors``."""
+    """Start contestants one by one, so that each loads alone, and end them after; ``errors`` notes who fails."""
     handles: dict[str, Handle] = {}
+    ready: dict[str, Handle] = {}
     try:
         for contestant in contestants:
-            handles[contestant.name] = Handle(contestant, folder, device)
-        ready = dict(handles)
-        for name, handle in handles.items():
+            handle = handles[contestant.name] = Handle(contestant, folder, device)
             try:
                 handle.wait(left())
+                ready[contestant.name] = handle
             except ContestantError as error:
-                errors[name] = str(error)
-                del ready[name]
+                errors[contestant.name] = str(error)
         yield ready
     finally:
         for handle in handles.values():
