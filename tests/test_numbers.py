@@ -27,6 +27,7 @@ def read(name: str) -> Any:
 
 
 SPEED, PEERS, CALLERS, SERVED = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu", "serving-cpu"))
+LONG = read("peers-cpu-8192")["models"]["gte-base"]
 STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
 FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
@@ -100,7 +101,7 @@ def speed() -> Iterator[str]:
     yield "torch 2.13.0+cpu" if SPEED["versions"]["torch"] == "2.13.0+cpu" else "another torch"
 
 
-PEER_MODELS = {"minilm": "MiniLM", "bert-base": "BERT-base"}
+PEER_MODELS = {"minilm": "MiniLM", "e5-small": "e5-small", "bert-base": "BERT-base", "gte-base": "GTE-base"}
 PRECISIONS = {"bf16": "bfloat16", "int8": "int8", "fp32": "float32"}
 
 
@@ -110,13 +111,14 @@ def peers() -> Iterator[str]:
             peak = row["peak_rss"] / 2**20
             cells = (f"{row['tokens_per_s']:,.0f}", f"{row['p50'] * 1e3:.1f} ms", f"{peak:,.0f} MB")
             yield f"| {shown} | {name} | {' | '.join(cells)} | {fraction(row['min_cosine'])} |"
-    ratios = [
-        [ours / peer for ours, peer in (beside_peers("tokens_per_s", p, model) for p in PRECISIONS)]
-        for model in PEER_MODELS
-    ]
-    minilm, bert = ([f"{ratio:.2f}x" for ratio in each] for each in ratios)
-    yield f"MiniLM {minilm[0]} in bf16, {minilm[1]} in int8 and {minilm[2]} in fp32"
-    yield f"BERT-base {bert[0]}, {bert[1]} and {bert[2]}"
+        rates = [ours / peer for ours, peer in (beside_peers("tokens_per_s", p, model) for p in PRECISIONS)]
+        queries = [peer / ours for ours, peer in (beside_peers("p50", p, model) for p in PRECISIONS)]
+        yield f"| {shown} | {' | '.join(f'{ratio:.2f}x' for ratio in rates + queries)} |"
+    ours, peer, whole = (LONG["rows"][name] for name in ("TwinVec bf16", "OpenVINO bf16", "TwinVec fp32"))
+    yield f"one text of {LONG['tokens']:,} tokens in bf16: {ours['tokens_per_s']:.0f} tokens/s against OpenVINO's"
+    yield f"{peer['tokens_per_s']:.0f}, and {ours['peak_rss'] / 2**20:,.0f} MB against {peer['peak_rss'] / 2**20:,.0f}"
+    yield f"{whole['peak_rss'] / 2**20:,.0f} MB; OpenVINO in fp32, and ONNX Runtime in fp32 and int8, ran out"
+    assert {"ONNX Runtime fp32", "OpenVINO fp32", "ONNX Runtime int8"} == LONG["errors"].keys()
 
 
 def beside_peers(measure: str, precision: str, model: str = "minilm") -> tuple[float, float]:
@@ -135,15 +137,16 @@ def served() -> Iterator[str]:
 
 
 def callers() -> Iterator[str]:
-    ours, theirs = "TwinVec fp32", "sentence-transformers"
+    systems = ("TwinVec, dtype auto", "TwinVec fp32", "sentence-transformers")
     for n in (1, 8, 64):
-        rows = (by_name(CALLERS["load"], system=system, callers=n) for system in (ours, theirs))
+        rows = (by_name(CALLERS["load"], system=system, callers=n) for system in systems)
         cells = (f"{row['rate']:.0f}/s | {row['p95'] * 1e3:.0f} ms" for row in rows)
         yield f"| {n} | {' | '.join(cells)} |"
-    row, peer = (by_name(CALLERS["bulk"], system=system) for system in (ours, theirs))
-    yield f"is {row['p95_in_batches']:.1f} batch times"
-    yield f"{row['p95'] * 1e3:.0f} ms against {peer['p95'] * 1e3:.0f} ms for the thread pool"
-    yield f"runs at {peer['documents_per_s']:.0f} documents/s, ours at {row['documents_per_s']:.0f}"
+    rows = [by_name(CALLERS["bulk"], system=system) for system in systems]
+    waits = [f"{row['p95'] * 1e3:.0f} ms" for row in rows]
+    rates = [f"{row['documents_per_s']:.0f}" for row in rows]
+    yield f"{waits[0]} in bf16 and {waits[1]} in fp32, against {waits[2]} for the thread pool"
+    yield f"runs at {rates[2]} documents/s, ours at {rates[0]} and {rates[1]}"
 
 
 def langchain() -> Iterator[str]:
@@ -300,11 +303,10 @@ def short() -> Iterator[str]:
     yield f"bulk {half} the better of them in bf16, {eighth} in int8, {whole} in fp32"
     half, eighth, whole = (f"{ours * 1e3:.1f} ms (theirs {peer * 1e3:.1f})" for ours, peer in query)
     yield f"a query takes {half} in bf16, {eighth} in int8, {whole} in fp32"
-    ours, peer = (
-        by_name(CALLERS["load"], system=system, callers=64) for system in ("TwinVec fp32", "sentence-transformers")
-    )
+    systems = ("TwinVec fp32", "sentence-transformers")
+    ours, peer = (by_name(CALLERS["load"], system=system, callers=64) for system in systems)
     yield f"64 callers with single queries (MiniLM, fp32): {ours['rate']:.0f}/s, against {peer['rate']:.0f}/s"
-    ours, peer = (by_name(CALLERS["bulk"], system=system) for system in ("TwinVec fp32", "sentence-transformers"))
+    ours, peer = (by_name(CALLERS["bulk"], system=system) for system in systems)
     yield f"p95 {ours['p95'] * 1e3:.0f} ms against {peer['p95'] * 1e3:.0f} ms"
     both = "hybrid over hybrid, both MiniLM and SPLADE"
     yield f"{MINILM['ratios'][both]:.1f}x, and {MINILM['ratios'][f'{both}, all fp32']:.1f}x all in fp32"
