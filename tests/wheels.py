@@ -81,7 +81,8 @@ def environment(request: pytest.FixtureRequest, bare: Path, wheel: Path) -> Iter
     extra: str = request.param
     folder = bare.with_name(extra)
     call("cp", "-al", bare, folder, cwd=bare.parent)
-    pip(folder, "install", "-c", ROOT / "constraints.txt", wheel if extra == "none" else f"{wheel}[{extra}]")
+    wanted = wheel if extra == "none" else f"{wheel}[{extra}]"
+    pip(folder, "install", "--no-compile", "-c", ROOT / "constraints.txt", wanted)
     yield folder
     call("rm", "-rf", folder, cwd=bare.parent)
 
