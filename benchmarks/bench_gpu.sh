@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CUDA tests, then the benchmark, in less than nine minutes, on a machine with a GPU, torch 2.11 or newer and no
+# The CUDA tests, then rerankers and the benchmark, in less than nine minutes, on a machine with a GPU, torch 2.11 or newer and no
 # package index. Wheels in .whl (`make bench-gpu-wheels`) are put before what is installed. Results go to $OUT.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,5 +15,7 @@ export PYTHONPATH=$site:$PWD/embedders:$PWD/integrations:$PWD/tests PYTHONUNBUFF
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.cuda' tests)
 timeout 100 "$python" -m pytest -c /dev/null --rootdir "$PWD" -p no:cacheprovider -q -rfEs -m cuda "${files[@]}" 2>&1 |
   tee "$out/cuda-tests.txt" || echo "CUDA tests: exit status $?"
+timeout 80 "$python" benchmarks/rerank.py --device cuda --precision bfloat16 --output "$out/rerank-cuda.json" ||
+  echo "rerankers: exit status $?"
 minutes=$("$python" -c "print((515 - $SECONDS) / 60)")
 exec "$python" benchmarks/throughput.py --device cuda --minutes "$minutes" --output "$out" "$@"

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from benchmarks.rerank import faq_pairs
+from benchmarks.rerank_systems import as_reranker
 from benchmarks.speed_models import CPU_MODELS, build_checkpoint, train_tokenizer
 from benchmarks.speed_work import processor
 
@@ -36,17 +37,13 @@ TEXTS, REPEATS = 6, 12
 
 def build(folder: Path) -> tuple[Path, Path]:
     """Write an embedder with bge-m3's heads, and a cross-encoder of the same size."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
     shape = CPU_MODELS["bert-base"]
     embedder, reranker = folder / "embedder", folder / "reranker"
     embedder.mkdir()
     build_checkpoint(embedder, shape, train_tokenizer())
     for name, width in (("sparse_linear", 1), ("colbert_linear", shape.hidden)):
         torch.save(torch.nn.Linear(shape.hidden, width).state_dict(), embedder / f"{name}.pt")
-    config = AutoConfig.from_pretrained(embedder, num_labels=1)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(reranker)
-    AutoTokenizer.from_pretrained(embedder).save_pretrained(reranker)
+    as_reranker(embedder, reranker)
     return embedder, reranker
 
 

