@@ -142,9 +142,9 @@ def callers() -> Iterator[str]:
         rows = (by_name(CALLERS["load"], system=system, callers=n) for system in systems)
         cells = (f"{row['rate']:.0f}/s | {row['p95'] * 1e3:.0f} ms" for row in rows)
         yield f"| {n} | {' | '.join(cells)} |"
-    rows = [by_name(CALLERS["bulk"], system=system) for system in systems]
-    waits = [f"{row['p95'] * 1e3:.0f} ms" for row in rows]
-    rates = [f"{row['documents_per_s']:.0f}" for row in rows]
+    beside = [by_name(CALLERS["bulk"], system=system) for system in systems]
+    waits = [f"{row['p95'] * 1e3:.0f} ms" for row in beside]
+    rates = [f"{row['documents_per_s']:.0f}" for row in beside]
     yield f"{waits[0]} in bf16 and {waits[1]} in fp32, against {waits[2]} for the thread pool"
     yield f"runs at {rates[2]} documents/s, ours at {rates[0]} and {rates[1]}"
 
