@@ -29,6 +29,7 @@ def read(name: str) -> Any:
 SPEED, PEERS, CALLERS, SERVED = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu", "serving-cpu"))
 LONG = read("peers-cpu-8192")["models"]["gte-base"]
 STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
+SERVERS = read("stores-servers-10k")
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
 FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
@@ -173,13 +174,16 @@ def langchain() -> Iterator[str]:
 
 
 def stores() -> Iterator[str]:
-    for size in [*STORES["sizes"], *MILLION["sizes"]]:
+    for size in [*STORES["sizes"], *MILLION["sizes"], *SERVERS["sizes"]]:
         n, rows = size["data"]["documents"], size["rows"]
         yield f"| {n:,} records |"
         for shown, name in {
             "EmbeddedStore, exact": "TwinVec exact",
             "EmbeddedStore, graph": "TwinVec HNSW",
             "EmbeddedStore, graph and int8": "TwinVec int8",
+            "PostgresStore, exact": "PostgreSQL exact",
+            "PostgresStore, graph": "PostgreSQL HNSW",
+            "PostgresStore, graph of bits": "PostgreSQL binary",
             "milvus-lite": "milvus-lite",
             "qdrant-client, local mode": "qdrant local",
         }.items():

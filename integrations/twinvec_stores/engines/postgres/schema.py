@@ -228,7 +228,10 @@ class Schema:
         if config.dim is not None:
             self.name_vectors(connection, create=True)
         connection.execute(self.text("INSERT INTO {store} VALUES ({model}, %s, %s)"), [state, Json(config.to_dict())])
-        connection.execute(self.text("CREATE TABLE {records} ({columns})", columns=self._columns(config)))
+        # vectors stay in their row if it fits into a page: fetching each from elsewhere takes most of an exact search,
+        # and the planner, which does not count it, prefers that to a graph
+        create = "CREATE TABLE {records} ({columns}) WITH (toast_tuple_target = 8160)"
+        connection.execute(self.text(create, columns=self._columns(config)))
         if config.sparse:
             connection.execute(
                 self.text(

@@ -66,12 +66,14 @@ def _dense(statement: Statement, vector: Float32, limit: int, filter: Filter, gr
 
 
 def _sparse(statement: Statement, vector: SparseVector, limit: int, filter: Filter) -> sql.Composed:
+    # OFFSET 0 and a subquery for each id keep a planner without statistics, as of a new table, from reading all of it
     return statement.compose(
-        "SELECT r.id, found.score::float8 AS score FROM ("
+        "SELECT (SELECT r.id FROM {records} r WHERE r.record = found.record) AS id, found.score::float8 AS score FROM ("
         "SELECT t.record, sum(q.weight * t.weight::float8)::real AS score "
-        "FROM unnest({keys}::integer[], {weights}::float8[]) AS q (key, weight) JOIN {terms} t USING (key) "
+        "FROM unnest({keys}::integer[], {weights}::float8[]) AS q (key, weight), LATERAL "
+        "(SELECT record, weight FROM {terms} WHERE key = q.key OFFSET 0) AS t "
         "WHERE {among} GROUP BY t.record ORDER BY score DESC LIMIT {limit}"
-        ") AS found JOIN {records} r USING (record)",
+        ") AS found",
         keys=vector.indices.tolist(),
         weights=vector.values.tolist(),
         among=among(statement, filter),
