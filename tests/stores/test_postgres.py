@@ -295,6 +295,26 @@ def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization
     assert value in definition
 
 
+def test_a_sparse_search_of_a_table_that_was_just_filled_reads_only_its_keys() -> None:
+    config = StoreConfig(fingerprint="f", dim=4)
+    keys = np.random.default_rng(0).integers(0, 5_000, (3_000, 30)).tolist()
+    rows = [Row(f"{i:04}", sparse=dict.fromkeys(own, 1.0)) for i, own in enumerate(keys)]
+    name = postgres.new_name()
+    with PostgresStore(postgres.url(), name, config) as store:
+        store.upsert(batch(rows, config))
+        [[best, *_]] = store.search([sparse_query(dict.fromkeys(keys[7], 1.0))], limit=10)
+        assert best.id == "0007"
+
+    def reads() -> tuple[int, int]:
+        [counted] = postgres.execute(
+            "SELECT idx_scan, seq_tup_read FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'terms'", name
+        )
+        return counted[0], counted[1]
+
+    wait_for(lambda: reads() != (0, 0))
+    assert reads()[1] == 0
+
+
 def test_a_graph_whose_building_was_interrupted_is_built_again() -> None:
     with postgres.new_store(CONFIG) as store:
         store.upsert(batch(ROWS, CONFIG))
