@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from benchmarks.speed_models import (
 )
 from benchmarks.speed_peers import GRAPH_INT8, product_rates
 from benchmarks.speed_sections import noting
-from benchmarks.speed_work import Contestant, Handle, lowest_cosine, processor, running
+from benchmarks.speed_work import Contestant, Handle, interleaved, lowest_cosine, processor, running
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
@@ -172,13 +171,6 @@ def _race(
         with noting(errors, name):
             rows[name] |= {"vectors": handle.ask(None, "vectors", texts[:16]), **handle.ask(None, "memory")}
     return rows
-
-
-def interleaved(handles: dict[str, Handle], repeats: int) -> Iterator[tuple[str, Handle, int]]:
-    """Give every contestant its turn in each repeat, in both orders."""
-    for repeat in range(repeats):
-        for name, handle in list(handles.items())[:: 1 if repeat % 2 == 0 else -1]:
-            yield name, handle, repeat
 
 
 def render(report: dict[str, Any]) -> Group:

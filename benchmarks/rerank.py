@@ -30,7 +30,7 @@ from benchmarks.rerank_systems import as_reranker
 from benchmarks.speed_models import CPU_MODELS, REPOSITORY, build_checkpoint, train_tokenizer
 from benchmarks.speed_peers import GRAPH_INT8
 from benchmarks.speed_sections import noting
-from benchmarks.speed_work import Contestant, processor, running
+from benchmarks.speed_work import Contestant, interleaved, processor, running
 
 RESULTS = Path(__file__).with_name("results")
 FAQ = Path(__file__).parent / "collections" / "faq"
@@ -82,11 +82,10 @@ def measure(
                 handle.ask(None, "timed", pairs[: len(pairs) // 2])
                 rows[name] = {"precision": handle.contestant.dtype, "seconds": [], "callers": []}
                 print(name, "is ready", file=sys.stderr, flush=True)
-        for repeat in range(REPEATS):
-            for name, handle in list(handles.items())[:: 1 if repeat % 2 == 0 else -1]:
-                with noting(errors, name):
-                    rows[name]["seconds"].append(handle.ask(None, "timed", pairs))
-                    rows[name]["callers"].append(handle.ask(None, "callers", callers))
+        for name, handle, _ in interleaved(handles, REPEATS):
+            with noting(errors, name):
+                rows[name]["seconds"].append(handle.ask(None, "timed", pairs))
+                rows[name]["callers"].append(handle.ask(None, "callers", callers))
         for name, handle in handles.items():
             with noting(errors, name):
                 rows[name] |= {"logits": handle.ask(None, "vectors", pairs[:16]), **handle.ask(None, "memory")}

@@ -462,3 +462,10 @@ def running(
             handle.leave()
         for handle in handles.values():
             handle.close()
+
+
+def interleaved(handles: dict[str, Handle], repeats: int) -> Iterator[tuple[str, Handle, int]]:
+    """Give every contestant its turn in each repeat, in both orders."""
+    for repeat in range(repeats):
+        for name, handle in list(handles.items())[:: 1 if repeat % 2 == 0 else -1]:
+            yield name, handle, repeat
