@@ -58,11 +58,13 @@ def embedding_app(
         raise ConfigurationError("replicas load a model of their own: pass a hub id, a folder or an Embedder")
 
     def build() -> Any:
-        from twinvec.server import create_app
+        from twinvec.server import create_app, leave_models_uncollected
 
         embedder = described.load()
         assert isinstance(embedder, Embedder)
-        return create_app(embedder, **server)
+        app = create_app(embedder, **server)
+        leave_models_uncollected()
+        return app
 
     deployment: Any = serve.deployment(
         name="twinvec",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from ray import serve
 from twinvec import Embedder, EmbeddingBatch, ModelSpec, RemoteEmbedder
 from twinvec.errors import ConfigurationError, RemoteError
 from twinvec.options import EmbedderOptions
+from twinvec.server import Extension
 from twinvec_ray import Workers, embedding_app
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -54,6 +58,18 @@ def test_two_replicas_answer_what_an_embedder_returns(
         RemoteEmbedder(address, api_key="another")
     with pytest.raises(ConfigurationError, match="room for 4"):
         embedding_app(spec, workers=Workers(count=5))
+
+
+def test_the_collector_leaves_a_replica_s_model_alone(address: str, spec: ModelSpec, tmp_path: Path) -> None:
+    seen = tmp_path / "frozen"
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        seen.write_text(str(gc.get_freeze_count()))
+        yield
+
+    serve.run(embedding_app(spec, extension=Extension(lifespan=lifespan)))
+    assert int(seen.read_text()) > 50_000
 
 
 def test_a_second_replica_is_started_while_calls_wait(

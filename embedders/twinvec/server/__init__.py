@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from twinvec.server.front import Keys, KeysFile
     from twinvec.server.limits import Limits
     from twinvec.server.operations import Extension
-    from twinvec.server.running import reserve, run
+    from twinvec.server.running import leave_models_uncollected, reserve, run
 
 _WHERE = {
     "create_app": "app",
     "run": "running",
+    "leave_models_uncollected": "running",
     "reserve": "running",
     "Limits": "limits",
     "Keys": "front",
@@ -41,7 +42,7 @@ _WHERE = {
 }
 _PACKAGES = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
-__all__ = ["Extension", "Keys", "KeysFile", "Limits", "create_app", "reserve", "run"]
+__all__ = ["Extension", "Keys", "KeysFile", "Limits", "create_app", "leave_models_uncollected", "reserve", "run"]
 
 
 def __getattr__(name: str) -> Any:

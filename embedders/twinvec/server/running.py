@@ -206,15 +206,19 @@ class Server(uvicorn.Server):
             self.serving.restarting = False
 
 
-@contextlib.contextmanager
-def _models_uncollected() -> Iterator[None]:
-    """Leave what is there already to itself: with a model, a full collection stops all threads for a fifth of a second,
-    and requests bring one about every few seconds.
+def leave_models_uncollected() -> None:
+    """Leave what is there already to itself, in a process that only serves: with a model, a full collection stops all
+    threads for a fifth of a second, and requests bring one about every few seconds.
     """
-    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECTED, *thresholds[1:])
+    gc.set_threshold(_COLLECTED, *gc.get_threshold()[1:])
+
+
+@contextlib.contextmanager
+def _models_uncollected() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    leave_models_uncollected()
     try:
         yield
     finally:
