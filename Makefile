@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## hybrid search on a real collection with a real model, off
 
 test: $(VENV)/.dev ## lint, types, tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadgroup
 
 test-slow: $(VENV)/.dev ## the tests that take long: notebooks, kills, whole benchmarks, 600 damaged checkpoints
 	$(BIN)/python -m pytest -m slow

@@ -57,7 +57,20 @@ def main(which: str, torch: str | None = None) -> None:
     subprocess.run([python, "-m", "pip", "freeze", "--exclude-editable"], check=True)
     os.environ.pop("PYTHONPATH", None)  # another checkout's packages would be tested
     few = {**os.environ, "TWINVEC_FUZZ": "100"}  # the dispatcher has no dependencies
-    sys.exit(subprocess.run([python, "-m", "pytest", "-m", "not slow"], cwd=ROOT, env=few, check=False).returncode)
+    tests = [
+        str(python),
+        "-m",
+        "pytest",
+        "-m",
+        "not slow",
+        "-n",
+        "logical",
+        "--maxprocesses",
+        "4",
+        "--dist",
+        "loadgroup",
+    ]
+    sys.exit(subprocess.run(tests, cwd=ROOT, env=few, check=False).returncode)
 
 
 if __name__ == "__main__":

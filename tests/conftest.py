@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,20 +33,34 @@ settings.register_profile("suite", deadline=None, max_examples=20 if QUICK else 
 settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
+BEFORE = pytest.StashKey[dict[str, tuple[int, int]]]()
 TOOLS = {".git", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", ".cache", "site"}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def checkout_is_unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember the checkout, unless these are a few files of it, chosen by somebody who may be editing meanwhile."""
+    if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:  # never in xdist's workers
+        session.config.stash[BEFORE] = checkout()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """Fail where a file was written, changed or removed: tests and examples write into temporary folders only."""
-    if request.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
-        yield  # a few files of it, chosen by somebody who may be editing meanwhile
-        return
-    before = checkout()
     yield
-    after = checkout()
-    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    assert not changed, f"files of the checkout that changed while the tests ran: {', '.join(changed)}"
+    if (before := session.config.stash.get(BEFORE, None)) is not None:
+        after = checkout()
+        changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        if changed:
+            changes = f"files of the checkout that changed while the tests ran: {', '.join(changed)}"
+            session.config.get_terminal_writer().line(changes)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share tests out among xdist's workers by file, as most fixtures are a file's; one Ray at a time is enough."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "ray_" else str(item.path.relative_to(ROOT))))
 
 
 @pytest.fixture(scope="session", autouse=True)
