@@ -26,7 +26,8 @@ from twinvec.errors import (
     StoreNotFoundError,
 )
 from twinvec.vectors import Float32
-from twinvec_stores import PostgresStore, StoreConfig, open_store, verify_store
+from twinvec_stores import MemoryStore, PostgresStore, StoreConfig, open_store, verify_store
+from twinvec_stores.engines.postgres import searching
 from twinvec_stores.engines.postgres.address import Address
 from twinvec_stores.filters.conditions import Eq, HasId, Range
 from twinvec_stores.records import DenseQuery
@@ -313,6 +314,67 @@ def test_a_sparse_search_of_a_table_that_was_just_filled_reads_only_its_keys() -
 
     wait_for(lambda: reads() != (0, 0))
     assert reads()[1] == 0
+
+
+@pytest.mark.parametrize("many", [100, 20_000])
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_filtered_sparse_search_asks_for_few_records(
+    many: int, monkeypatch: pytest.MonkeyPatch, *, analyzed: bool
+) -> None:
+    """Not for that of each term, with which a planner that had statistics took seconds."""
+    monkeypatch.setattr(searching, "_MANY", many)
+    config = StoreConfig(fingerprint="f", dim=768, fields={"half": "integer"})
+    random = np.random.default_rng(0)
+    rows = [
+        Row(f"{i:04}", metadata={"half": i % 2}, dense=tuple(vector), sparse=dict.fromkeys(keys, 1 + i / 10_000))
+        for i, (vector, keys) in enumerate(
+            zip(unit(random, 1_500, 768).tolist(), random.integers(0, 1_000, (1_500, 30)).tolist(), strict=True)
+        )
+    ]
+    query = sparse_query(dict.fromkeys(range(25), 1.0))
+    name = postgres.new_name()
+
+    def lookups() -> int:
+        [(scans,)] = postgres.execute(
+            "SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = %s AND indexrelname = 'records_record_key'",
+            name,
+        )
+        return int(scans)
+
+    with PostgresStore(postgres.url(), name, config) as store:
+        store.upsert(batch(rows, config))
+        if analyzed:
+            postgres.execute("ANALYZE {records}, {terms}", records=f"{name}/records", terms=f"{name}/terms")
+        found = store.search([query], limit=10, filter=Eq("half", 1))[0]
+        with MemoryStore(config) as memory:
+            memory.upsert(batch(rows, config))
+            expected = memory.search([query], limit=10, filter=Eq("half", 1))[0]
+    assert [hit.id for hit in found] == [hit.id for hit in expected]
+    wait_for(lambda: lookups() > 0)
+    assert lookups() < 100
+
+
+@pytest.mark.parametrize("characters", [500, 6_000])
+@pytest.mark.parametrize("dim", [768, 1_024, 1_536, 2_000])
+def test_vectors_are_in_their_rows(dim: int, characters: int) -> None:
+    """Those beside the table cost a second read each, which the planner does not count when it plans with a graph."""
+    config, random = StoreConfig(fingerprint="f", dim=dim), np.random.default_rng(0)
+    vectors = random.normal(size=(50, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    texts = ["".join(chr(c) for c in random.integers(32, 127, characters)) for _ in vectors]
+    rows = [
+        Row(f"{i:02}", dense=tuple(v), text=t) for i, (v, t) in enumerate(zip(vectors.tolist(), texts, strict=True))
+    ]
+    name = postgres.new_name()
+    with PostgresStore(postgres.url(), name, config) as store:
+        store.upsert(batch(rows, config))
+        [[best, *_]] = store.search([dense_query(*vectors[7].tolist())], limit=10)
+        assert best.id == "07"
+
+    [(beside,)] = postgres.execute(
+        "SELECT count(pg_column_toast_chunk_id(dense)) FROM {records}", records=f"{name}/records"
+    )
+    assert beside == 0
 
 
 def test_a_graph_whose_building_was_interrupted_is_built_again() -> None:

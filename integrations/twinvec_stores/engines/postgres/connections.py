@@ -16,9 +16,11 @@ from twinvec.flows import Call
 
 # prepared statements may be lost by a pooler in front of the server, and are planned without the filter's values
 _OPTIONS = {"autocommit": True, "prepare_threshold": None}
+# compiling a statement takes longer than running ours
 # a graph is followed until enough records match the filter, however far that is; its order is not relied on
 _SETTINGS = (
-    "SELECT set_config('hnsw.ef_search', '256', false), set_config('hnsw.iterative_scan', 'relaxed_order', false), "
+    "SELECT set_config('jit', 'off', false), "
+    "set_config('hnsw.ef_search', '256', false), set_config('hnsw.iterative_scan', 'relaxed_order', false), "
     "set_config('hnsw.max_scan_tuples', '2147483647', false), set_config('hnsw.scan_mem_multiplier', '1000', false)"
 )
 

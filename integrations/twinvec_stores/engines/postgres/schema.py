@@ -23,6 +23,8 @@ CREATION = 0x7477696E  # lock of whoever creates tables in the database
 _WRITING = CREATION + 1  # shared by those who write into tables, held by who lets other tables serve
 _MAX_NAME = 63  # bytes; PostgreSQL would cut longer ones
 _MAX_DIM = 16_000
+_PAGE = 8168  # bytes of a page without its header; each row takes 4 more, and begins at a multiple of 8
+_BESIDE = 512  # bytes of a row besides its vector: what has to be there, and short texts
 _VECTOR = {
     "full": "vector",
     "half": "halfvec",
@@ -228,10 +230,14 @@ class Schema:
         if config.dim is not None:
             self.name_vectors(connection, create=True)
         connection.execute(self.text("INSERT INTO {store} VALUES ({model}, %s, %s)"), [state, Json(config.to_dict())])
-        # vectors stay in their row if it fits into a page: fetching each from elsewhere takes most of an exact search,
-        # and the planner, which does not count it, prefers that to a graph
-        create = "CREATE TABLE {records} ({columns}) WITH (toast_tuple_target = 8160)"
-        connection.execute(self.text(create, columns=self._columns(config)))
+        connection.execute(self.text("CREATE TABLE {records} ({columns})", columns=self._columns(config)))
+        if config.dim is not None:
+            # vectors stay in their rows, as many to a page as fit, and long texts leave them: fetching each vector from
+            # elsewhere takes most of an exact search, and the planner, which does not count it, prefers that to a graph
+            rows = max(1, _PAGE // (4 * config.dim + _BESIDE))
+            target = sql.Literal((_PAGE - 4 * rows) // rows // 8 * 8)
+            connection.execute(self.text("ALTER TABLE {records} ALTER COLUMN dense SET STORAGE MAIN"))
+            connection.execute(self.text("ALTER TABLE {records} SET (toast_tuple_target = {target})", target=target))
         if config.sparse:
             connection.execute(
                 self.text(

@@ -13,6 +13,7 @@ from twinvec_stores.filters.conditions import And, Filter
 from twinvec_stores.records import DenseQuery, StoreQuery
 
 GRAPH = -1  # the number of a row that says that there is a graph
+_MANY = 20_000  # matching records, from which on a sparse search asks about the best ones by themselves
 
 
 def rank(
@@ -31,13 +32,20 @@ def rank(
         statement.compose("SELECT {mark}::integer, '', 0::float8 WHERE {has_graph}", mark=GRAPH)
     ]
     for number, query in enumerate(queries):
+        ranking: sql.Composable
         if isinstance(query, DenseQuery):
             ranking = _dense(statement, query.vector, limit, filter, graph)
         else:
             ranking = _sparse(statement, query.vector, limit, filter)
         part = "SELECT {number}::integer, id, score FROM ({ranking}) AS ranking"
         rankings.append(statement.compose(part, number=number, ranking=ranking))
-    return sql.SQL(" UNION ALL ").join(rankings)
+    ranked = sql.SQL(" UNION ALL ").join(rankings)
+    if filter == And():
+        return ranked
+    few = statement.compose(
+        "WITH few AS MATERIALIZED (SELECT record FROM {records} WHERE {where} LIMIT {many}) ", where=filter, many=_MANY
+    )
+    return few + ranked
 
 
 def _dense(statement: Statement, vector: Float32, limit: int, filter: Filter, graph: Graph | None) -> sql.Composed:
@@ -65,24 +73,42 @@ def _dense(statement: Statement, vector: Float32, limit: int, filter: Filter, gr
     )
 
 
-def _sparse(statement: Statement, vector: SparseVector, limit: int, filter: Filter) -> sql.Composed:
-    # OFFSET 0 and a subquery for each id keep a planner without statistics, as of a new table, from reading all of it
+def _sparse(statement: Statement, vector: SparseVector, limit: int, filter: Filter) -> sql.Composable:
+    """Rank by weights of terms; a filter that many records match is only asked about the best, until enough match."""
+    # OFFSET 0 and a subquery for each id keep a planner without statistics, as of a new table, from reading all of it,
+    # and one with statistics from asking for the record of each term
+    if filter == And():
+        return _best(statement, vector, limit, sql.SQL("TRUE"))
+    few = statement.compose("(SELECT count(*) FROM few) < {many}", many=_MANY)
+    one_by_one = statement.compose(
+        "SELECT matching.id, scored.score::float8 FROM ({scores} ORDER BY score DESC OFFSET 0) AS scored, LATERAL "
+        "(SELECT id FROM {records} WHERE record = scored.record AND {where} OFFSET 0) AS matching "
+        "WHERE NOT {few} ORDER BY scored.score DESC LIMIT {limit}",
+        scores=_scores(statement, vector, sql.SQL("TRUE")),
+        where=filter,
+        few=few,
+        limit=limit,
+    )
+    # IS TRUE keeps the set what it is, a hash table, and no part of a join
+    among = sql.SQL("(t.record IN (SELECT record FROM few)) IS TRUE AND {}").format(few)
+    return sql.SQL("({}) UNION ALL ({})").format(_best(statement, vector, limit, among), one_by_one)
+
+
+def _best(statement: Statement, vector: SparseVector, limit: int, among: sql.Composable) -> sql.Composed:
     return statement.compose(
-        "SELECT (SELECT r.id FROM {records} r WHERE r.record = found.record) AS id, found.score::float8 AS score FROM ("
-        "SELECT t.record, sum(q.weight * t.weight::float8)::real AS score "
-        "FROM unnest({keys}::integer[], {weights}::float8[]) AS q (key, weight), LATERAL "
-        "(SELECT record, weight FROM {terms} WHERE key = q.key OFFSET 0) AS t "
-        "WHERE {among} GROUP BY t.record ORDER BY score DESC LIMIT {limit}"
-        ") AS found",
-        keys=vector.indices.tolist(),
-        weights=vector.values.tolist(),
-        among=among(statement, filter),
+        "SELECT (SELECT r.id FROM {records} r WHERE r.record = found.record) AS id, found.score::float8 AS score "
+        "FROM ({scores} ORDER BY score DESC LIMIT {limit}) AS found",
+        scores=_scores(statement, vector, among),
         limit=limit,
     )
 
 
-def among(statement: Statement, filter: Filter) -> sql.Composable:
-    """Return a condition on the rows of ``terms`` t: those of matching records."""
-    if filter == And():
-        return sql.SQL("TRUE")
-    return statement.compose("t.record IN (SELECT record FROM {records} WHERE {where})", where=filter)
+def _scores(statement: Statement, vector: SparseVector, among: sql.Composable) -> sql.Composed:
+    return statement.compose(
+        "SELECT t.record, sum(q.weight * t.weight::float8)::real AS score "
+        "FROM unnest({keys}::integer[], {weights}::float8[]) AS q (key, weight), LATERAL "
+        "(SELECT record, weight FROM {terms} WHERE key = q.key OFFSET 0) AS t WHERE {among} GROUP BY t.record",
+        keys=vector.indices.tolist(),
+        weights=vector.values.tolist(),
+        among=among,
+    )

@@ -24,7 +24,7 @@ from twinvec_stores.engines.postgres.filters import answers
 from twinvec_stores.engines.postgres.graphs import graph_of
 from twinvec_stores.engines.postgres.rows import Rows, to_record, unescaped
 from twinvec_stores.engines.postgres.schema import Schema
-from twinvec_stores.engines.postgres.searching import GRAPH, among, rank
+from twinvec_stores.engines.postgres.searching import GRAPH, rank
 from twinvec_stores.engines.postgres.statements import Statement
 from twinvec_stores.filters.conditions import And, Filter, HasId
 from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
@@ -197,13 +197,13 @@ class PostgresStore(HybridStore):
         return found
 
     async def _document_frequencies(self, keys: Int32, filter: Filter) -> Int64:
-        statement = Statement(self._schema, self.config)
-        statement.text = statement.compose(
-            "SELECT key, count(*) FROM {terms} t WHERE key = ANY({keys}::integer[]) AND {among} GROUP BY key",
-            keys=keys.tolist(),
-            among=among(statement, filter),
-        )
-        known = dict(await self._run(statement.fetch))
+        counted = "SELECT key, count(*) FROM {terms} WHERE key = ANY({keys}::integer[]) GROUP BY key"
+        if filter != And():
+            counted = (
+                "WITH matching AS MATERIALIZED (SELECT record FROM {records} WHERE {where}) SELECT key, count(*) "
+                "FROM {terms} JOIN matching USING (record) WHERE key = ANY({keys}::integer[]) GROUP BY key"
+            )
+        known = dict(await self._fetch(counted, keys=keys.tolist(), where=filter))
         return np.array([known.get(key, 0) for key in keys.tolist()], dtype=np.int64)
 
     async def _info(self) -> StoreInfo:
