@@ -27,10 +27,11 @@ from twinvec.errors import (
 )
 from twinvec.vectors import Float32
 from twinvec_stores import MemoryStore, PostgresStore, StoreConfig, open_store, verify_store
+from twinvec_stores.config import Quantization
 from twinvec_stores.engines.postgres import searching
 from twinvec_stores.engines.postgres.address import Address
 from twinvec_stores.filters.conditions import Eq, HasId, Range
-from twinvec_stores.records import DenseQuery
+from twinvec_stores.records import DenseQuery, StoreQuery
 
 DOCS = Path(__file__).parents[2] / "docs" / "postgresql.md"
 
@@ -296,6 +297,37 @@ def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization
     assert value in definition
 
 
+@pytest.mark.parametrize(("many", "follows"), [(20_000, False), (100, True)])
+@pytest.mark.parametrize("quantization", [None, "binary"])
+def test_a_hybrid_search_follows_the_graph_where_many_records_match(
+    quantization: Quantization | None, many: int, monkeypatch: pytest.MonkeyPatch, *, follows: bool
+) -> None:
+    monkeypatch.setattr(searching, "_MANY", many)
+    config = StoreConfig(fingerprint="f", dim=32, quantization=quantization)
+    rows = [
+        Row(f"{i:03}", metadata={"i": i}, dense=tuple(vector), sparse={i % 7: 1})
+        for i, vector in enumerate(unit(np.random.default_rng(0), 300, 32).tolist())
+    ]
+    halves: list[StoreQuery] = [dense_query(*rows[7].dense), sparse_query({0: 1})]
+    name = postgres.new_name()
+    with PostgresStore(f"{postgres.url()}&options=-c%20enable_seqscan%3Doff", name, config) as store:
+        store.upsert(batch(rows, config))
+        store.optimize()
+        found = store.search(halves, limit=5, filter=Range("i", gte=50))
+        exact = store.search(halves, limit=5, filter=Range("i", gte=50), exact=True)
+    assert found == exact
+    wait_for(lambda: scans(name, "records_record_key") > 0)
+    assert (scans(name, "records_graph") > 0) is follows
+
+
+def scans(name: str, index: str) -> int:
+    """Return how often an index of a store was used."""
+    [(n,)] = postgres.execute(
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = %s AND indexrelname = %s", name, index
+    )
+    return int(n)
+
+
 def test_a_sparse_search_of_a_table_that_was_just_filled_reads_only_its_keys() -> None:
     config = StoreConfig(fingerprint="f", dim=4)
     keys = np.random.default_rng(0).integers(0, 5_000, (3_000, 30)).tolist()
@@ -334,13 +366,6 @@ def test_a_filtered_sparse_search_asks_for_few_records(
     query = sparse_query(dict.fromkeys(range(25), 1.0))
     name = postgres.new_name()
 
-    def lookups() -> int:
-        [(scans,)] = postgres.execute(
-            "SELECT idx_scan FROM pg_stat_user_indexes WHERE schemaname = %s AND indexrelname = 'records_record_key'",
-            name,
-        )
-        return int(scans)
-
     with PostgresStore(postgres.url(), name, config) as store:
         store.upsert(batch(rows, config))
         if analyzed:
@@ -350,8 +375,8 @@ def test_a_filtered_sparse_search_asks_for_few_records(
             memory.upsert(batch(rows, config))
             expected = memory.search([query], limit=10, filter=Eq("half", 1))[0]
     assert [hit.id for hit in found] == [hit.id for hit in expected]
-    wait_for(lambda: lookups() > 0)
-    assert lookups() < 100
+    wait_for(lambda: scans(name, "records_record_key") > 0)
+    assert scans(name, "records_record_key") < 100
 
 
 @pytest.mark.parametrize("characters", [500, 6_000])
