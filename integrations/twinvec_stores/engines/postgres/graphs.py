@@ -18,13 +18,13 @@ class Graph:
         value: what the graph has of a ``{vector}``.
         operators: the operator class.
         distance: the operator that it answers.
-        oversampling: candidates for each record wanted, to be ranked by the full vectors; None: it has those.
+        oversampling: candidates for each record wanted, to be ranked by the full vectors.
     """
 
     value: str
     operators: str = "{full_ops}"
     distance: str = "{ip}"
-    oversampling: int | None = None
+    oversampling: int = 1
 
 
 def graph_of(config: StoreConfig) -> Graph | None:
@@ -35,12 +35,12 @@ def graph_of(config: StoreConfig) -> Graph | None:
         bits = f"{{binary_quantize}}({{vector}})::bit({config.dim})"
         return Graph(bits, "{bit_ops}", "{hamming}", _OVERSAMPLING_BINARY)
     if config.first_dim is None:
-        dim, value, oversampling = config.dim, "{vector}", None
+        dim, value, oversampling = config.dim, "{vector}", 1
     else:
         dim, oversampling = config.first_dim, _OVERSAMPLING_FIRST_DIM
         value = f"{{l2_normalize}}({{subvector}}({{vector}}, 1, {dim}))::{{full}}({dim})"
     if dim <= _MAX_DIM:
         return Graph(value, oversampling=oversampling)
     if dim <= _MAX_HALF_DIM:
-        return Graph(f"{value}::{{half}}({dim})", "{half_ops}", oversampling=oversampling or _OVERSAMPLING_HALF)
+        return Graph(f"{value}::{{half}}({dim})", "{half_ops}", oversampling=max(oversampling, _OVERSAMPLING_HALF))
     return None
