@@ -19,6 +19,7 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would take the other workers' cores
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="twinvec-modules-")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="twinvec-cache-")  # digests of the tests' checkpoints
 for name in ("HF_MODULES_CACHE", "XDG_CACHE_HOME"):

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from twinvec_stores import HybridStore, MemoryStore, StoreConfig, open_store
 
@@ -50,8 +51,9 @@ class Owner(_Owner):
 
 
 def create_shared(name: str, config: StoreConfig, deaths: set[int] | None = None) -> Any:
-    """Make a store; it lives as long as what is returned."""
-    return ray.remote(Owner).options(name=name, num_cpus=0).remote(config, deaths or set())
+    """Make a store, on this node; it lives as long as what is returned."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Owner).options(name=name, num_cpus=0, scheduling_strategy=here).remote(config, deaths or set())
 
 
 def open_shared() -> None:

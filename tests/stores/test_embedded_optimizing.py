@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -257,10 +258,12 @@ def test_searches_and_readers_go_on_while_it_is_optimized(
     def look(seconds: float, size: int) -> None:
         if seen or children[0].poll() is not None:
             return
+        children[0].send_signal(signal.SIGSTOP)  # it might be done before us
         check_rankings(large, vectors, exact=True)
         with EmbeddedStore(large.path, read_only=True) as reader:
             assert_complete(reader, vectors)
         seen.append(children[0].poll() is None)
+        children[0].send_signal(signal.SIGCONT)
 
     large.optimize(look)
     assert seen == [True]
