@@ -259,11 +259,16 @@ def test_searches_and_readers_go_on_while_it_is_optimized(
         if seen or children[0].poll() is not None:
             return
         children[0].send_signal(signal.SIGSTOP)  # it might be done before us
-        check_rankings(large, vectors, exact=True)
-        with EmbeddedStore(large.path, read_only=True) as reader:
-            assert_complete(reader, vectors)
-        seen.append(children[0].poll() is None)
-        children[0].send_signal(signal.SIGCONT)
+        proceed = threading.Timer(60, children[0].send_signal, [signal.SIGCONT])  # else who waits for it never ends
+        proceed.start()
+        try:
+            check_rankings(large, vectors, exact=True)
+            with EmbeddedStore(large.path, read_only=True) as reader:
+                assert_complete(reader, vectors)
+            seen.append(children[0].poll() is None)
+        finally:
+            proceed.cancel()
+            children[0].send_signal(signal.SIGCONT)
 
     large.optimize(look)
     assert seen == [True]
