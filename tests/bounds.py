@@ -57,19 +57,8 @@ def main(which: str, torch: str | None = None) -> None:
     subprocess.run([python, "-m", "pip", "freeze", "--exclude-editable"], check=True)
     os.environ.pop("PYTHONPATH", None)  # another checkout's packages would be tested
     few = {**os.environ, "TWINVEC_FUZZ": "100"}  # the dispatcher has no dependencies
-    tests = [
-        str(python),
-        "-m",
-        "pytest",
-        "-m",
-        "not slow",
-        "-n",
-        "logical",
-        "--maxprocesses",
-        "4",
-        "--dist",
-        "loadgroup",
-    ]
+    workers = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]
+    tests = [str(python), "-m", "pytest", "-m", "not slow", *workers]
     sys.exit(subprocess.run(tests, cwd=ROOT, env=few, check=False).returncode)
 
 
