@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.speed_models import REPOSITORY
 from benchmarks.speed_work import processor
 from benchmarks.stores_data import Data, Truth
-from benchmarks.stores_report import TARGET_SIZE, ratios, show, summarise, targets
+from benchmarks.stores_report import ratios, show, summarise, targets
 from benchmarks.stores_synthetic import synthetic
 from benchmarks.stores_systems import CONTENDERS, MATVEC, MILVUS, PGSERVER, QDRANT, Contender
 from benchmarks.stores_texts import real
@@ -155,16 +155,16 @@ def run_size(size: int, folder: Path, options: argparse.Namespace, console: Cons
     begin = time.perf_counter()
     run = Run(data, folder, options, console)
     measured = run.measure()
-    rows = summarise(measured)
+    rows, described = summarise(measured), data.describe()
     found = ratios(rows)
     fsyncs = [run["fsync_s"] for runs in measured["ingest"].values() for run in runs]
     return {
         "fsync_ms": round(1000 * statistics.median(fsyncs), 3),
-        "data": {"kind": options.data, **data.describe(), "cosines": run.truth.neighbours()},
+        "data": {"kind": options.data, **described, "cosines": run.truth.neighbours()},
         "seconds": {"data": round(begin - start), "systems": round(time.perf_counter() - begin)},
         "rows": rows,
         "ratios": found,
-        "targets": targets(rows, found) if data.n >= TARGET_SIZE else [],
+        "targets": targets(described, rows, found),
         "measured": measured,
     }
 
