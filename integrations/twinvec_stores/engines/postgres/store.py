@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from twinvec_stores.protocol import HybridStore, Progress, StoreInfo
 from twinvec_stores.records import DenseQuery, Hit, Record, RecordBatch, StoreQuery
 
 _T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 _ATTEMPTS = 20  # of a transaction that met another one, which succeeded in its place
 _MET_ANOTHER = (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure)
 _REPORT_SECONDS = 1.0
@@ -230,8 +232,19 @@ class PostgresStore(HybridStore):
     @threaded
     def _optimize(self, progress: Progress | None) -> None:
         with self._connected() as connection, self._reporting(progress):
+            connection.add_notice_handler(self._advise)
             self._schema.optimize(connection, self.config)
             self._has_graph = self._schema.has_graph(connection)
+
+    def _advise(self, notice: errors.Diagnostic) -> None:
+        """Say when a graph outgrows the server's memory for it, and so takes many times as long."""
+        if "maintenance_work_mem" in (notice.message_hint or ""):
+            _logger.warning(
+                "%s: %s; it takes much longer from here on. An address can ask for more, such as "
+                "?options=-c%%20maintenance_work_mem%%3D4GB",
+                self._place,
+                notice.message_primary,
+            )
 
     def _answers(self, condition: Filter) -> bool:
         return answers(condition, self.config)
