@@ -295,6 +295,7 @@ def test_a_graph_finds_what_an_exact_search_finds(dim: int, n: int, quantization
     )
     assert scans > 0
     assert value in definition
+    assert "ef_construction='128'" in definition
 
 
 @pytest.mark.parametrize(("many", "follows"), [(20_000, False), (100, True)])
