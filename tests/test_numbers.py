@@ -29,9 +29,8 @@ def read(name: str) -> Any:
 SPEED, PEERS, CALLERS, SERVED = map(read, ("throughput-cpu", "peers-cpu", "concurrency-cpu", "serving-cpu"))
 LONG = read("peers-cpu-8192")["models"]["gte-base"]
 STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
-SERVERS = read("stores-servers")
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
-FIRST_PASSES = [read(f"stores-first-pass-{data}") for data in ("synthetic", "matryoshka")]
+MATRYOSHKA = read("stores-matryoshka")
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -174,7 +173,7 @@ def langchain() -> Iterator[str]:
 
 
 def stores() -> Iterator[str]:
-    for size in [*STORES["sizes"], *MILLION["sizes"], *SERVERS["sizes"]]:
+    for size in [*STORES["sizes"], *MILLION["sizes"]]:
         n, rows = size["data"]["documents"], size["rows"]
         yield f"| {n:,} records |"
         for shown, name in {
@@ -196,7 +195,7 @@ def stores() -> Iterator[str]:
             queries = row["queries"]
             found, one, fifty = (share(queries[f"hybrid{part}"]["recall"]) for part in ("", " 1%", " 50%"))
             yield f"| {shown}{built} | {rate} | {queries['hybrid']['p50_ms']:.1f} ms | {found} | {one}, {fifty} |"
-            if size not in STORES["sizes"] and n > 10_000:
+            if n > 10_000:
                 latencies = (queries[f"hybrid{part}"]["p50_ms"] for part in ("", " 1%", " 10%", " 50%"))
                 yield f"| {shown} | {' | '.join(f'{ms:.1f} ms' for ms in latencies)} |"
     million = by_name(MILLION["sizes"][0]["rows"], name="TwinVec HNSW")
@@ -208,18 +207,25 @@ def stores() -> Iterator[str]:
 
 
 def first_passes() -> Iterator[str]:
-    for report, names in zip(FIRST_PASSES, (("HNSW", "int8", "binary"), ("HNSW", "first_dim=256")), strict=True):
-        [size] = report["sizes"]
-        yield f"{size['data']['documents']:,} records of {size['data']['dim']} dims like those above"
+    plain = {"a folder, the vectors": "TwinVec HNSW", "PostgreSQL, the vectors": "PostgreSQL HNSW"}
+    smaller = {f"a folder, `{way}`": f"TwinVec {way}" for way in ("int8", "binary")}
+    smaller |= {"PostgreSQL, `binary`": "PostgreSQL binary"}
+    first = {
+        "a folder, `first_dim=256`": "TwinVec first_dim=256",
+        "PostgreSQL, `first_dim=256`": "PostgreSQL first_dim=256",
+    }
+    for report, names in ((STORES, plain | smaller), (MATRYOSHKA, plain | first)):
+        size = report["sizes"][-1]
+        yield f"{size['data']['documents']:,} records of {size['data']['dim']} dims"
         yield f"dense vectors take {size['data']['documents'] * size['data']['dim'] * 4 / 2**20:.0f} MiB"
-        for name in names:
-            row = by_name(size["rows"], name=f"TwinVec {name}")
-            yield f"{row['start_memory']} MiB of which the process needs anyway"
+        yield f"{by_name(size['rows'], name='TwinVec exact')['start_memory']} MiB of which the process needs anyway"
+        for shown, name in names.items():
+            row = by_name(size["rows"], name=name)
             kinds = ("dense", "hybrid", "hybrid 1%", "hybrid 50%")
             dense, all_, one, fifty = (fraction(row["queries"][kind]["recall"]) for kind in kinds)
-            memory, disk = row["open_memory"]["rss"], row["disk_optimized"]
-            shown = "the vectors" if name == "HNSW" else f"`{name}`"
-            yield f"| {shown} | {memory} MiB | {disk} MiB | {dense} | {all_} | {one}, {fifty} |"
+            memory, disk = row.get("graph", row["open_memory"]["rss"]), row["disk_optimized"]
+            latency = f"{row['queries']['dense']['p50_ms']:.1f} ms"
+            yield f"| {shown} | {memory} MiB | {disk:,} MiB | {latency} | {dense} | {all_} | {one}, {fifty} |"
 
 
 def interval(found: dict[str, float]) -> str:
@@ -338,7 +344,7 @@ CONDITIONS = {
         "top 10 of 100 + 100", "exact top 10", "nDCG@10", "in the 9 collections", "95% interval",
         "weights of the document's beginning than 1",
         "0.65 dense + 0.35 sparse, each scaled from 0 to 1", "matches 1%, 50%",
-        "| 1,000,000 records, hybrid query | no filter | 1% match | 10% | 50% |", "64 candidates", "now are from 128",
+        "| 1,000,000 records, hybrid query | no filter | 1% match | 10% | 50% |",
         "| 100,000 records, hybrid query | no filter | 1% match | 10% | 50% |", "rrf 1:1", "dbsf 1:1",
     ],
     README: ["version 0.1.0", "2 shared cores", "nDCG@10"],
