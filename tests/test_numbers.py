@@ -30,7 +30,7 @@ SPEED, PEERS, CALLERS, SERVED = map(read, ("throughput-cpu", "peers-cpu", "concu
 LONG = read("peers-cpu-8192")["models"]["gte-base"]
 STORES, MILLION, SHARES = map(read, ("stores-synthetic", "stores-synthetic-1m", "quality-shares"))
 CONTEXTS, HELD_BACK = read("chunk-document"), read("chunk-held-back")
-MATRYOSHKA = read("stores-matryoshka")
+MATRYOSHKA, REAL = read("stores-matryoshka"), read("stores-real")
 MINILM, GTE = read("langchain-ingest-minilm-cpu"), read("langchain-ingest-gte-cpu")
 
 
@@ -214,7 +214,7 @@ def first_passes() -> Iterator[str]:
         "a folder, `first_dim=256`": "TwinVec first_dim=256",
         "PostgreSQL, `first_dim=256`": "PostgreSQL first_dim=256",
     }
-    for report, names in ((STORES, plain | smaller), (MATRYOSHKA, plain | first)):
+    for report, names in ((STORES, plain | smaller), (MATRYOSHKA, plain | first), (REAL, plain | smaller)):
         size = report["sizes"][-1]
         yield f"{size['data']['documents']:,} records of {size['data']['dim']} dims"
         yield f"dense vectors take {size['data']['documents'] * size['data']['dim'] * 4 / 2**20:.0f} MiB"
